@@ -1,0 +1,152 @@
+"""One layer of a coded cache: exact sinks, coded pages, exact residual window."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pqkv.cache.layer import AttentionObserver, Geometry, checked_padding, length_tensor
+from pqkv.cache.schedule import coded_len
+from pqkv.cache.store import CodeStore
+from pqkv.config import CacheConfig
+from pqkv.kernels import AttentionBackend, ExactTokens
+
+
+class CodedLayer:
+    """Keys and values of one layer for a batch of sequences; everything follows from each sequence's length n:
+    sinks = min(n, S), coded = `coded_len(n)`, residual = the rest.
+    """
+
+    observer: AttentionObserver | None = None
+
+    def __init__(
+        self,
+        store: CodeStore,
+        config: CacheConfig,
+        geometry: Geometry,
+        backend: AttentionBackend,
+    ) -> None:
+        self.store, self.config, self.geometry, self.backend = store, config, geometry, backend
+        self.lengths = [0] * geometry.num_sequences
+        self._sinks = self._buffers(config.sink_tokens)
+        self._residual = self._buffers(config.residual)
+
+    def append(self, keys: Tensor, values: Tensor, padding: Sequence[int] | None = None) -> None:
+        """Add tokens (B, Hkv, T, D), of which the first `padding[b]` of sequence b are not real.
+
+        Raises `OutOfPages` before anything changes.
+        """
+        self._commit(*self._stage(keys, values, checked_padding(padding, keys)))
+
+    def attend(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        scale: float,
+        padding: Sequence[int] | None = None,
+        window: int | None = None,
+    ) -> Tensor:
+        """Attention of query (B, T, Hq, D) over what is cached and the new tokens (causally), which are then added.
+
+        Returns (B, T, Hq, D). Every query sees as coded what was coded before this step.
+        """
+        before = [self._coded(n) for n in self.lengths]
+        staged = self._stage(keys, values, checked_padding(padding, keys))
+        staged_keys, staged_values, lengths = staged
+        device = keys.device
+        sinks = [min(n, self.config.sink_tokens) for n in lengths]
+        exact = [n - s - c for n, s, c in zip(lengths, sinks, before, strict=True)]
+        inputs = (
+            self.store.tokens(length_tensor(before, device)) if any(before) else None,
+            ExactTokens(*self._sinks, length_tensor(sinks, device)) if self.config.sink_tokens else None,
+            ExactTokens(staged_keys, staged_values, length_tensor(exact, device)),
+        )
+        out, lse = self.backend(query, *inputs, scale=scale, window=window)
+        if self.observer is not None:
+            self.observer(query, *inputs, scale=scale, window=window, out=out, lse=lse)
+        self._commit(*staged)
+        return out
+
+    def select(self, sequences: Sequence[int]) -> None:
+        """Make sequence i what sequences[i] was."""
+        index = torch.tensor(list(sequences), device=self._residual[0].device)
+        self.store.select(sequences)
+        self._sinks = [buffer[index] for buffer in self._sinks]
+        self._residual = [buffer[index] for buffer in self._residual]
+        self.lengths = [self.lengths[s] for s in sequences]
+
+    def reset(self) -> None:
+        """Forget every token; the owner of the page table releases the pages."""
+        self.lengths = [0] * len(self.lengths)
+
+    def exact_bytes(self) -> tuple[int, int]:
+        """Bytes of the residual window and of the sinks, as allocated."""
+        residual, sinks = (sum(b.numel() * b.element_size() for b in bs) for bs in (self._residual, self._sinks))
+        return residual, sinks
+
+    def code_bytes(self) -> int:
+        """Bytes of the sealed pages of all sequences, shared ones counted once per owner."""
+        pages = sum(self._coded(n) for n in self.lengths) // self.config.page_size
+        return pages * self.store.page_bytes()
+
+    def _coded(self, n: int) -> int:
+        c = self.config
+        return coded_len(n, page_size=c.page_size, residual=c.residual, sink_tokens=c.sink_tokens)
+
+    def _residual_len(self, n: int) -> int:
+        return n - min(n, self.config.sink_tokens) - self._coded(n)
+
+    def _buffers(self, capacity: int) -> list[Tensor]:
+        g = self.geometry
+        shape = (g.num_sequences, g.num_kv_heads, capacity, g.head_dim)
+        return [torch.empty(shape, dtype=g.dtype, device=g.device) for _ in range(2)]
+
+    def _stage(self, keys: Tensor, values: Tensor, padding: Sequence[int]) -> tuple[Tensor, Tensor, list[int]]:
+        """Put the new tokens where attention finds them: first into the sinks, then behind the residual."""
+        T = keys.shape[2]
+        lengths = [n + T - pad for n, pad in zip(self.lengths, padding, strict=True)]
+        self.store.reserve([self._coded(n) // self.config.page_size for n in lengths])
+        residual = self._residual
+        if T > 1:  # one token always fits: a commit leaves less than R
+            most = max(map(self._residual_len, self.lengths))
+            residual = [buffer.new_empty((*buffer.shape[:2], most + T, buffer.shape[3])) for buffer in self._residual]
+            for new, old in zip(residual, self._residual, strict=True):
+                new[:, :, :most] = old[:, :, :most]
+        groups = defaultdict(list)
+        for b, (n, pad) in enumerate(zip(self.lengths, padding, strict=True)):
+            groups[n, pad].append(b)
+        for (n, pad), members in groups.items():
+            rows = self._rows(members)
+            to_sinks = min(max(0, self.config.sink_tokens - n), T - pad)
+            start = self._residual_len(n)
+            for new, sink, kept in zip((keys, values), self._sinks, residual, strict=True):
+                sink[rows, :, n : n + to_sinks] = new[rows, :, pad : pad + to_sinks].to(sink.dtype)
+                rest = new[rows, :, pad + to_sinks :]
+                kept[rows, :, start : start + rest.shape[2]] = rest.to(kept.dtype)
+        return residual[0], residual[1], lengths
+
+    def _commit(self, keys: Tensor, values: Tensor, lengths: list[int]) -> None:
+        """Seal the pages that are due out of the staged window and keep the rest as the residual."""
+        groups = defaultdict(list)
+        for b, (n, total) in enumerate(zip(self.lengths, lengths, strict=True)):
+            groups[n, total].append(b)
+        for (n, total), members in groups.items():
+            rows = self._rows(members)
+            before = self._coded(n)
+            due = self._coded(total) - before
+            if due:
+                first_page = before // self.config.page_size
+                self.store.seal(members, first_page, keys[rows, :, :due], values[rows, :, :due])
+            if due or keys is not self._residual[0]:
+                left = self._residual_len(total)
+                for buffer, staged in zip(self._residual, (keys, values), strict=True):
+                    buffer[rows, :, :left] = staged[rows, :, due : due + left].clone()  # the two can overlap
+        self.lengths = lengths
+
+    def _rows(self, members: list[int]) -> slice | list[int]:
+        return slice(None) if len(members) == len(self.lengths) else members

@@ -1,0 +1,45 @@
+"""Bytes of a cache at any length, from its configuration alone (equal to what a cache of that length measures)."""
+
+from __future__ import annotations
+
+from pqkv.cache.kv_cache import CacheMemory
+from pqkv.cache.schedule import coded_len
+from pqkv.codec import CodebookSet
+from pqkv.config import CacheConfig
+from pqkv.kernels.packing import packed_size
+
+
+def footprint(
+    tokens: int,
+    config: CacheConfig,
+    num_layers: int,
+    num_kv_heads: int,
+    head_dim: int,
+    itemsize: int,
+    books: CodebookSet | None,
+) -> CacheMemory:
+    """Bytes of one sequence of `tokens` tokens whose exact parts take `itemsize` bytes an element."""
+    P = config.page_size
+    vector = num_kv_heads * head_dim * itemsize
+    if books is None:
+        pages = -(-tokens // P)
+        return CacheMemory(pages * P * 2 * vector * num_layers, 0, 0, 4 * pages, 0)
+    pages = coded_len(tokens, page_size=P, residual=config.residual, sink_tokens=config.sink_tokens) // P
+    page_bytes = 0
+    for side, layout in ((books.keys, config.key_layout), (books.values, config.value_layout)):
+        for book in side:
+            M, nbits = book.num_subspaces, book.nbits
+            row = layout == "row" or not config.paged
+            page_bytes += num_kv_heads * (P * packed_size(M, nbits) if row else M * packed_size(P, nbits))
+    return CacheMemory(
+        pages=pages * page_bytes,
+        residual=2 * config.residual * vector * num_layers,
+        sinks=2 * config.sink_tokens * vector * num_layers,
+        tables=4 * pages if config.paged else 0,
+        codebooks=books.nbytes(),
+    )
+
+
+def effective_bits(nbytes: int, tokens: int, num_layers: int, num_kv_heads: int, head_dim: int) -> float:
+    """Bits per cached element when everything is counted."""
+    return 8 * nbytes / (2 * num_layers * tokens * num_kv_heads * head_dim)

@@ -1,0 +1,119 @@
+"""The cache of a whole model: one pool, one table, a layer each, for a batch of sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pqkv.cache.coded import CodedLayer
+from pqkv.cache.exact import PagedExactLayer
+from pqkv.cache.layer import Geometry, Layer
+from pqkv.cache.pool import PagePool
+from pqkv.cache.store import CodeSide, CodeStore, ContiguousCodeStore, PagedCodeStore
+from pqkv.cache.table import PageTable
+from pqkv.codec import CodebookSet
+from pqkv.config import CacheConfig
+from pqkv.errors import CacheError
+from pqkv.kernels import AttentionBackend, get_backend
+
+
+@dataclass(frozen=True, slots=True)
+class CacheMemory:
+    """Bytes in use, part by part. `pages` holds codes, or exact vectors in an exact cache, page slack included."""
+
+    pages: int
+    residual: int
+    sinks: int
+    tables: int
+    codebooks: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.pages + self.residual + self.sinks + self.tables + self.codebooks
+
+
+class KVCache:
+    """Keys and values of `num_layers` layers. With codebooks they are coded, without they are exact (paged).
+
+    Not tied to a model library: `layers[i].attend(query, keys, values, scale=...)` is all a model needs.
+    """
+
+    def __init__(
+        self,
+        config: CacheConfig,
+        geometry: Geometry,
+        num_layers: int,
+        codebooks: CodebookSet | None = None,
+        backend: AttentionBackend | None = None,
+    ) -> None:
+        if codebooks is not None and codebooks.num_layers != num_layers:
+            raise CacheError(f"codebooks for {codebooks.num_layers} layers cannot serve {num_layers} layers")
+        if codebooks is None and not config.paged:
+            raise CacheError("a contiguous exact cache is transformers' own DynamicCache; use paged=True or codebooks")
+        self.config, self.geometry = config, geometry
+        self.pool = PagePool(config.max_pages)
+        self.table = PageTable(self.pool, geometry.num_sequences)
+        self.codebooks = codebooks
+        run = backend or get_backend(config.backend)
+        self.layers: list[Layer] = [self._layer(i, run) for i in range(num_layers)]
+
+    def fork(self, sequence: int) -> int:
+        """Append a sequence that continues from `sequence`, sharing its sealed pages; returns its index."""
+        count = len(self.layers[0].lengths)
+        if not 0 <= sequence < count:
+            raise CacheError(f"cannot fork sequence {sequence} of {count}")
+        self.select([*range(count), sequence])
+        return count
+
+    def select(self, sequences: Sequence[int]) -> None:
+        """Make sequence i what sequences[i] was: beams, forks, batch changes. Pages move once, in the table."""
+        self.table.select(sequences)
+        for layer in self.layers:
+            layer.select(sequences)
+
+    def reset(self) -> None:
+        """Forget every token and release every page."""
+        self.table.clear()
+        for layer in self.layers:
+            layer.reset()
+
+    def memory(self) -> CacheMemory:
+        """Bytes in use now: pages with content, exact parts as allocated, table entries, codebooks."""
+        exact = [layer.exact_bytes() for layer in self.layers]
+        return CacheMemory(
+            pages=sum(layer.code_bytes() for layer in self.layers),
+            residual=sum(residual for residual, _ in exact),
+            sinks=sum(sinks for _, sinks in exact),
+            tables=self.table.nbytes(),
+            codebooks=self.codebooks.nbytes() if self.codebooks else 0,
+        )
+
+    def _layer(self, index: int, backend: AttentionBackend) -> Layer:
+        if self.codebooks is None:
+            return PagedExactLayer(self.table, self.config.page_size, self.geometry, backend, self._copy_page)
+        return CodedLayer(self._store(index, self.codebooks), self.config, self.geometry, backend)
+
+    def _store(self, index: int, codebooks: CodebookSet) -> CodeStore:
+        c, g = self.config, self.geometry
+        books = codebooks.keys[index], codebooks.values[index]
+        for book in books:
+            heads = book.centroids.shape[0]
+            if book.head_dim != g.head_dim or heads not in (1, g.num_kv_heads):
+                raise CacheError(
+                    f"layer {index}: codebook for {heads} heads of {book.head_dim} elements "
+                    f"cannot serve {g.num_kv_heads} KV heads of {g.head_dim}"
+                )
+        layouts = (c.key_layout, c.value_layout) if c.paged else ("row", "row")
+        keys, values = (
+            CodeSide(book.map(lambda t: t.to(g.device)), layout, g.num_kv_heads, c.page_size, g.device)
+            for book, layout in zip(books, layouts, strict=True)
+        )
+        if c.paged:
+            return PagedCodeStore(self.table, keys, values)
+        return ContiguousCodeStore(g.num_sequences, keys, values)
+
+    def _copy_page(self, old: int, new: int) -> None:
+        for layer in self.layers:
+            assert isinstance(layer, PagedExactLayer)
+            layer.copy_page(old, new)

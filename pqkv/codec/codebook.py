@@ -1,0 +1,113 @@
+"""Codebooks: the centroids of one layer's keys or values, and the set of them a model needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pqkv.codec.geometry import code_bits
+from pqkv.codec.nearest import nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Codebook:
+    """Centroids (H, M, C, d_sub) of one layer's keys or values; H is 1 (shared by the heads) or num_kv_heads.
+
+    `channels` (H, D) int64 says which channels a subspace holds: element m * d_sub + s of the coded order is channel
+    `channels[h, m * d_sub + s]`; None is the natural order. `weights` (H, D), in coded order, is the metric of the
+    nearest centroid: squared differences count times weights squared; None is Euclidean. Neither costs anything when
+    attention reads the codes: tables are built from the query in coded order, and weights only decide codes.
+    """
+
+    centroids: Tensor
+    channels: Tensor | None = None
+    weights: Tensor | None = None
+
+    @property
+    def num_subspaces(self) -> int:
+        """M: codes per vector."""
+        return self.centroids.shape[1]
+
+    @property
+    def nbits(self) -> int:
+        """Width of one code; C = 2**nbits."""
+        return (self.centroids.shape[2] - 1).bit_length()
+
+    @property
+    def head_dim(self) -> int:
+        """D = M * d_sub."""
+        return self.centroids.shape[1] * self.centroids.shape[3]
+
+    @property
+    def code_bits(self) -> float:
+        """Marginal bits per element."""
+        return code_bits(self.num_subspaces, self.nbits, self.head_dim)
+
+    def encode(self, vectors: Tensor) -> Tensor:
+        """Vectors (B, Hkv, T, D) -> codes (B, Hkv, T, M) int16, each the nearest centroid of its subspace."""
+        B, Hkv, T, _ = vectors.shape
+        H, M, C, d_sub = self.centroids.shape
+        dtype = torch.float64 if vectors.dtype == torch.float64 else torch.float32
+        flat = vectors.to(dtype).transpose(0, 1).reshape(H, -1, M * d_sub)  # H = 1 pools the heads
+        centroids = self.centroids.to(dtype)
+        if self.channels is not None:
+            flat = flat.gather(-1, self.channels[:, None].expand_as(flat))
+        if self.weights is not None:
+            weights = self.weights.to(dtype)
+            flat = flat * weights[:, None]
+            centroids = centroids * weights.reshape(H, M, 1, d_sub)
+        codes = nearest(flat, centroids)
+        return codes.reshape(Hkv, B, T, M).transpose(0, 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes (B, Hkv, T, M) -> vectors (B, Hkv, T, D) in the centroids' dtype."""
+        Hkv, M = codes.shape[1], self.num_subspaces
+        H, _, C, d_sub = self.centroids.shape
+        head = torch.arange(Hkv, device=codes.device) % H  # H = 1 maps every head to 0
+        rows = (head[:, None] * M + torch.arange(M, device=codes.device)) * C  # (Hkv, M)
+        index = codes.long() + rows[None, :, None]  # (B, Hkv, T, M)
+        table = self.centroids.reshape(H * M * C, d_sub)
+        coded = table.index_select(0, index.reshape(-1)).reshape(*codes.shape[:3], M * d_sub)
+        if self.channels is None:
+            return coded
+        return coded.gather(-1, self.channels.argsort(-1)[None, :, None].expand_as(coded))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Codebook:
+        """The codebook with `change` applied to each of its tensors."""
+        return type(self)(*(None if t is None else change(t) for t in (self.centroids, self.channels, self.weights)))
+
+    def nbytes(self) -> int:
+        """Bytes of its tensors as they are held."""
+        tensors = (self.centroids, self.channels, self.weights)
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class CodebookSet:
+    """A key and a value codebook per layer."""
+
+    keys: tuple[Codebook, ...]
+    values: tuple[Codebook, ...]
+
+    @property
+    def num_layers(self) -> int:
+        """Layers served."""
+        return len(self.keys)
+
+    @property
+    def code_bits(self) -> float:
+        """Marginal bits per element, mean over keys and values of all layers."""
+        books = (*self.keys, *self.values)
+        return sum(book.code_bits for book in books) / len(books)
+
+    def nbytes(self) -> int:
+        """Bytes of all centroids as they are held; a codebook shared by layers counts once."""
+        books = {book.centroids.data_ptr(): book for book in (*self.keys, *self.values)}
+        return sum(book.nbytes() for book in books.values())
+
+    def map(self, change: Callable[[Codebook], Codebook]) -> CodebookSet:
+        """The set with `change` applied to every codebook."""
+        return replace(self, keys=tuple(map(change, self.keys)), values=tuple(map(change, self.values)))

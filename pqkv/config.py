@@ -1,0 +1,214 @@
+"""Everything a user can ask for, validated once; unknown keys are errors.
+
+A configuration is layered: defaults < file < flags. Its digest names the record of what was run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pqkv.errors import ConfigError
+
+Layout = Literal["row", "transposed"]
+Scope = Literal["head", "layer", "global"]
+Channels = Literal["balanced", "adjacent"]
+CodeMetric = Literal["query", "euclidean"]
+Mode = Literal["exact-schedule", "token", "chunk", "all-coded"]
+Split = Literal["calibration", "test", "all"]
+Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+Metric = Literal["perplexity", "agreement", "kld", "recall", "softmax-mass"]
+
+ALL_METRICS: tuple[Metric, ...] = ("perplexity", "agreement", "kld", "recall", "softmax-mass")
+NBITS_RANGE = (1, 12)
+
+
+class Settings(BaseModel):
+    """Base of all configurations: frozen, strict about keys, with a digest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def digest(self) -> str:
+        """Twelve hexadecimal digits of SHA-256 over the canonical JSON of this configuration."""
+        return digest_of(self.model_dump(mode="json"))
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], *, source: str = "configuration") -> Self:
+        """Validate `values`; raise `ConfigError` naming the first key that is wrong and why."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ConfigError(_first_problem(error, cls, source)) from error
+
+
+class CodeShape(Settings):
+    """How many codes a vector gets and how wide they are; `bits` is the marginal cost per element."""
+
+    bits: float | None = Field(None, description="bits per element: 4, 3, 2, 1.5 or 1")
+    num_subspaces: int | None = Field(None, ge=1)
+    nbits: int | None = Field(None, ge=NBITS_RANGE[0], le=NBITS_RANGE[1])
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        pair = (self.num_subspaces is not None, self.nbits is not None)
+        if any(pair) and not all(pair):
+            raise ValueError("num_subspaces and nbits go together")
+        if all(pair) and self.bits is not None:
+            raise ValueError("give either bits or num_subspaces with nbits, not both")
+        return self
+
+
+class TrainConfig(Settings):
+    """`pqkv train-codebooks`."""
+
+    model: str = "reference"
+    dtype: Dtype = "float32"
+    device: str = "cpu"
+    data: str = "stdlib"
+    split: Split | None = None
+    bits: float | None = None
+    num_subspaces: int | None = Field(None, ge=1)
+    nbits: int | None = Field(None, ge=NBITS_RANGE[0], le=NBITS_RANGE[1])
+    scope: Scope = "head"
+    channels: Channels = "balanced"
+    metric: CodeMetric = "query"
+    samples: int = Field(16384, ge=1, description="vectors per codebook")
+    calibration_tokens: int = Field(65536, ge=1)
+    context: int = Field(4096, ge=2, description="length of a calibration window")
+    iterations: int = Field(25, ge=1, description="k-means iterations (MILLION: 25)")
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        CodeShape(bits=self.bits, num_subspaces=self.num_subspaces, nbits=self.nbits)
+        return self
+
+    def code_shape(self) -> CodeShape:
+        """The requested code shape; 4 bits where nothing was said."""
+        if self.bits is None and self.num_subspaces is None:
+            return CodeShape(bits=4)
+        return CodeShape(bits=self.bits, num_subspaces=self.num_subspaces, nbits=self.nbits)
+
+
+class CacheConfig(Settings):
+    """The shape of a cache: which tokens are coded, and how the codes lie in memory."""
+
+    paged: bool = True
+    page_size: int = Field(64, ge=1, le=4096)
+    residual: int = Field(128, ge=1, description="capacity R of the exact window of newest tokens")
+    sink_tokens: int = Field(4, ge=0, description="first tokens that stay exact for good")
+    key_layout: Layout = "transposed"
+    value_layout: Layout = "transposed"
+    max_pages: int | None = Field(None, ge=1)
+    backend: str = "reference"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.residual < self.page_size:
+            raise ValueError(
+                f"residual ({self.residual}) is smaller than page_size ({self.page_size}): "
+                "a page is sealed out of the residual window, so it must hold at least one"
+            )
+        return self
+
+
+class EvalConfig(Settings):
+    """`pqkv eval`: a grid of bits x mode x context over one text and one model."""
+
+    model: str = "reference"
+    dtype: Dtype = "float32"
+    device: str = "cpu"
+    data: str = "stdlib"
+    split: Split | None = None
+    codebooks: tuple[str, ...] = ()
+    bits: tuple[float, ...] = (4,)
+    scope: Scope = "head"
+    context: tuple[int, ...] = (512, 2048)
+    mode: tuple[Mode, ...] = ("exact-schedule",)
+    chunk_size: int = Field(256, ge=1)
+    windows: int | None = Field(8, ge=1, description="windows per context, spread evenly; none means all")
+    topk: tuple[int, ...] = (1, 5, 10)
+    metrics: tuple[Metric, ...] = ALL_METRICS
+    control: bool = False
+    seed: int = Field(0, ge=0, lt=2**31)
+    allow_contaminated: bool = False
+    paged: bool = True
+    page_size: int = Field(64, ge=1, le=4096)
+    residual: int = Field(128, ge=1)
+    sink_tokens: int = Field(4, ge=0)
+    key_layout: Layout = "transposed"
+    value_layout: Layout = "transposed"
+    max_pages: int | None = Field(None, ge=1)
+    backend: str = "reference"
+
+    @field_validator("context")
+    @classmethod
+    def _contexts(cls, contexts: tuple[int, ...]) -> tuple[int, ...]:
+        if not contexts or min(contexts) < 2:
+            raise ValueError("every context must be at least 2 tokens")
+        return contexts
+
+    @field_validator("topk")
+    @classmethod
+    def _topk(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
+        if not ks or min(ks) < 1:
+            raise ValueError("topk takes positive numbers")
+        return tuple(sorted(set(ks)))
+
+    @field_validator("mode", "metrics", "bits")
+    @classmethod
+    def _not_empty(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not values:
+            raise ValueError("at least one is needed")
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.cache()
+        exact_only = [mode for mode in self.mode if mode not in ("token", "chunk")]
+        if not self.codebooks and 0 in self.bits and exact_only:
+            raise ValueError(
+                f"bits 0 is the exact cache: it has nothing to show in mode {exact_only[0]}; use --mode token or chunk"
+            )
+        return self
+
+    def cache(self) -> CacheConfig:
+        """The cache these settings describe."""
+        names = CacheConfig.model_fields
+        return CacheConfig(**{name: getattr(self, name) for name in names})
+
+
+def digest_of(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """Twelve hexadecimal digits of SHA-256 over the canonical JSON of `value`."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read a TOML or JSON configuration into a dict; raise `ConfigError` when it is neither."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error}") from error
+    try:
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise ConfigError(f"{path} is not valid {kind}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold keys and values, not {type(values).__name__}")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def _first_problem(error: ValidationError, cls: type[BaseModel], source: str) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{source}: unknown key '{key}'; known keys: {', '.join(sorted(cls.model_fields))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{source}: {key}: {message}" if key else f"{source}: {message}"

@@ -1,0 +1,183 @@
+"""Backend `reference`: attention on pages in plain torch, any device, float32 or float64.
+
+One sequence at a time and only the pages it owns, cut to `context_len` before anything is computed: unused slots and
+table entries cannot be read. Few queries take keys by table look-up and values by probability mass per centroid
+(nothing is decoded); many queries decode a tile of pages once for all of them, as a prefill kernel would.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pqkv.kernels.packing import unpack
+from pqkv.kernels.types import ExactTokens, PagedSide, PagedTokens
+
+LOOKUP_QUERIES = 4  # with more query rows than this per KV head a decoded tile costs less than tables
+_TILE_ELEMENTS = 1 << 24  # scores alive at once, per sequence
+
+
+def attention(
+    query: Tensor,
+    pages: PagedTokens | None,
+    sinks: ExactTokens | None,
+    residual: ExactTokens | None,
+    *,
+    scale: float,
+    window: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `AttentionBackend`."""
+    compute = torch.float64 if query.dtype == torch.float64 else torch.float32
+    B, Tq, Hq, D = query.shape
+    out = query.new_zeros(B, Tq, Hq, D)
+    lse = torch.full((B, Tq, Hq), float("-inf"), dtype=compute, device=query.device)
+    for b in range(B):
+        parts = _parts(b, pages, sinks, residual, compute)
+        total = sum(part.length for part in parts)
+        Hkv = parts[0].heads if parts else Hq
+        # heads of a group share a KV head: (Tq, Hq, D) -> (Hkv, G, Tq, D)
+        q = query[b].to(compute).unflatten(1, (Hkv, Hq // Hkv)).permute(1, 2, 0, 3) * scale
+        rows = max(1, _TILE_ELEMENTS // max(1, Hq * total))
+        for start in range(0, Tq, rows):
+            tile = slice(start, start + rows)
+            first = total - Tq + start  # position of the tile's first query
+            o, row_lse = _attend(q[:, :, tile], parts, first, window)
+            out[b, tile] = o.permute(2, 0, 1, 3).flatten(1, 2).to(out.dtype)  # (Hkv, G, t, D) -> (t, Hq, D)
+            lse[b, tile] = row_lse.permute(2, 0, 1).flatten(1, 2)
+    return out, lse
+
+
+class _Exact:
+    """Exact keys and values (Hkv, n, D) of one sequence."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+        self.heads, self.length = keys.shape[0], keys.shape[1]
+
+    def scores(self, q: Tensor) -> Tensor:
+        return torch.einsum("hgtd,hnd->hgtn", q, self.keys)
+
+    def mix(self, p: Tensor) -> Tensor:
+        return torch.einsum("hgtn,hnd->hgtd", p, self.values)
+
+
+class _Coded:
+    """Codes (Hkv, M, n) of one sequence's keys and values with their centroids (Hkv, M, C, d_sub)."""
+
+    def __init__(self, keys: _Codes, values: _Codes) -> None:
+        self.keys, self.values = keys, values
+        self.heads, self.length = keys.codes.shape[0], keys.codes.shape[2]
+
+    def scores(self, q: Tensor) -> Tensor:
+        side, (H, G, t, D) = self.keys, q.shape
+        M, _, d_sub = side.centroids.shape[1:]
+        q = q.reshape(H, G * t, D)
+        if side.channels is not None:
+            q = q.gather(-1, side.channels[:, None].expand_as(q))  # into coded order
+        if G * t > LOOKUP_QUERIES:
+            return torch.einsum("hrd,hnd->hrn", q, side.decode()).unflatten(1, (G, t))
+        # one table per query row: (H, G*t, M, C); then one look-up per code, summed over the subspaces
+        table = torch.einsum("hrms,hmcs->hrmc", q.unflatten(-1, (M, d_sub)), side.centroids)
+        index = side.codes[:, None].expand(H, G * t, M, self.length)
+        return table.gather(-1, index).sum(2).unflatten(1, (G, t))
+
+    def mix(self, p: Tensor) -> Tensor:
+        side, (H, G, t, n) = self.values, p.shape
+        M, C, _ = side.centroids.shape[1:]
+        p = p.reshape(H, G * t, n)
+        if G * t > LOOKUP_QUERIES or n < C:
+            out = torch.einsum("hrn,hnd->hrd", p, side.decode())
+        else:  # probability mass per centroid, then one product with the centroids
+            index = side.codes[:, None].expand(H, G * t, M, n)
+            mass = p.new_zeros(H, G * t, M, C)
+            mass.scatter_add_(-1, index, p[:, :, None].expand(H, G * t, M, n))
+            out = torch.einsum("hrmc,hmcs->hrms", mass, side.centroids).flatten(-2)
+        if side.channels is not None:
+            out = out.gather(-1, side.channels.argsort(-1)[:, None].expand_as(out))  # out of coded order
+        return out.unflatten(1, (G, t))
+
+
+class _Codes:
+    """Codes (Hkv, M, n), centroids (Hkv, M, C, d_sub) and channel order (Hkv, D) or None of one side."""
+
+    def __init__(self, codes: Tensor, centroids: Tensor, channels: Tensor | None) -> None:
+        self.codes, self.centroids, self.channels = codes, centroids, channels
+
+    def decode(self) -> Tensor:
+        """-> vectors (Hkv, n, D) in coded order."""
+        H, M, C, d_sub = self.centroids.shape
+        base = torch.arange(H * M, device=self.codes.device).reshape(H, 1, M) * C
+        index = self.codes.transpose(1, 2) + base  # (H, n, M)
+        rows = self.centroids.reshape(H * M * C, d_sub).index_select(0, index.reshape(-1))
+        return rows.reshape(H, -1, M * d_sub)
+
+
+def _attend(
+    q: Tensor, parts: list[_Exact | _Coded], first: int, window: int | None
+) -> tuple[Tensor, Tensor]:
+    """Queries (H, G, t, D) at positions first, first + 1, ... -> out (H, G, t, D), lse (H, G, t)."""
+    if not parts:
+        return torch.zeros_like(q), q.new_full(q.shape[:-1], float("-inf"))
+    scores = torch.cat([part.scores(q) for part in parts], -1)
+    columns = torch.arange(scores.shape[-1], device=q.device)
+    positions = first + torch.arange(q.shape[2], device=q.device)[:, None]
+    hidden = columns > positions
+    if window is not None:
+        hidden |= columns <= positions - window
+    scores = scores.masked_fill(hidden, float("-inf"))
+    lse = scores.logsumexp(-1)
+    # a row that sees nothing has lse -inf: -inf - -inf would be NaN, and its output is 0
+    p = torch.exp(scores - torch.where(lse.isinf(), 0.0, lse)[..., None])
+    out = torch.zeros_like(q)
+    column = 0
+    for part in parts:
+        out = out + part.mix(p[..., column : column + part.length])
+        column += part.length
+    return out, lse
+
+
+def _parts(
+    b: int,
+    pages: PagedTokens | None,
+    sinks: ExactTokens | None,
+    residual: ExactTokens | None,
+    compute: torch.dtype,
+) -> list[_Exact | _Coded]:
+    found: list[_Exact | _Coded] = []
+    for exact in (sinks, residual):
+        if exact is not None and (n := int(exact.length[b])):
+            found.append(_Exact(exact.keys[b, :, :n].to(compute), exact.values[b, :, :n].to(compute)))
+        if exact is sinks and pages is not None and (n := int(pages.context_len[b])):
+            found.append(_paged(b, n, pages, compute))
+    return found
+
+
+def _paged(b: int, n: int, pages: PagedTokens, compute: torch.dtype) -> _Exact | _Coded:
+    ids = pages.page_table[b, : -(-n // pages.page_size)].long()
+    if pages.keys.centroids is None or pages.values.centroids is None:
+        return _Exact(_exact_rows(pages.keys, ids, n, compute), _exact_rows(pages.values, ids, n, compute))
+    return _Coded(*(_side(side, ids, n, pages.page_size, compute) for side in (pages.keys, pages.values)))
+
+
+def _side(side: PagedSide, ids: Tensor, n: int, page_size: int, compute: torch.dtype) -> _Codes:
+    assert side.centroids is not None
+    Hkv = side.pages.shape[1]
+    centroids = side.centroids.to(compute).expand(Hkv, -1, -1, -1)
+    channels = None if side.channels is None else side.channels.expand(Hkv, -1)
+    return _Codes(_codes(side, ids, n, page_size), centroids, channels)
+
+
+def _exact_rows(side: PagedSide, ids: Tensor, n: int, compute: torch.dtype) -> Tensor:
+    """-> (Hkv, n, D)."""
+    return side.pages[ids].transpose(0, 1).flatten(1, 2)[:, :n].to(compute)
+
+
+def _codes(side: PagedSide, ids: Tensor, n: int, page_size: int) -> Tensor:
+    """-> int64 codes (Hkv, M, n)."""
+    assert side.centroids is not None
+    owned = side.pages[ids].transpose(0, 1)  # (Hkv, used pages, ...)
+    if side.layout == "row":
+        rows = owned.flatten(1, 2)[:, :n]  # (Hkv, n, packed(M))
+        return unpack(rows, side.nbits, side.centroids.shape[1]).transpose(1, 2)
+    lines = unpack(owned, side.nbits, page_size)  # (Hkv, used pages, M, page_size)
+    return lines.transpose(1, 2).flatten(2, 3)[:, :, :n]

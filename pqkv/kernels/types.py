@@ -1,0 +1,73 @@
+"""What attention on pages takes: plain tensors, nothing of caches, codecs or models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from pqkv.config import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class PagedSide:
+    """Keys or values of one layer, in pages.
+
+    Exact (`centroids` is None): pages (num_pages, Hkv, page_size, D), layout row.
+    Coded: packed codes, uint8, row (num_pages, Hkv, page_size, packed(M)) or transposed
+    (num_pages, Hkv, M, packed(page_size)), with centroids (H, M, C, d_sub), H = 1 or Hkv. Element m * d_sub + s of a
+    coded vector is channel `channels[h, m * d_sub + s]` (H, D) int64; None is the natural order.
+    """
+
+    pages: Tensor
+    layout: Layout = "row"
+    centroids: Tensor | None = None
+    channels: Tensor | None = None
+    nbits: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PagedTokens:
+    """The paged tokens of a batch: sequence b holds `context_len[b]` of them, in the pages of row b of the table.
+
+    page_table (B, max_pages) int32, context_len (B,) int32. Nothing past `context_len` is read, whatever lies there.
+    """
+
+    keys: PagedSide
+    values: PagedSide
+    page_table: Tensor
+    context_len: Tensor
+    page_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExactTokens:
+    """Exact tokens of a batch: keys and values (B, Hkv, capacity, D), of which the first `length[b]` count."""
+
+    keys: Tensor
+    values: Tensor
+    length: Tensor
+
+
+class AttentionBackend(Protocol):
+    """Attention over sinks, pages and residual, in this order of position.
+
+    query (B, Tq, Hq, D). The last token of the residual (of the pages where there is no residual) is the last
+    query's own: query i of sequence b stands at position total[b] - Tq + i and sees the columns up to itself, the
+    newest `window` of them if a window is given. Queries at negative positions are padding: output 0, lse -inf.
+    Returns out (B, Tq, Hq, D) in the query's dtype and lse (B, Tq, Hq) in the accumulation dtype.
+    """
+
+    def __call__(
+        self,
+        query: Tensor,
+        pages: PagedTokens | None,
+        sinks: ExactTokens | None,
+        residual: ExactTokens | None,
+        *,
+        scale: float,
+        window: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run attention."""
+        ...

@@ -1,0 +1,102 @@
+"""Keys and values of a model on calibration text, sampled evenly over all its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from pqkv.lm.load import LanguageModel
+from pqkv.lm.plugin import View, attach, exact_attention
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Post-RoPE keys and values per layer, each (Hkv, N, D) float32, as a cache would be given them, and the root mean
+    square of the queries that meet each KV head, (Hkv, D) per layer.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    queries: tuple[Tensor, ...]
+
+
+def capture(
+    lm: LanguageModel,
+    windows: np.ndarray,
+    count: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Samples:
+    """Run `lm` over windows (n, T) of token ids and keep `count` random positions of all n * T (all if fewer).
+
+    The number of tokens is known beforehand, so the uniform sample a reservoir would converge to is drawn directly;
+    all layers and heads sample the same positions.
+    """
+    attach(lm.model)
+    n, T = windows.shape
+    generator = np.random.default_rng(seed)
+    chosen = np.sort(generator.permutation(n * T)[:count])
+    layers = [_CaptureLayer() for _ in range(lm.num_layers)]
+    for i, window in enumerate(windows):
+        positions = torch.from_numpy(chosen[(chosen >= i * T) & (chosen < (i + 1) * T)] - i * T)
+        for layer in layers:
+            layer.positions = positions.to(lm.device)
+        lm.logits(torch.from_numpy(window)[None].to(lm.device), Cache(layers=layers))
+        if progress:
+            progress(i + 1, n)
+    return Samples(
+        keys=tuple(torch.cat(layer.keys_kept, 1) for layer in layers),
+        values=tuple(torch.cat(layer.values_kept, 1) for layer in layers),
+        queries=tuple((layer.query_squares / (n * T)).sqrt().float().cpu() for layer in layers),
+    )
+
+
+class _CaptureLayer(CacheLayerMixin):
+    """Keeps the sampled positions of one forward after another and forgets the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = torch.empty(0, dtype=torch.long)
+        self.keys_kept: list[Tensor] = []
+        self.values_kept: list[Tensor] = []
+        self.query_squares: Tensor = torch.zeros(())
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:  # noqa: ANN401
+        self.keys_kept.append(key_states[0, :, self.positions].float().cpu())
+        self.values_kept.append(value_states[0, :, self.positions].float().cpu())
+        view = _CaptureView(self, key_states, value_states)
+        return view, view
+
+    def add_queries(self, query: Tensor, num_kv_heads: int) -> None:
+        """Sum of squares of (1, Hq, T, D) per KV head and channel, mean over the heads of a group."""
+        squares = query[0].double().square().sum(1)  # (Hq, D)
+        self.query_squares = self.query_squares + squares.unflatten(0, (num_kv_heads, -1)).mean(1)
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+
+class _CaptureView(View):
+    def __init__(self, layer: _CaptureLayer, keys: Tensor, values: Tensor) -> None:
+        self.layer, self.exact_keys, self.exact_values = layer, keys, values
+
+    def attend(
+        self, module: nn.Module, query: Tensor, mask: Tensor | None, *, scale: float, window: int | None
+    ) -> Tensor:
+        self.layer.add_queries(query, self.exact_keys.shape[1])
+        return exact_attention(module, query, self.exact_keys, self.exact_values, mask, scale)

@@ -1,0 +1,188 @@
+"""`PQKVCache`: a pqkv cache that transformers takes as `past_key_values`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import (
+    DYNAMIC_LAYER_TYPE_MAPPING,
+    Cache,
+    CacheLayerMixin,
+    get_layer_types_and_kwargs,
+)
+
+from pqkv.cache import Geometry, KVCache
+from pqkv.cache.layer import Layer
+from pqkv.codec import CodebookSet
+from pqkv.config import CacheConfig
+from pqkv.errors import CacheError, ModelError
+from pqkv.lm.plugin import View, exact_attention
+
+
+class PQKVCache(Cache):
+    """Coded (with codebooks) or paged exact (without) cache of a transformers model made ready by `attach`.
+
+        attach(model)
+        cache = PQKVCache(model.config, codebooks)
+        model.generate(ids, past_key_values=cache)
+
+    Batches may be left-padded: padding never enters the cache. Layers with sliding-window attention keep
+    transformers' own exact layer; `coded_layers` says which ones pqkv serves.
+    """
+
+    def __init__(
+        self,
+        model_config: Any,  # noqa: ANN401 - transformers' PreTrainedConfig
+        codebooks: CodebookSet | None = None,
+        config: CacheConfig | None = None,
+    ) -> None:
+        text_config = model_config.get_text_config(decoder=True)
+        types, kwargs = get_layer_types_and_kwargs(text_config)
+        self.coded_layers = tuple(i for i, kind in enumerate(types) if kind == "full_attention")
+        if not self.coded_layers:
+            raise ModelError(f"none of the model's {len(types)} layers has full attention: nothing to code")
+        self.cache_config, self.codebooks = config or CacheConfig(), codebooks
+        self.kv: KVCache | None = None  # made when the first keys tell batch, dtype and device
+        super().__init__(
+            layers=[
+                _Layer(self, self.coded_layers.index(i)) if i in self.coded_layers else DYNAMIC_LAYER_TYPE_MAPPING[t](**k)
+                for i, (t, k) in enumerate(zip(types, kwargs, strict=True))
+            ]
+        )
+
+    def core(self, keys: Tensor) -> KVCache:
+        """The cache behind, made for the shape of the first keys (B, Hkv, T, D); the batch is fixed from then on."""
+        B, Hkv, _, D = keys.shape
+        if self.kv is None:
+            books = self.codebooks
+            if books is not None and books.num_layers != len(self.coded_layers):
+                raise CacheError(
+                    f"codebooks for {books.num_layers} layers, but the model has {len(self.coded_layers)} to code"
+                )
+            geometry = Geometry(B, Hkv, D, keys.dtype, keys.device)
+            self.kv = KVCache(self.cache_config, geometry, len(self.coded_layers), books)
+        if len(self.kv.layers[0].lengths) != B:
+            raise CacheError(
+                f"the cache holds {len(self.kv.layers[0].lengths)} sequences, the model brought {B}; "
+                "use fork, batch_repeat_interleave or batch_select_indices to change the batch, or reset"
+            )
+        return self.kv
+
+    def fork(self, sequence: int) -> int:
+        """Append a sequence that continues from `sequence`, sharing its sealed pages; returns its index."""
+        if self.kv is None:
+            raise CacheError("nothing to fork: the cache is empty")
+        count = len(self.kv.layers[0].lengths)
+        self._select([*range(count), sequence])
+        return count
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Beam search: pages move once, in the table, not once a layer."""
+        self._select(beam_idx.tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sequence `repeats` times; pages are shared."""
+        if self.kv is not None:
+            count = len(self.kv.layers[0].lengths)
+            self._select([b for b in range(count) for _ in range(repeats)])
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only these sequences."""
+        self._select(indices.tolist())
+
+    def reset(self) -> None:
+        """Forget everything; the next batch may have another size."""
+        if self.kv is not None:
+            self.kv.reset()
+            self.kv = None
+        for layer in self.layers:
+            layer.reset()
+
+    def _select(self, sequences: Sequence[int]) -> None:
+        if self.kv is None:
+            return
+        index = torch.tensor(list(sequences), dtype=torch.long, device=self.kv.geometry.device)
+        self.kv.select(sequences)
+        for layer in self.layers:
+            layer.batch_select_indices(index)
+
+
+class _Layer(CacheLayerMixin):
+    """Counts columns for transformers' masks and hands out views; tokens live in the cache behind."""
+
+    is_compileable = False
+    is_croppable = False
+    is_sliding = False
+    supports_early_init = False
+
+    def __init__(self, owner: PQKVCache, index: int) -> None:
+        super().__init__()
+        self.owner, self.index = owner, index
+        self.columns = 0  # with padding, as transformers counts
+        self.padding: list[int] | None = None  # of each sequence, known after the first step
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:  # noqa: ANN401
+        self.lazy_initialization(key_states, value_states)
+        view = _StepView(self, self.owner.core(key_states).layers[self.index], key_states, value_states)
+        self.columns += key_states.shape[2]
+        return view, view
+
+    def get_seq_length(self) -> int:
+        return self.columns
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.columns + query_length, 0
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self.padding is not None:
+            self.padding = [self.padding[i] for i in indices.tolist()]
+
+    def reset(self) -> None:
+        self.columns, self.padding, self.is_initialized = 0, None, False
+
+
+class _StepView(View):
+    """One step of one layer: the cache as it was, and the new tokens."""
+
+    def __init__(self, owner: _Layer, layer: Layer, keys: Tensor, values: Tensor) -> None:
+        self.owner, self.layer, self.new_keys, self.new_values = owner, layer, keys, values
+
+    def attend(
+        self, module: nn.Module, query: Tensor, mask: Tensor | None, *, scale: float, window: int | None
+    ) -> Tensor:
+        """Prefill into an empty cache is exact attention on what was just computed; every later step runs on pages."""
+        first = self.owner.padding is None
+        padding = _left_padding(mask, self.owner.columns, query.shape[0], window)
+        if first:
+            self.owner.padding = padding
+            out = exact_attention(module, query, self.new_keys, self.new_values, mask, scale)
+            self.layer.append(self.new_keys, self.new_values, padding)
+            return out
+        if padding != self.owner.padding:
+            raise CacheError("the attention mask of this step hides tokens that were cached as real; pass the same padding")
+        return self.layer.attend(query.transpose(1, 2), self.new_keys, self.new_values, scale=scale, window=window)
+
+
+def _left_padding(mask: Tensor | None, columns: int, batch: int, window: int | None) -> list[int]:
+    """Hidden columns on the left of each sequence; raises `CacheError` for a mask that is anything else."""
+    if mask is None:
+        return [0] * batch
+    last = mask[:, 0, -1, :columns].expand(batch, -1)  # what the newest token sees: (B, columns)
+    if mask.dtype != torch.bool:
+        last = last == 0  # an additive mask
+    visible = last.sum(-1)
+    first = columns - visible
+    expected = torch.arange(columns, device=mask.device) >= first[:, None]
+    if window is not None or not torch.equal(last, expected):
+        raise CacheError("only causal attention with left padding runs on a pqkv cache; other masks are not supported")
+    return [int(pad) for pad in first.tolist()]

@@ -1,0 +1,79 @@
+"""The one place where pqkv meets transformers' attention.
+
+transformers gives an attention function no cache, only what the cache layer's `update` returned. So every layer of
+pqkv returns a `View` as key and as value, and the attention function lets the view attend. A view records, decodes or
+reads pages: the model does not know.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+
+from pqkv.errors import CacheError
+
+ATTENTION = "pqkv"
+
+
+class View:
+    """What `update` hands to the attention function in place of key and value tensors."""
+
+    def attend(
+        self, module: nn.Module, query: Tensor, mask: Tensor | None, *, scale: float, window: int | None
+    ) -> Tensor:
+        """Attention of query (B, Hq, T, D) -> (B, T, Hq, D); mask as `sdpa_mask` makes it, None is plain causal."""
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> NoReturn:
+        # reached when another attention function takes a view for a tensor; AttributeError would hide the cause
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise CacheError(
+            "a pqkv cache was used under another attention implementation; call pqkv.lm.attach(model) first"
+        )
+
+
+def attach(model: nn.Module) -> None:
+    """Make `model` able to run on pqkv caches; it still runs on any other cache as under sdpa.
+
+    Raises `ModelError` for families whose attention was not checked.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    from pqkv.lm.load import check_family
+
+    check_family(type(model).__name__, model.config.get_text_config(decoder=True).model_type)
+    # without a registered mask function the mask would silently be None
+    AttentionInterface.register(ATTENTION, _attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    model.set_attn_implementation(ATTENTION)
+
+
+def exact_attention(
+    module: nn.Module, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """transformers' own sdpa attention: (B, Hq, T, D) -> (B, T, Hq, D)."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    out: Tensor = sdpa_attention_forward(module, query, keys, values, mask, scaling=scale)[0]
+    return out
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor | View,
+    value: Tensor | View,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,  # noqa: ANN401 - transformers' own
+) -> tuple[Tensor, None]:
+    if isinstance(key, View):
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return key.attend(module, query, attention_mask, scale=scale, window=sliding_window), None
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)

@@ -1,0 +1,106 @@
+"""Train codebooks for a model: calibration text -> captured keys and values -> FAISS -> codebooks with provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+
+import torch
+
+from pqkv.codec import CodebookSet, code_geometry
+from pqkv.codec.codebook_file import Calibration, CodebookHeader, ModelIdentity
+from pqkv.codec.training import relative_error, train_codebooks
+from pqkv.config import TrainConfig
+from pqkv.errors import CodebookError
+from pqkv.lm.capture import capture
+from pqkv.lm.load import LanguageModel
+from pqkv.lm.contamination import identifying_documents
+from pqkv.text import load_corpus, tokenize, windows
+
+_HELD_OUT = 2048  # sampled positions that are not trained on and only measured
+
+Progress = Callable[[str, int, int], None]
+
+
+def train(
+    lm: LanguageModel, config: TrainConfig, progress: Progress | None = None
+) -> tuple[CodebookSet, CodebookHeader]:
+    """Capture, train, measure on held-out positions of the same split. Same seed, same bytes."""
+    report = progress or (lambda stage, done, total: None)
+    shape = config.code_shape()
+    num_subspaces, nbits = code_geometry(shape, lm.head_dim)
+    context = min(config.context, lm.max_positions)
+    corpus = load_corpus(config.data, config.split, default="calibration")
+    report("tokenize", 0, 1)
+    stream = tokenize(corpus, lm.encode, lm.separator)
+    context = min(context, len(stream.tokens))
+    chosen = windows(stream, context, max(1, config.calibration_tokens // context))
+    total = chosen.tokens.size
+    held_out = min(_HELD_OUT, total // 5)
+    samples = capture(
+        lm,
+        chosen.tokens,
+        min(config.samples, total - held_out) + held_out,
+        config.seed,
+        lambda done, of: report("capture", done, of),
+    )
+    weights = samples.queries if config.metric == "query" else None
+    trained, errors = {}, {}
+    for side, vectors, metric in (("keys", samples.keys, weights), ("values", samples.values, None)):
+        shuffle = torch.randperm(vectors[0].shape[1], generator=torch.Generator().manual_seed(config.seed))
+        kept, rest = shuffle[held_out:], shuffle[:held_out]
+        trained[side] = train_codebooks(
+            [layer[:, kept] for layer in vectors],
+            num_subspaces,
+            nbits,
+            scope=config.scope,
+            iterations=config.iterations,
+            seed=config.seed,
+            balance=config.channels == "balanced",
+            weights=metric,
+            progress=lambda done, of, side=side: report(f"train {side}", done, of),  # type: ignore[misc]
+        )
+        errors[side] = [relative_error(b, layer[:, rest]) for b, layer in zip(trained[side], vectors, strict=True)]
+    header = CodebookHeader(
+        model=ModelIdentity(**lm.identity()),
+        num_layers=lm.num_layers,
+        num_kv_heads=lm.num_kv_heads,
+        head_dim=lm.head_dim,
+        num_subspaces=num_subspaces,
+        nbits=nbits,
+        scope=config.scope,
+        channels=config.channels,
+        metric=config.metric,
+        calibration=Calibration(
+            name=corpus.name,
+            split=corpus.split,
+            sha256=corpus.sha256,
+            tokens=total,
+            context=context,
+            documents=identifying_documents(stream, chosen.starts, context),
+        ),
+        samples=min(config.samples, total - held_out),
+        iterations=config.iterations,
+        seed=config.seed,
+        errors=tuple(zip(errors["keys"], errors["values"], strict=True)),
+        versions={name: version(name) for name in ("pqkv", "torch", "faiss-cpu", "transformers")},
+    )
+    return CodebookSet(trained["keys"], trained["values"]), header
+
+
+def check_codebooks(header: CodebookHeader, lm: LanguageModel, path: str) -> None:
+    """Raise `CodebookError` unless the codebooks were trained for this very model."""
+    shape = (header.num_layers, header.num_kv_heads, header.head_dim)
+    actual = (lm.num_layers, lm.num_kv_heads, lm.head_dim)
+    if shape != actual:
+        raise CodebookError(
+            f"{path}: codebooks for {header.model.name} (layers, KV heads, head_dim = {shape}), "
+            f"but {lm.name} has {actual}; train codebooks for this model"
+        )
+    if (header.model.config, header.model.weights) != (lm.config_digest, lm.fingerprint):
+        raise CodebookError(
+            f"{path}: codebooks were trained for {header.model.name} with other weights or settings than {lm.name} has; "
+            "train codebooks for this model"
+        )
+
+

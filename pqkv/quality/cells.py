@@ -1,0 +1,121 @@
+"""The grid of an evaluation: one flat, complete description per cell, whose digest names its record."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pqkv.codec import CodebookSet
+from pqkv.codec.codebook_file import CodebookHeader, load_codebooks
+from pqkv.config import EvalConfig, Mode, TrainConfig
+from pqkv.lm import LanguageModel
+from pqkv.lm.defaults import default_codebooks
+from pqkv.lm.train import Progress, check_codebooks
+from pqkv.text import Corpus
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """What a cell codes with: codebooks and where they came from, or nothing for the exact cache."""
+
+    bits: float
+    books: CodebookSet | None = None
+    header: CodebookHeader | None = None
+    digest: str | None = None
+
+    @property
+    def label(self) -> str:
+        """For progress and tables."""
+        return "exact" if self.books is None else f"{self.bits:g} bits"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One context, one mode, one coding."""
+
+    coding: Coding
+    mode: Mode
+    context: int
+
+    @property
+    def label(self) -> str:
+        """For progress."""
+        return f"{self.coding.label}, {self.mode}, {self.context} tokens"
+
+
+def codings(config: EvalConfig, lm: LanguageModel, progress: Progress | None) -> list[Coding]:
+    """The codebook files named, or the default codebooks of each of `bits` (0 is the exact cache)."""
+    found = []
+    for path in config.codebooks:
+        books, header = load_codebooks(Path(path))
+        check_codebooks(header, lm, Path(path).name)
+        found.append(_coding(books, header, Path(path)))
+    if config.codebooks:
+        return found
+    for bits in config.bits:
+        if bits == 0:
+            found.append(Coding(bits=0))
+            continue
+        training = TrainConfig.parse(
+            {"model": config.model, "dtype": config.dtype, "device": config.device, "bits": bits, "scope": config.scope}
+        )
+        found.append(_coding(*default_codebooks(lm, training, progress)))
+    return found
+
+
+def cells(config: EvalConfig, found: list[Coding]) -> list[Cell]:
+    """The grid, contexts outermost; modes that make no sense for the exact cache are left out."""
+    return [
+        Cell(coding, mode, context)
+        for context in config.context
+        for coding in found
+        for mode in config.mode
+        if coding.books is not None or mode in ("token", "chunk")
+    ]
+
+
+def describe(cell: Cell, config: EvalConfig, lm: LanguageModel, corpus: Corpus, windows: int) -> dict[str, Any]:
+    """Everything the figures of a cell depend on, flat; what they do not depend on is left out or None."""
+    stepwise = cell.mode in ("token", "chunk")
+    header = cell.coding.header
+    cache = config.cache().model_dump(mode="json")
+    if not config.paged:
+        cache |= {"key_layout": "row", "value_layout": "row", "max_pages": None}
+    if not stepwise:
+        cache["backend"] = None
+    return {
+        "model": lm.name,
+        "model_weights": lm.fingerprint,
+        "dtype": config.dtype,
+        "device": config.device,
+        "data": corpus.name,
+        "split": corpus.split,
+        "data_sha256": corpus.sha256,
+        "bits": cell.coding.bits,
+        "num_subspaces": header.num_subspaces if header else None,
+        "nbits": header.nbits if header else None,
+        "scope": header.scope if header else None,
+        "channels": header.channels if header else None,
+        "metric": header.metric if header else None,
+        "codebooks": cell.coding.digest,
+        "calibration": f"{header.calibration.name}/{header.calibration.split}" if header else None,
+        "mode": cell.mode,
+        "context": cell.context,
+        "chunk_size": config.chunk_size if cell.mode == "chunk" else None,
+        "windows": windows,
+        "topk": list(config.topk),
+        "metrics": list(config.metrics),
+        "control": config.control,
+        "seed": config.seed,
+        "allow_contaminated": config.allow_contaminated,
+        **cache,
+    }
+
+
+
+
+def _coding(books: CodebookSet, header: CodebookHeader, path: Path) -> Coding:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    return Coding(books.code_bits, books, header, digest)

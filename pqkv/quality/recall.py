@@ -1,0 +1,129 @@
+"""Recall: keyed facts planted at known depths of real text and asked for at its end.
+
+An answer counts only if every token of it is the arg-max, which under teacher forcing is the same as greedy decoding
+producing it exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pqkv.lm.load import LanguageModel
+
+DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
+_FIRST = ("amber", "silver", "quiet", "northern", "hollow", "crimson", "gentle", "iron", "misty", "golden", "rapid", "pale")
+_SECOND = ("falcon", "harbor", "willow", "engine", "lantern", "meadow", "anchor", "canyon", "violin", "beacon", "otter")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Where an answer stands in the prompt: its tokens are predicted by rows start - 1 ... end - 2."""
+
+    depth: float
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecallPrompt:
+    """Token ids (T,) and the questions at their end."""
+
+    ids: np.ndarray
+    questions: tuple[Question, ...]
+
+
+def build_prompts(lm: LanguageModel, filler: np.ndarray, seed: int) -> list[RecallPrompt]:
+    """One prompt per filler window (n, T), of exactly T tokens: filler with facts planted, then the questions.
+
+    As many of the five depths as leave half of the window to the filler; fewer rotate over the windows. An empty list
+    if not even one fact fits.
+    """
+    T = filler.shape[1]
+    prompts = []
+    for index, window in enumerate(filler):
+        generator = np.random.default_rng([seed, index])
+        used: set[str] = set()
+        facts = [_fact(lm, generator, used) for _ in DEPTHS]
+        cost = max(len(f.statement) + len(f.question) + len(f.answer) for f in facts)
+        count = min(len(DEPTHS), T // 2 // cost)
+        if count == 0:
+            return []
+        chosen = sorted((index + i * len(DEPTHS) // count) % len(DEPTHS) for i in range(count))
+        prompts.append(_prompt(window, [(DEPTHS[i], facts[i]) for i in chosen], generator))
+    return prompts
+
+
+def answered(prompt: RecallPrompt, logits: Tensor) -> list[tuple[float, bool, float]]:
+    """(depth, whole answer right, share of its tokens right) of each question, from logits (T, V)."""
+    results = []
+    best = logits.argmax(-1).cpu().numpy()
+    for question in prompt.questions:
+        right = best[question.start - 1 : question.end - 1] == prompt.ids[question.start : question.end]
+        results.append((question.depth, bool(right.all()), float(right.mean())))
+    return results
+
+
+def by_depth(
+    coded: Sequence[list[tuple[float, bool, float]]], exact: Sequence[list[tuple[float, bool, float]]]
+) -> list[dict[str, Any]]:
+    """Recall per depth over all prompts, whole answers and single tokens."""
+    rows = []
+    for depth in DEPTHS:
+        pairs = [(c, e) for cs, es in zip(coded, exact, strict=True) for c, e in zip(cs, es, strict=True) if c[0] == depth]
+        if pairs:
+            rows.append(
+                {
+                    "depth": depth,
+                    "questions": len(pairs),
+                    "recall": float(np.mean([c[1] for c, _ in pairs])),
+                    "recall_exact": float(np.mean([e[1] for _, e in pairs])),
+                    "answer_tokens_right": float(np.mean([c[2] for c, _ in pairs])),
+                    "answer_tokens_right_exact": float(np.mean([e[2] for _, e in pairs])),
+                }
+            )
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Fact:
+    statement: list[int]
+    question: list[int]
+    answer: list[int]
+
+
+def _fact(lm: LanguageModel, generator: np.random.Generator, used: set[str]) -> _Fact:
+    while (key := f"{generator.choice(_FIRST)}-{generator.choice(_SECOND)}") in used:
+        pass
+    used.add(key)
+    code = int(generator.integers(10000, 100000))
+    return _Fact(
+        lm.encode(f"\nRemember: the code of {key} is {code}.\n"),
+        lm.encode(f"\nQuestion: what is the code of {key}? Answer:"),
+        lm.encode(f" {code}"),
+    )
+
+
+def _prompt(window: np.ndarray, planted: list[tuple[float, _Fact]], generator: np.random.Generator) -> RecallPrompt:
+    T = len(window)
+    asked = [planted[i] for i in generator.permutation(len(planted))]
+    tail: list[int] = []
+    spans = []
+    for depth, fact in asked:
+        tail += fact.question
+        spans.append((depth, len(tail), len(tail) + len(fact.answer)))
+        tail += fact.answer
+    room = T - len(tail) - sum(len(fact.statement) for _, fact in planted)
+    ids: list[int] = []
+    taken = 0
+    for depth, fact in planted:
+        until = round(depth * room)
+        ids += [int(token) for token in window[taken:until]] + fact.statement
+        taken = until
+    ids += [int(token) for token in window[taken:room]]
+    questions = tuple(Question(depth, len(ids) + start, len(ids) + end) for depth, start, end in spans)
+    return RecallPrompt(np.array(ids + tail, dtype=np.int64), questions)

@@ -1,0 +1,120 @@
+"""Token-by-token decoding through a coded cache, in one forward.
+
+Row t of a forward sees decoded keys and values in the columns that `coded_len(t)` says are coded and exact ones
+elsewhere. `coded_len` changes only every page_size rows, so the rows between two changes are one plain attention
+call over a key buffer whose coded prefix grows in place: the cost is a causal forward plus encoding once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from pqkv.cache import coded_len
+from pqkv.codec import Codebook, CodebookSet
+from pqkv.config import CacheConfig
+from pqkv.errors import CacheError
+from pqkv.lm.plugin import View
+
+
+def tiles(length: int, config: CacheConfig) -> Iterator[tuple[int, int, int]]:
+    """(first row, end row, coded tokens) of the stretches of `length` rows that see the same coded columns."""
+    start = 0
+    while start < length:
+        coded = _coded(start, config)
+        first_change = config.sink_tokens + config.residual  # a cache of this many tokens seals its first page
+        end = first_change + coded
+        yield start, min(end, length), coded
+        start = end
+
+
+class ScheduleCache(Cache):
+    """A cache for exactly one forward over an empty past; codes nothing it keeps, decides per row what was coded.
+
+    `all_coded` codes every column for every row, the row's own too, and knows no sinks (MILLION's measure).
+    """
+
+    def __init__(self, num_layers: int, codebooks: CodebookSet, config: CacheConfig, *, all_coded: bool = False) -> None:
+        books = zip(codebooks.keys, codebooks.values, strict=True)
+        super().__init__(layers=[_ScheduleLayer(keys, values, config, all_coded) for keys, values in books])
+        if len(self.layers) != num_layers:
+            raise CacheError(f"codebooks for {len(self.layers)} layers cannot serve {num_layers} layers")
+
+
+class _ScheduleLayer(CacheLayerMixin):
+    def __init__(self, keys: Codebook, values: Codebook, config: CacheConfig, all_coded: bool) -> None:
+        super().__init__()
+        self.key_book, self.value_book, self.config, self.all_coded = keys, values, config, all_coded
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:  # noqa: ANN401
+        if self.is_initialized:
+            raise CacheError("a schedule cache serves one forward")
+        self.lazy_initialization(key_states, value_states)
+        view = _ScheduleView(self, key_states, value_states)
+        return view, view
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+
+class _ScheduleView(View):
+    def __init__(self, layer: _ScheduleLayer, keys: Tensor, values: Tensor) -> None:
+        self.layer, self.exact_keys, self.exact_values = layer, keys, values
+
+    def attend(
+        self, module: nn.Module, query: Tensor, mask: Tensor | None, *, scale: float, window: int | None
+    ) -> Tensor:
+        if mask is not None or window is not None:
+            raise CacheError("a schedule is evaluated on whole windows without padding under full causal attention")
+        layer, (keys, values) = self.layer, (self.exact_keys, self.exact_values)
+        T = keys.shape[2]
+        if layer.all_coded:
+            stretches: Iterator[tuple[int, int, int]] = iter([(0, T, T)])
+            first = 0
+        else:
+            stretches, first = tiles(T, layer.config), layer.config.sink_tokens
+        end = T if layer.all_coded else first + _coded(T - 1, layer.config)
+        decoded = [
+            book.decode(book.encode(exact[:, :, first:end])).to(exact.dtype) if end > first else exact[:, :, :0]
+            for book, exact in ((layer.key_book, keys), (layer.value_book, values))
+        ]
+        mixed = [keys.clone(), values.clone()]
+        out = query.new_empty(query.shape)
+        done = 0
+        for start, stop, coded in stretches:
+            for buffer, restored in zip(mixed, decoded, strict=True):
+                buffer[:, :, first + done : first + coded] = restored[:, :, done:coded]
+            done = coded
+            out[:, :, start:stop] = _causal(query[:, :, start:stop], mixed[0][:, :, :stop], mixed[1][:, :, :stop], scale)
+        return out.transpose(1, 2)
+
+
+def _causal(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """Attention of the newest rows (B, Hq, t, D) over keys and values (B, Hkv, n, D), the query heads packed."""
+    B, Hq, t, D = query.shape
+    Hkv, n = keys.shape[1:3]
+    G = Hq // Hkv
+    packed = query.reshape(B, Hkv, G * t, D)  # rows of a group stand one head after another
+    visible = torch.ones(t, n, dtype=torch.bool, device=query.device).tril(n - t).repeat(G, 1)
+    out = F.scaled_dot_product_attention(packed, keys, values, attn_mask=visible, scale=scale)
+    return out.reshape(B, Hq, t, D)
+
+
+def _coded(cached: int, config: CacheConfig) -> int:
+    return coded_len(
+        cached, page_size=config.page_size, residual=config.residual, sink_tokens=config.sink_tokens
+    )

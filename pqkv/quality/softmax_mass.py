@@ -1,0 +1,112 @@
+"""Does a backend's softmax sum to one? Two checks on the very calls a model makes.
+
+With every value set to 1 the output must be 1. And the lse it returns must be the log of the sum of exp(scores), the
+scores taken in float64 from keys decoded one by one: a wrong maximum that cancels in the first check shows here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pqkv.kernels import AttentionBackend, ExactTokens, PagedSide, PagedTokens
+from pqkv.kernels.packing import unpack
+
+
+class SoftmaxMassProbe:
+    """An observer of attention calls that keeps the worst deviations; switch `active` off to pass calls by."""
+
+    def __init__(self, backend: AttentionBackend) -> None:
+        self.backend = backend
+        self.active = True
+        self.calls = 0
+        self.mass_error = 0.0
+        self.lse_error = 0.0
+
+    def __call__(
+        self,
+        query: Tensor,
+        pages: PagedTokens | None,
+        sinks: ExactTokens | None,
+        residual: ExactTokens | None,
+        *,
+        scale: float,
+        window: int | None,
+        out: Tensor,
+        lse: Tensor,
+    ) -> None:
+        """See `AttentionObserver`."""
+        if not self.active:
+            return
+        self.calls += 1
+        ones = [None if part is None else replace(part, values=torch.ones_like(part.values)) for part in (sinks, residual)]
+        flat = None if pages is None else replace(pages, values=_all_ones(pages.values))
+        mass, _ = self.backend(query, flat, *ones, scale=scale, window=window)
+        seen = ~lse.isinf()
+        self.mass_error = _worse(self.mass_error, (mass - 1)[seen])
+        for b in range(query.shape[0]):
+            keys = _decoded_keys(b, pages, sinks, residual)  # (Hkv, n, D)
+            groups = query.shape[2] // keys.shape[0]
+            q = query[b].double().transpose(0, 1)  # (Hq, Tq, D)
+            scores = q @ keys.repeat_interleave(groups, 0).mT * scale
+            hidden = _hidden(query.shape[1], keys.shape[1], window, scores.device)
+            total = torch.exp(scores - lse[b].double().T[..., None]).masked_fill(hidden, 0).sum(-1)  # (Hq, Tq)
+            self.lse_error = _worse(self.lse_error, (total - 1)[seen[b].T])
+
+
+def _worse(known: float, deviations: Tensor) -> float:
+    """The larger of the known and the new deviation; NaN is the worst of all."""
+    if not deviations.numel():
+        return known
+    new = float(deviations.abs().max())
+    return new if new != new or new > known else known  # noqa: PLR0124 - NaN differs from itself
+
+
+def _all_ones(side: PagedSide) -> PagedSide:
+    if side.centroids is None:
+        return replace(side, pages=torch.ones_like(side.pages))
+    return replace(side, centroids=torch.ones_like(side.centroids))
+
+
+def _hidden(queries: int, columns: int, window: int | None, device: torch.device) -> Tensor:
+    position = torch.arange(columns - queries, columns, device=device)[:, None]
+    column = torch.arange(columns, device=device)
+    hidden = column > position
+    return hidden if window is None else hidden | (column <= position - window)
+
+
+def _decoded_keys(
+    b: int, pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None
+) -> Tensor:
+    """All keys of sequence b in float64, (Hkv, n, D), written apart from every backend."""
+    parts = []
+    if sinks is not None:
+        parts.append(sinks.keys[b, :, : int(sinks.length[b])].double())
+    if pages is not None:
+        size = pages.page_size
+        for first in range(0, int(pages.context_len[b]), size):
+            page = pages.keys.pages[int(pages.page_table[b, first // size])]
+            parts.append(_page_keys(page, pages.keys, size)[:, : int(pages.context_len[b]) - first])
+    if residual is not None:
+        parts.append(residual.keys[b, :, : int(residual.length[b])].double())
+    return torch.cat(parts, 1)
+
+
+def _page_keys(page: Tensor, side: PagedSide, page_size: int) -> Tensor:
+    """One page -> (Hkv, page_size, D) float64."""
+    if side.centroids is None:
+        return page.double()
+    M = side.centroids.shape[1]
+    codes = unpack(page, side.nbits, M) if side.layout == "row" else unpack(page, side.nbits, page_size).mT
+    heads = []
+    for h in range(page.shape[0]):
+        own = h % side.centroids.shape[0]
+        coded = torch.cat([side.centroids[own, m].double()[codes[h, :, m]] for m in range(M)], -1)  # (P, D)
+        if side.channels is not None:
+            natural = torch.empty_like(coded)
+            natural[:, side.channels[own]] = coded
+            coded = natural
+        heads.append(coded)
+    return torch.stack(heads)

@@ -1,0 +1,89 @@
+"""From positions to figures with intervals: paired bootstrap over windows, and buckets of position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pqkv.quality.measures import PositionMeasures
+from pqkv.record import Metric
+
+_RESAMPLES = 2000
+_EDGES = (0, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+
+def bootstrap(
+    columns: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], seed: int
+) -> tuple[float | None, float | None]:
+    """95% percentile interval of `statistic(*columns)` over windows drawn with replacement.
+
+    Each column holds a figure per window (n,); the statistic gets (resamples, n) of each and reduces the last axis.
+    Columns are resampled together, so pairs stay pairs. (None, None) for a single window: it has no spread.
+    """
+    n = len(columns[0])
+    if n < 2:
+        return None, None
+    draw = np.random.default_rng(seed).integers(0, n, size=(_RESAMPLES, n))
+    low, high = np.quantile(statistic(*(np.asarray(column)[draw] for column in columns)), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def summarize(windows: Sequence[PositionMeasures], metrics: Sequence[str], seed: int) -> dict[str, Metric]:
+    """Figures of all windows; `metrics` picks among perplexity, agreement and kld."""
+    count = sum(len(w.nll) for w in windows)
+    found: dict[str, Metric] = {}
+
+    def add(name: str, columns: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], unit: str = "") -> None:
+        low, high = bootstrap(columns, statistic, seed)
+        found[name] = Metric(value=float(statistic(*columns)), low=low, high=high, unit=unit, n=count)
+
+    def means(pick: Callable[[PositionMeasures], torch.Tensor]) -> np.ndarray:
+        return np.array([float(pick(w).mean()) for w in windows])  # windows are equally long: plain means are fair
+
+    if "perplexity" in metrics:
+        nll, exact = means(lambda w: w.nll), means(lambda w: w.nll_exact)
+        add("perplexity", [nll], lambda x: np.exp(x.mean(-1)))
+        add("perplexity_exact", [exact], lambda x: np.exp(x.mean(-1)))
+        add("perplexity_ratio", [nll, exact], lambda x, y: np.exp((x - y).mean(-1)))
+    if "agreement" in metrics:
+        for k in windows[0].agreement:
+            add(f"agreement_at_{k}", [means(lambda w, k=k: w.agreement[k])], lambda x: x.mean(-1))  # type: ignore[misc]
+            add(f"top1_in_top_{k}", [means(lambda w, k=k: w.top1_in_topk[k])], lambda x: x.mean(-1))  # type: ignore[misc]
+    if "kld" in metrics:
+        add("kld_mean", [means(lambda w: w.kld)], lambda x: x.mean(-1), "nats")
+        every = torch.cat([w.kld for w in windows]).numpy()
+        for name, value in (
+            ("kld_median", np.median(every)),
+            ("kld_p99", np.quantile(every, 0.99)),
+            ("kld_max", every.max()),
+        ):
+            found[name] = Metric(value=float(value), unit="nats", n=count)
+    return found
+
+
+def by_position(windows: Sequence[PositionMeasures]) -> list[dict[str, Any]]:
+    """The same measures per bucket of position in the window."""
+    length = len(windows[0].nll)
+    rows = []
+    for start, end in zip(_EDGES, [*_EDGES[1:], 1 << 62], strict=True):
+        span = slice(start, min(end, length))
+        if start >= length:
+            break
+        nll = torch.stack([w.nll[span] for w in windows]).mean()
+        exact = torch.stack([w.nll_exact[span] for w in windows]).mean()
+        rows.append(
+            {
+                "start": start,
+                "end": span.stop,
+                "positions": (span.stop - start) * len(windows),
+                "perplexity": float(nll.exp()),
+                "perplexity_exact": float(exact.exp()),
+                "perplexity_ratio": float((nll - exact).exp()),
+                "kld_mean": float(torch.stack([w.kld[span] for w in windows]).mean()),
+            }
+            | {f"agreement_at_{k}": float(torch.stack([w.agreement[k][span] for w in windows]).mean()) for k in windows[0].agreement}
+        )
+    return rows

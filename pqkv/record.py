@@ -1,0 +1,322 @@
+"""One JSON file per cell of an experiment: what was run, where, and what came out.
+
+A file carries a checksum over everything else in it, so a damaged record is refused instead of being quoted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from pqkv.config import digest_of
+from pqkv.errors import RecordError
+
+SCHEMA_VERSION = 1
+Direction = Literal["lower", "higher", "none"]
+
+_DIGEST = re.compile(r"[0-9a-f]{12}")
+_FILE_NAME = re.compile(r"[0-9a-f]{12}(\.failure)?\.json")
+_AGREEMENT = re.compile(r"(agreement_at|top1_in_top)_([1-9][0-9]{0,5})")
+
+
+@dataclass(frozen=True, slots=True)
+class MetricInfo:
+    """What a metric is: a sentence, its unit (empty for a plain number), which way is better, a label for plots."""
+
+    description: str
+    unit: str
+    direction: Direction
+    label: str
+
+
+def _agreement(k: int) -> MetricInfo:
+    return MetricInfo(f"|top-{k} of both| / {k}, mean over positions", "", "higher", f"top-{k} agreement")
+
+
+def _inside(k: int) -> MetricInfo:
+    return MetricInfo(f"exact arg-max among the coded top {k}, share of positions", "", "higher", f"exact top-1 in top {k}")
+
+
+METRICS: dict[str, MetricInfo] = {
+    "perplexity": MetricInfo("exp(mean NLL) on the coded cache", "", "lower", "perplexity"),
+    "perplexity_exact": MetricInfo("exp(mean NLL) on the exact cache, same windows", "", "none", "exact perplexity"),
+    "perplexity_ratio": MetricInfo("perplexity / perplexity_exact", "", "lower", "perplexity / exact perplexity"),
+    "agreement_at_1": _agreement(1),
+    "agreement_at_5": _agreement(5),
+    "agreement_at_10": _agreement(10),
+    "kld_mean": MetricInfo("KL(exact || coded), mean over positions", "nats", "lower", "mean KL divergence"),
+    "kld_median": MetricInfo("KL(exact || coded), median", "nats", "lower", "median KL divergence"),
+    "kld_p99": MetricInfo("KL(exact || coded), 99th percentile", "nats", "lower", "p99 KL divergence"),
+    "kld_max": MetricInfo("KL(exact || coded), maximum", "nats", "lower", "maximum KL divergence"),
+    "kld_control": MetricInfo("kld_mean with the codes dealt to the wrong tokens", "nats", "none", "control KLD"),
+    "recall": MetricInfo("planted facts answered exactly on the coded cache", "", "higher", "recall"),
+    "recall_exact": MetricInfo("planted facts answered exactly on the exact cache", "", "none", "exact recall"),
+    "softmax_mass_error": MetricInfo("largest |output - 1| with every value 1", "", "lower", "softmax mass error"),
+    "lse_mass_error": MetricInfo("largest |sum exp(s - lse) - 1|, s in float64", "", "lower", "lse mass error"),
+    "code_bits": MetricInfo("marginal cost of one element", "bits", "lower", "marginal cost per element"),
+    "effective_bits": MetricInfo("all bytes of the cache per element", "bits", "lower", "total cost per element"),
+    "residual_tokens": MetricInfo("newest tokens kept exact", "tokens", "none", "exact newest tokens"),
+    "cache_bytes": MetricInfo("bytes of the coded cache", "B", "lower", "cache size"),
+    "cache_bytes_exact": MetricInfo("bytes of the exact cache", "B", "none", "exact cache size"),
+    "latency_ms": MetricInfo("median time of one call", "ms", "lower", "latency"),
+    "exact_latency_ms": MetricInfo("median time of the strongest exact baseline", "ms", "none", "exact latency"),
+    "speedup": MetricInfo("exact_latency_ms / latency_ms", "x", "higher", "speed-up over exact"),
+    "bandwidth_gbs": MetricInfo("bytes moved / latency", "GB/s", "higher", "bandwidth"),
+    "bandwidth_fraction": MetricInfo("bandwidth / copy bandwidth of the same run", "", "higher", "bandwidth / copy"),
+    "encode_tokens_per_s": MetricInfo("tokens encoded per second", "tokens/s", "higher", "encoding rate"),
+    "ttft_ms": MetricInfo("time to the first token", "ms", "lower", "time to first token"),
+    "tpot_ms": MetricInfo("time per output token", "ms", "lower", "time per output token"),
+}
+
+
+def metric_info(name: str) -> MetricInfo:
+    """What `name` measures; `agreement_at_k` exists for every k. Raises `RecordError` for an unknown metric."""
+    if name in METRICS:
+        return METRICS[name]
+    if match := _AGREEMENT.fullmatch(name):  # --topk takes any k
+        return _agreement(int(match[2])) if match[1] == "agreement_at" else _inside(int(match[2]))
+    raise RecordError(f"unknown metric '{name}'; known metrics: {', '.join(METRICS)}")
+
+
+class Metric(BaseModel):
+    """A figure with its interval: `low` and `high` bound the 95% interval, `n` counts what it was taken over."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    n: int | None = None
+
+
+class Record(BaseModel):
+    """The outcome of one cell. Raises `RecordError` for what a file could not hold or a reader could not trust:
+    a number that is not finite, an unknown metric, a digest that is not the digest of `config`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    kind: str
+    config: dict[str, Any]
+    digest: str
+    env: dict[str, Any]
+    git: dict[str, Any]
+    seed: int
+    status: Literal["ok", "failed"]
+    error: str | None = None
+    started_at: str
+    seconds: float
+    metrics: dict[str, Metric] = {}
+    tables: dict[str, list[dict[str, Any]]] = {}
+    samples: dict[str, list[float]] = {}
+    notes: list[str] = []
+
+    @field_validator("config", "env", "git", "tables", "samples", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: Any) -> Any:  # noqa: ANN401 - any JSON value
+        return _plain_json(value, info.field_name)
+
+    @field_validator("error", mode="before")
+    @classmethod
+    def _encodable(cls, value: Any) -> Any:  # noqa: ANN401
+        # A message can quote an undecodable file name; it must not keep its own failure from being recorded.
+        return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.schema_version != SCHEMA_VERSION:
+            raise RecordError(f"has schema version {self.schema_version}, this pqkv reads {SCHEMA_VERSION}")
+        if self.digest != digest_of(self.config):
+            raise RecordError(f"its digest {self.digest} is not the digest {digest_of(self.config)} of its config")
+        if (self.status == "ok") != (self.error is None):
+            raise RecordError("a failed record states its error, and only a failed one does")
+        _check_utc(self.started_at)
+        _plain_json(self.seconds, "seconds")
+        for name, metric in self.metrics.items():
+            metric_info(name)
+            for part in ("value", "low", "high"):
+                _plain_json(getattr(metric, part), f"metric {name}: {part}")
+        return self
+
+
+class RecordStore:
+    """The records of one experiment: `<digest>.json` where a cell ran, `<digest>.failure.json` where it failed."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+
+    def path(self, digest: str) -> Path:
+        """Where the successful record of this digest lies or would lie."""
+        return self.folder / f"{_checked_digest(digest)}.json"
+
+    def failure_path(self, digest: str) -> Path:
+        """Where a failure of this digest lies or would lie."""
+        return self.folder / f"{_checked_digest(digest)}.failure.json"
+
+    def find(self, digest: str) -> Record | None:
+        """The successful record of this digest, or None. Raises `RecordError` when the file is damaged or misnamed."""
+        path = self.path(digest)
+        if not os.path.lexists(path):
+            return None
+        record = read_record(path)
+        if record.digest != digest:
+            raise _damaged(path, f"it holds the record of {record.digest}")
+        return record if record.status == "ok" else None
+
+    def write(self, record: Record) -> Path:
+        """Store `record` in one step and return its path. A success removes the failure that an earlier try left;
+        a failure leaves an earlier success alone. Raises `RecordError` when the folder cannot take it.
+        """
+        # Validated once more, as the dicts inside a frozen record can still be changed.
+        record = Record.model_validate(record.model_dump())
+        failed = record.status == "failed"
+        path = self.failure_path(record.digest) if failed else self.path(record.digest)
+        payload = record.model_dump()
+        payload["checksum"] = _checksum(payload)
+        atomic_write(path, (json.dumps(payload, indent=1, allow_nan=False) + "\n").encode())
+        if not failed:
+            stale = self.failure_path(record.digest)
+            try:
+                stale.unlink(missing_ok=True)
+            except OSError as error:
+                raise RecordError(_one_line(f"cannot remove the old failure {stale}: {_cause(error)}")) from error
+        return path
+
+    def load_all(self) -> list[Record]:
+        """Every record of the folder, failures included, sorted by file name; an absent folder holds none."""
+        if not self.folder.exists():
+            return []
+        return [read_record(path) for path in _record_files(self.folder, recursive=False)]
+
+
+def read_record(path: Path | str) -> Record:
+    """Read one record. Raises `RecordError`, in one line, when the file is unreadable, damaged or not a record."""
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise RecordError(_one_line(f"cannot read the record {path}: {_cause(error)}")) from error
+    try:
+        payload = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        if not isinstance(payload, dict):
+            raise ValueError(f"it holds {type(payload).__name__} instead of keys and values")
+        checksum = payload.pop("checksum", None)
+        if checksum != _checksum(payload):
+            raise ValueError("its content does not match its checksum")
+        return Record.model_validate(payload)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise _damaged(path, f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+    except (ValueError, RecursionError, RecordError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def load_records(paths: Path | str | Iterable[Path | str]) -> list[Record]:
+    """The records in `paths`: files are read whatever their name, folders are searched recursively for the names
+    that a `RecordStore` gives. Each file counts once, in the order of the paths and of the names within a folder.
+    """
+    starts = [paths] if isinstance(paths, str | Path) else list(paths)
+    files: dict[Path, Path] = {}
+    for start in map(Path, starts):
+        if not start.exists():
+            raise RecordError(_one_line(f"no record or folder of records at {start}"))
+        for file in _record_files(start, recursive=True) if start.is_dir() else [start]:
+            files.setdefault(file.resolve(), file)
+    return [read_record(file) for file in files.values()]
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Put `data` at `path` whole or not at all, making its folder. Raises `RecordError` when that fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)  # noqa: PTH105 - the name the guarantee is documented under
+        except BaseException:  # Ctrl-C too leaves nothing behind
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise RecordError(_one_line(f"cannot write {path}: {_cause(error)}")) from error
+
+
+def utc_now() -> str:
+    """The time as `started_at` wants it: ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _record_files(folder: Path, *, recursive: bool) -> Iterator[Path]:
+    found = folder.rglob("*.json") if recursive else folder.glob("*.json")
+    yield from sorted(path for path in found if _FILE_NAME.fullmatch(path.name))
+
+
+def _plain_json(value: Any, where: str) -> Any:  # noqa: ANN401 - any JSON value
+    """`value` in the types JSON gives back (tuples and arrays become lists); RecordError for what it cannot hold."""
+    if hasattr(value, "tolist"):  # numpy and torch, without importing either
+        value = value.tolist()
+    if isinstance(value, float):
+        if not isfinite(value):
+            raise RecordError(f"{where} is {value}: a record holds finite numbers only")
+        return float(value)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise RecordError(f"{where} has the key {key!r}: JSON keys are strings")
+        return {key: _plain_json(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_json(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    raise RecordError(f"{where} is {type(value).__name__}, which JSON cannot hold")
+
+
+def _checksum(payload: dict[str, Any]) -> str:
+    text = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_utc(text: str) -> None:
+    try:
+        offset = datetime.fromisoformat(text).utcoffset()
+    except ValueError:
+        offset = None
+    if offset != timedelta(0):
+        raise RecordError(f"started_at is '{text}', not an ISO time in UTC such as '{utc_now()}'")
+
+
+def _checked_digest(digest: str) -> str:
+    if not _DIGEST.fullmatch(digest):  # it becomes a file name
+        raise RecordError(f"'{digest}' is not a digest: twelve hexadecimal digits")
+    return digest
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _damaged(path: Path, cause: str) -> RecordError:
+    return RecordError(_one_line(f"{path} is not a sound record: {cause}; delete it and run again"))
+
+
+def _cause(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
