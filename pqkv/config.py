@@ -131,7 +131,7 @@ class EvalConfig(Settings):
     context: tuple[int, ...] = (512, 2048)
     mode: tuple[Mode, ...] = ("exact-schedule",)
     chunk_size: int = Field(256, ge=1)
-    windows: int | None = Field(8, ge=1, description="windows per context, spread evenly; none means all")
+    windows: int | None = Field(8, ge=1, description="windows per context, spread evenly; 'all' for all of them")
     topk: tuple[int, ...] = (1, 5, 10)
     metrics: tuple[Metric, ...] = ALL_METRICS
     control: bool = False
@@ -145,6 +145,11 @@ class EvalConfig(Settings):
     value_layout: Layout = "transposed"
     max_pages: int | None = Field(None, ge=1)
     backend: str = "reference"
+
+    @field_validator("windows", mode="before")
+    @classmethod
+    def _all_windows(cls, windows: Any) -> Any:  # noqa: ANN401 - not validated yet
+        return None if windows == "all" else windows
 
     @field_validator("context")
     @classmethod
@@ -207,7 +212,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 def _first_problem(error: ValidationError, cls: type[BaseModel], source: str) -> str:
     problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(part for part in problem["loc"] if isinstance(part, str))
     if problem["type"] == "extra_forbidden":
         return f"{source}: unknown key '{key}'; known keys: {', '.join(sorted(cls.model_fields))}"
     message = problem["msg"].removeprefix("Value error, ")

@@ -13,14 +13,13 @@ from pydantic import ValidationError
 
 from pqkv.config import digest_of
 from pqkv.errors import RecordError
+from pqkv.metrics import METRICS, metric_info
 from pqkv.record import (
-    METRICS,
     SCHEMA_VERSION,
     Metric,
     Record,
     RecordStore,
     load_records,
-    metric_info,
     read_record,
     utc_now,
 )  # fmt: skip

@@ -63,7 +63,9 @@ class CodedLayer:
         exact = [n - s - c for n, s, c in zip(lengths, sinks, before, strict=True)]
         inputs = (
             self.store.tokens(length_tensor(before, device)) if any(before) else None,
-            ExactTokens(*self._sinks, length_tensor(sinks, device)) if self.config.sink_tokens else None,
+            ExactTokens(self._sinks[0], self._sinks[1], length_tensor(sinks, device))
+            if self.config.sink_tokens
+            else None,
             ExactTokens(staged_keys, staged_values, length_tensor(exact, device)),
         )
         out, lse = self.backend(query, *inputs, scale=scale, window=window)

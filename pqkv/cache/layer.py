@@ -80,7 +80,7 @@ class Layer(Protocol):
 
 
 def checked_padding(padding: Sequence[int] | None, keys: Tensor) -> Sequence[int]:
-    """Padding per sequence, zeros by default; raises `CacheError` when it does not fit the new tokens (B, Hkv, T, D)."""
+    """Padding per sequence, zeros by default; raises `CacheError` if it does not fit the new tokens (B, Hkv, T, D)."""
     B, _, T, _ = keys.shape
     if padding is None:
         return [0] * B

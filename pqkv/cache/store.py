@@ -70,9 +70,7 @@ class CodeSide:
     def side(self, pages: Tensor | None = None) -> PagedSide:
         """What the kernels read: these pages, or its own."""
         book = self.book
-        return PagedSide(
-            self.pages if pages is None else pages, self.layout, book.centroids, book.channels, book.nbits
-        )
+        return PagedSide(self.pages if pages is None else pages, self.layout, book.centroids, book.channels, book.nbits)
 
     def page_bytes(self) -> int:
         """Bytes of one page."""
@@ -151,10 +149,7 @@ class ContiguousCodeStore:
     def tokens(self, context_len: Tensor) -> PagedTokens:
         """See `CodeStore`."""
         table = torch.arange(len(self._blocks), dtype=torch.int32, device=context_len.device)[:, None]
-        sides = [
-            side.side(rows)
-            for rows, side in zip(self._rows, (self.keys, self.values), strict=True)
-        ]
+        sides = [side.side(rows) for rows, side in zip(self._rows, (self.keys, self.values), strict=True)]
         return PagedTokens(sides[0], sides[1], table, context_len, self._rows[0].shape[2])
 
     def select(self, sequences: Sequence[int]) -> None:

@@ -49,7 +49,7 @@ class Codebook:
     def encode(self, vectors: Tensor) -> Tensor:
         """Vectors (B, Hkv, T, D) -> codes (B, Hkv, T, M) int16, each the nearest centroid of its subspace."""
         B, Hkv, T, _ = vectors.shape
-        H, M, C, d_sub = self.centroids.shape
+        H, M, _, d_sub = self.centroids.shape
         dtype = torch.float64 if vectors.dtype == torch.float64 else torch.float32
         flat = vectors.to(dtype).transpose(0, 1).reshape(H, -1, M * d_sub)  # H = 1 pools the heads
         centroids = self.centroids.to(dtype)
@@ -77,7 +77,11 @@ class Codebook:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Codebook:
         """The codebook with `change` applied to each of its tensors."""
-        return type(self)(*(None if t is None else change(t) for t in (self.centroids, self.channels, self.weights)))
+        return type(self)(
+            change(self.centroids),
+            None if self.channels is None else change(self.channels),
+            None if self.weights is None else change(self.weights),
+        )
 
     def nbytes(self) -> int:
         """Bytes of its tensors as they are held."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pqkv.codec.codebook import Codebook, CodebookSet
-from pqkv.config import Channels, CodeMetric, Scope
+from pqkv.config import NBITS_RANGE, Channels, CodeMetric, Scope
 from pqkv.errors import CodebookError
 
 _KEY = "pqkv-codebooks"
@@ -56,11 +57,11 @@ class CodebookHeader(_Strict):
 
     version: int = FORMAT_VERSION
     model: ModelIdentity
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    num_subspaces: int
-    nbits: int
+    num_layers: int = Field(ge=1)
+    num_kv_heads: int = Field(ge=1)
+    head_dim: int = Field(ge=1)
+    num_subspaces: int = Field(ge=1)
+    nbits: int = Field(ge=NBITS_RANGE[0], le=NBITS_RANGE[1])
     scope: Scope
     channels: Channels
     metric: CodeMetric
@@ -88,8 +89,22 @@ def save_codebooks(path: Path, books: CodebookSet, header: CodebookHeader) -> No
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if temporary.exists():
-            temporary.unlink()
+        raise CodebookError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:  # after an interrupt too
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise `CodebookError` if a file cannot be made at `path`: better before the training than after it."""
+    probe = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.is_dir():
+            raise CodebookError(f"{path} is a folder; give the name of a file in it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
         raise CodebookError(f"cannot write {path}: {error.strerror or error}") from error
 
 
@@ -98,12 +113,13 @@ def load_codebooks(path: Path) -> tuple[CodebookSet, CodebookHeader]:
 
     Raises `CodebookError` that says which check failed.
     """
-    if not path.is_file():
+    if not _is_file(path):
         raise CodebookError(f"no codebook file at {path}; make one with pqkv train-codebooks -o {path}")
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            # cloned: a tensor of the mapped file would change with the file after it was checked
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise CodebookError(f"{path} is not a readable safetensors file ({error}); train it again") from error
     if _KEY not in metadata:
@@ -115,10 +131,19 @@ def load_codebooks(path: Path) -> tuple[CodebookSet, CodebookHeader]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ValidationError) as error:
         raise CodebookError(f"{path}: the header is damaged or from another version; train it again") from error
     if header.version != FORMAT_VERSION:
-        raise CodebookError(f"{path}: format version {header.version}, this pqkv reads {FORMAT_VERSION}; train it again")
+        raise CodebookError(
+            f"{path}: format version {header.version}, this pqkv reads {FORMAT_VERSION}; train it again"
+        )
     if checksum != _checksum(content, tensors):
         raise CodebookError(f"{path}: checksum mismatch, the file is damaged; train it again or copy it once more")
     return _books(path, header, tensors), header
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than names can be
+        return False
 
 
 def _tensors(books: CodebookSet, scope: Scope) -> dict[str, Tensor]:
@@ -141,12 +166,12 @@ def _checksum(content: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        hashed.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        hashed.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return hashed.hexdigest()
 
 
 def _books(path: Path, header: CodebookHeader, tensors: dict[str, Tensor]) -> CodebookSet:
-    if header.num_subspaces < 1 or header.head_dim % header.num_subspaces:
+    if header.head_dim % header.num_subspaces:
         raise CodebookError(f"{path}: {header.num_subspaces} subspaces do not divide head_dim {header.head_dim}")
     sides = []
     for side in ("keys", "values"):

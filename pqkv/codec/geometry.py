@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 from pqkv.config import CodeShape
 from pqkv.errors import ConfigError
 
 # bits per element -> (channels per subspace, nbits)
-_CHOICES: dict[Fraction, tuple[int, int]] = {
-    Fraction(4): (2, 8),
-    Fraction(3): (2, 6),
-    Fraction(2): (4, 8),
-    Fraction(3, 2): (4, 6),
-    Fraction(1): (8, 8),
-}
+_CHOICES: dict[float, tuple[int, int]] = {4: (2, 8), 3: (2, 6), 2: (4, 8), 1.5: (4, 6), 1: (8, 8)}
 
 
 def code_geometry(shape: CodeShape, head_dim: int) -> tuple[int, int]:
@@ -29,14 +21,14 @@ def code_geometry(shape: CodeShape, head_dim: int) -> tuple[int, int]:
                 f"pick one of {[m for m in range(1, head_dim + 1) if head_dim % m == 0]}"
             )
         return shape.num_subspaces, shape.nbits
-    bits = Fraction(4 if shape.bits is None else shape.bits).limit_denominator(64)
+    bits = 4 if shape.bits is None else shape.bits
     if bits not in _CHOICES:
-        known = ", ".join(f"{float(b):g}" for b in _CHOICES)
-        raise ConfigError(f"no default geometry for {float(bits):g} bits; pick {known}, or give --num-subspaces/--nbits")
+        known = ", ".join(f"{b:g}" for b in _CHOICES)
+        raise ConfigError(f"no default geometry for {bits:g} bits; pick {known}, or give --num-subspaces/--nbits")
     d_sub, nbits = _CHOICES[bits]
     if head_dim % d_sub:
         raise ConfigError(
-            f"head_dim {head_dim} is not divisible by {d_sub}, which {float(bits):g} bits needs; "
+            f"head_dim {head_dim} is not divisible by {d_sub}, which {bits:g} bits needs; "
             "give --num-subspaces and --nbits instead"
         )
     return head_dim // d_sub, nbits

@@ -20,7 +20,7 @@ def nearest(vectors: Tensor, centroids: Tensor) -> Tensor:
     vectors (H, N, D), centroids (H, M, C, d_sub) of the same float dtype with D = M * d_sub;
     returns (H, N, M) int16 (C can be 4096).
     """
-    H, M, C, d_sub = centroids.shape
+    H, M, _, d_sub = centroids.shape
     split = vectors.unflatten(-1, (M, d_sub))  # (H, N, D) -> (H, N, M, d_sub)
     if vectors.device.type == "cpu" and vectors.dtype in (torch.float32, torch.float64):
         codes = np.empty((H, vectors.shape[1], M), dtype=np.int16)

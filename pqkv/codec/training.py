@@ -34,7 +34,7 @@ def train_codebooks(
     Scope `head` trains on each head's N vectors; `layer` and `global` pool heads (and layers) and draw N vectors
     from the pool, so every scope sees the same number of vectors per codebook. `balance` groups the channels so that
     subspaces carry like variance; `weights`, (Hkv, D) per layer, is the metric (for keys: the root mean square of the
-    queries that will meet them). Raises `DataError` when there are fewer vectors than centroids.
+    queries that will meet them). Raises `DataError` when there are fewer vectors than centroids, or NaN or infinite ones.
     """
     metric = list(weights) if weights is not None else [torch.ones(s.shape[0], s.shape[2]) for s in samples]
     groups = [list(zip(layer, w, strict=True)) for layer, w in zip(samples, metric, strict=True)]
@@ -44,9 +44,7 @@ def train_codebooks(
         groups = [[_pool(samples, metric, seed)]]
     books: list[Codebook] = []
     for index, layer_groups in enumerate(groups):
-        trained = [
-            _train(vectors, w, num_subspaces, nbits, iterations, seed, balance) for vectors, w in layer_groups
-        ]
+        trained = [_train(vectors, w, num_subspaces, nbits, iterations, seed, balance) for vectors, w in layer_groups]
         centroids, channels, metrics = (torch.stack(parts) for parts in zip(*trained, strict=True))
         books.append(Codebook(centroids, channels if balance else None, metrics if weights is not None else None))
         if progress:
@@ -69,8 +67,8 @@ def balanced_channels(variance: Tensor, num_subspaces: int) -> Tensor:
     eigenvalue allocation (Ge et al. 2013) without its rotation, so that it costs nothing at attention time.
     """
     d_sub = len(variance) // num_subspaces
-    logs = variance.double().clamp(min=1e-20).log()
-    logs = (logs - logs.min()).tolist()  # not negative: an empty subspace is always the smallest
+    spread = variance.double().clamp(min=1e-20).log()
+    logs: list[float] = (spread - spread.min()).tolist()  # not negative: an empty subspace is always the smallest
     members: list[list[int]] = [[] for _ in range(num_subspaces)]
     products = [0.0] * num_subspaces
     for channel in sorted(range(len(logs)), key=lambda c: (-logs[c], c)):
@@ -102,6 +100,10 @@ def _train(
         raise DataError(
             f"{count} calibration vectors cannot train {2**nbits} centroids; "
             "raise --samples and --calibration-tokens, or lower --nbits"
+        )
+    if not torch.isfinite(vectors).all():
+        raise DataError(
+            "calibration vectors are NaN or infinite; run the model in another --dtype and check its weights"
         )
     weights = weights / weights.mean()  # only ratios matter
     weights = weights.clamp(min=1e-3)  # a channel no query looks at still gets a finite centroid

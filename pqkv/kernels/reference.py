@@ -112,9 +112,7 @@ class _Codes:
         return rows.reshape(H, -1, M * d_sub)
 
 
-def _attend(
-    q: Tensor, parts: list[_Exact | _Coded], first: int, window: int | None
-) -> tuple[Tensor, Tensor]:
+def _attend(q: Tensor, parts: list[_Exact | _Coded], first: int, window: int | None) -> tuple[Tensor, Tensor]:
     """Queries (H, G, t, D) at positions first, first + 1, ... -> out (H, G, t, D), lse (H, G, t)."""
     if not parts:
         return torch.zeros_like(q), q.new_full(q.shape[:-1], float("-inf"))
@@ -143,13 +141,19 @@ def _parts(
     residual: ExactTokens | None,
     compute: torch.dtype,
 ) -> list[_Exact | _Coded]:
+    """What sequence b holds, in order of position; empty parts are left out."""
     found: list[_Exact | _Coded] = []
-    for exact in (sinks, residual):
-        if exact is not None and (n := int(exact.length[b])):
-            found.append(_Exact(exact.keys[b, :, :n].to(compute), exact.values[b, :, :n].to(compute)))
-        if exact is sinks and pages is not None and (n := int(pages.context_len[b])):
-            found.append(_paged(b, n, pages, compute))
+    if sinks is not None and (n := int(sinks.length[b])):
+        found.append(_exact(b, n, sinks, compute))
+    if pages is not None and (n := int(pages.context_len[b])):
+        found.append(_paged(b, n, pages, compute))
+    if residual is not None and (n := int(residual.length[b])):
+        found.append(_exact(b, n, residual, compute))
     return found
+
+
+def _exact(b: int, n: int, tokens: ExactTokens, compute: torch.dtype) -> _Exact:
+    return _Exact(tokens.keys[b, :, :n].to(compute), tokens.values[b, :, :n].to(compute))
 
 
 def _paged(b: int, n: int, pages: PagedTokens, compute: torch.dtype) -> _Exact | _Coded:

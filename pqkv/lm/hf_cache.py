@@ -48,7 +48,9 @@ class PQKVCache(Cache):
         self.kv: KVCache | None = None  # made when the first keys tell batch, dtype and device
         super().__init__(
             layers=[
-                _Layer(self, self.coded_layers.index(i)) if i in self.coded_layers else DYNAMIC_LAYER_TYPE_MAPPING[t](**k)
+                _Layer(self, self.coded_layers.index(i))
+                if i in self.coded_layers
+                else DYNAMIC_LAYER_TYPE_MAPPING[t](**k)
                 for i, (t, k) in enumerate(zip(types, kwargs, strict=True))
             ]
         )
@@ -130,8 +132,8 @@ class _Layer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:  # noqa: ANN401
         self.lazy_initialization(key_states, value_states)
-        view = _StepView(self, self.owner.core(key_states).layers[self.index], key_states, value_states)
-        self.columns += key_states.shape[2]
+        layer = self.owner.core(key_states).layers[self.index]
+        view = _StepView(self, layer, key_states, value_states)
         return view, view
 
     def get_seq_length(self) -> int:
@@ -160,29 +162,43 @@ class _StepView(View):
     def attend(
         self, module: nn.Module, query: Tensor, mask: Tensor | None, *, scale: float, window: int | None
     ) -> Tensor:
-        """Prefill into an empty cache is exact attention on what was just computed; every later step runs on pages."""
-        first = self.owner.padding is None
-        padding = _left_padding(mask, self.owner.columns, query.shape[0], window)
-        if first:
-            self.owner.padding = padding
+        """Prefill into an empty cache is exact attention on what was just computed; every later step runs on pages.
+
+        The columns count only once the tokens are cached: a step that raises can be taken again.
+        """
+        owner, new = self.owner, self.new_keys.shape[2]
+        kept = self.new_keys.detach(), self.new_values.detach()  # no graph may outlive the step
+        padding = _left_padding(mask, owner.columns + new, query.shape[:3:2], window)
+        if owner.padding is None:
             out = exact_attention(module, query, self.new_keys, self.new_values, mask, scale)
-            self.layer.append(self.new_keys, self.new_values, padding)
-            return out
-        if padding != self.owner.padding:
-            raise CacheError("the attention mask of this step hides tokens that were cached as real; pass the same padding")
-        return self.layer.attend(query.transpose(1, 2), self.new_keys, self.new_values, scale=scale, window=window)
+            self.layer.append(*kept, padding)
+            owner.padding = padding
+        elif padding != owner.padding:
+            raise CacheError(
+                "the attention mask of this step hides tokens that were cached as real; pass the same padding"
+            )
+        else:
+            out = self.layer.attend(query.transpose(1, 2), *kept, scale=scale, window=window)
+        owner.columns += new
+        return out
 
 
-def _left_padding(mask: Tensor | None, columns: int, batch: int, window: int | None) -> list[int]:
-    """Hidden columns on the left of each sequence; raises `CacheError` for a mask that is anything else."""
+def _left_padding(mask: Tensor | None, columns: int, shape: Sequence[int], window: int | None) -> list[int]:
+    """Hidden columns on the left of each sequence, for queries of `shape` (B, T) that are the newest of `columns`.
+
+    Raises `CacheError` for a mask that is anything but causal with left padding.
+    """
+    batch, new = shape
     if mask is None:
         return [0] * batch
-    last = mask[:, 0, -1, :columns].expand(batch, -1)  # what the newest token sees: (B, columns)
+    visible = mask[..., :columns].expand(batch, -1, -1, -1)  # (B, 1 or Hq, T, columns)
     if mask.dtype != torch.bool:
-        last = last == 0  # an additive mask
-    visible = last.sum(-1)
-    first = columns - visible
-    expected = torch.arange(columns, device=mask.device) >= first[:, None]
-    if window is not None or not torch.equal(last, expected):
+        visible = visible == 0  # an additive mask
+    first = columns - visible[:, 0, -1].sum(-1)  # the newest token sees all that is real
+    column = torch.arange(columns, device=mask.device)
+    position = column[columns - new :, None]
+    expected = (column <= position) & (column >= first[:, None, None])  # (B, T, columns)
+    real = position >= first[:, None, None]  # (B, T, 1): what padding sees is nobody's business
+    if window is not None or not torch.equal(visible & real[:, None], expected[:, None].expand_as(visible)):
         raise CacheError("only causal attention with left padding runs on a pqkv cache; other masks are not supported")
     return [int(pad) for pad in first.tolist()]

@@ -85,7 +85,7 @@ def load_model(name: str = REFERENCE, dtype: str = "float32", device: str = "cpu
         tokenizer = AutoTokenizer.from_pretrained(source)
     except ModelError:
         raise
-    except Exception as error:  # noqa: BLE001 - transformers raises what its readers raise; the cause is kept
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"cannot load the model '{name}': {reason} (give 'reference', a folder with config.json, weights and "

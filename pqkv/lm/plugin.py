@@ -34,7 +34,7 @@ class View:
         )
 
 
-def attach(model: nn.Module) -> None:
+def attach(model: Any) -> None:  # noqa: ANN401 - a transformers PreTrainedModel
     """Make `model` able to run on pqkv caches; it still runs on any other cache as under sdpa.
 
     Raises `ModelError` for families whose attention was not checked.

@@ -13,8 +13,8 @@ from pqkv.codec.training import relative_error, train_codebooks
 from pqkv.config import TrainConfig
 from pqkv.errors import CodebookError
 from pqkv.lm.capture import capture
-from pqkv.lm.load import LanguageModel
 from pqkv.lm.contamination import identifying_documents
+from pqkv.lm.load import LanguageModel
 from pqkv.text import load_corpus, tokenize, windows
 
 _HELD_OUT = 2048  # sampled positions that are not trained on and only measured
@@ -99,8 +99,6 @@ def check_codebooks(header: CodebookHeader, lm: LanguageModel, path: str) -> Non
         )
     if (header.model.config, header.model.weights) != (lm.config_digest, lm.fingerprint):
         raise CodebookError(
-            f"{path}: codebooks were trained for {header.model.name} with other weights or settings than {lm.name} has; "
+            f"{path}: codebooks were trained for {header.model.name} with other weights or settings than {lm.name}; "
             "train codebooks for this model"
         )
-
-

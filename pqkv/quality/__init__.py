@@ -1,0 +1,1 @@
+"""What a coded cache costs in quality: measures, modes, recall, and the evaluation that runs them."""

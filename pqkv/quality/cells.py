@@ -12,11 +12,11 @@ from pqkv.codec.codebook_file import CodebookHeader, load_codebooks
 from pqkv.config import EvalConfig, Mode, TrainConfig
 from pqkv.lm import LanguageModel
 from pqkv.lm.defaults import default_codebooks
-from pqkv.lm.train import Progress, check_codebooks
+from pqkv.lm.train import Progress
 from pqkv.text import Corpus
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Coding:
     """What a cell codes with: codebooks and where they came from, or nothing for the exact cache."""
 
@@ -31,7 +31,7 @@ class Coding:
         return "exact" if self.books is None else f"{self.bits:g} bits"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Cell:
     """One context, one mode, one coding."""
 
@@ -45,15 +45,14 @@ class Cell:
         return f"{self.coding.label}, {self.mode}, {self.context} tokens"
 
 
-def codings(config: EvalConfig, lm: LanguageModel, progress: Progress | None) -> list[Coding]:
-    """The codebook files named, or the default codebooks of each of `bits` (0 is the exact cache)."""
+def named_codings(config: EvalConfig) -> list[Coding]:
+    """The codebook files the configuration names, read and checked; for which model is not asked yet."""
+    return [_coding(*load_codebooks(Path(path)), Path(path)) for path in config.codebooks]
+
+
+def default_codings(config: EvalConfig, lm: LanguageModel, progress: Progress | None) -> list[Coding]:
+    """The default codebooks of each of `bits`, trained where they are not there yet; 0 is the exact cache."""
     found = []
-    for path in config.codebooks:
-        books, header = load_codebooks(Path(path))
-        check_codebooks(header, lm, Path(path).name)
-        found.append(_coding(books, header, Path(path)))
-    if config.codebooks:
-        return found
     for bits in config.bits:
         if bits == 0:
             found.append(Coding(bits=0))
@@ -112,8 +111,6 @@ def describe(cell: Cell, config: EvalConfig, lm: LanguageModel, corpus: Corpus, 
         "allow_contaminated": config.allow_contaminated,
         **cache,
     }
-
-
 
 
 def _coding(books: CodebookSet, header: CodebookHeader, path: Path) -> Coding:

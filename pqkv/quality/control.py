@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -15,19 +17,27 @@ class ShuffledCodebook(Codebook):
     """
 
     __slots__ = ()
+    seed: ClassVar[int] = 0
 
     def encode(self, vectors: Tensor) -> Tensor:
         """Vectors (B, Hkv, T, D) -> shuffled codes (B, Hkv, T, M)."""
         codes = super().encode(vectors)
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(self.seed)
         order = torch.rand(codes.shape, generator=generator).argsort(2).to(codes.device)
         return codes.gather(2, order)
 
 
+class _ShuffledValues(ShuffledCodebook):
+    """Values move apart from their keys: attention does not see pairs that move together."""
+
+    __slots__ = ()
+    seed = 1
+
+
 def shuffled(books: CodebookSet) -> CodebookSet:
     """The control of `books`."""
-
-    def shuffle(book: Codebook) -> Codebook:
-        return ShuffledCodebook(book.centroids, book.channels, book.weights)
-
-    return CodebookSet(tuple(map(shuffle, books.keys)), tuple(map(shuffle, books.values)))
+    keys, values = (
+        tuple(kind(book.centroids, book.channels, book.weights) for book in side)
+        for kind, side in ((ShuffledCodebook, books.keys), (_ShuffledValues, books.values))
+    )
+    return CodebookSet(keys, values)

@@ -5,27 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from pqkv.cache import effective_bits, footprint
 from pqkv.config import EvalConfig, digest_of
 from pqkv.env import environment, git_state
 from pqkv.errors import ConfigError, PqkvError
 from pqkv.kernels import get_backend
-from pqkv.lm import LanguageModel, load_model
+from pqkv.lm import load_model
 from pqkv.lm.contamination import check_contamination
-from pqkv.quality.cells import Cell, cells, codings, describe
-from pqkv.quality.control import shuffled
-from pqkv.quality.measures import PositionMeasures, compare
-from pqkv.quality.modes import run_coded, run_exact
-from pqkv.quality.recall import RecallPrompt, answered, build_prompts, by_depth
-from pqkv.quality.softmax_mass import SoftmaxMassProbe
-from pqkv.quality.summary import bootstrap, by_position, summarize
-from pqkv.record import Metric, Record, RecordStore, utc_now
+from pqkv.lm.train import check_codebooks
+from pqkv.quality.cell_run import CellRun, ExactLogits
+from pqkv.quality.cells import Cell, cells, default_codings, describe, named_codings
+from pqkv.record import Record, RecordStore, utc_now
 from pqkv.text import load_corpus, tokenize, windows
 
 STATED_LENGTHS = (2048, 32768, 131072)
@@ -56,6 +50,7 @@ def evaluate(
     on; a wrong model, text or codebook raises before the first cell.
     """
     tell = report or (lambda progress: None)
+    named = named_codings(config)  # a bad file is told before a model is loaded
     lm = load_model(config.model, config.dtype, config.device)
     if max(config.context) > lm.max_positions:
         raise ConfigError(
@@ -66,7 +61,10 @@ def evaluate(
     corpus = load_corpus(config.data, config.split, default="test")
     stream = tokenize(corpus, lm.encode, lm.separator)
     chosen = {context: windows(stream, context, config.windows) for context in config.context}
-    found = codings(config, lm, lambda stage, done, total: tell(Progress(stage, done, total)))
+    for path, coding in zip(config.codebooks, named, strict=True):
+        if coding.header is not None:
+            check_codebooks(coding.header, lm, Path(path).name)
+    found = named or default_codings(config, lm, lambda stage, done, total: tell(Progress(stage, done, total)))
     notes: dict[tuple[int, int], list[str]] = {}
     for i, coding in enumerate(found):
         for context, window_set in chosen.items():
@@ -76,7 +74,7 @@ def evaluate(
             notes[i, context] = [note] if note else []
     grid = cells(config, found)
     env, git = environment(), git_state()
-    exact = _ExactLogits(lm)
+    exact = ExactLogits(lm)
     for number, cell in enumerate(grid, 1):
         window_set = chosen[cell.context]
         described = describe(cell, config, lm, corpus, len(window_set.tokens))
@@ -86,9 +84,7 @@ def evaluate(
             yield known
             continue
         started, clock = utc_now(), time.perf_counter()
-        run = _CellRun(
-            lm, config, cell, exact, lambda done, total, n=number, c=cell: tell(Progress(c.label, done, total, n, len(grid)))
-        )
+        run = CellRun(lm, config, cell, exact, _cell_step(tell, cell, number, len(grid)))
         outcome: dict[str, Any] = {"status": "ok"}
         try:
             outcome |= run.measure(window_set.tokens)
@@ -114,155 +110,5 @@ def evaluate(
         yield record
 
 
-class _ExactLogits:
-    """Logits of the exact cache, kept for the batches of one context: every cell of it compares with the same."""
-
-    def __init__(self, lm: LanguageModel) -> None:
-        self.lm = lm
-        self._kept: dict[bytes, Tensor] = {}
-        self._length = 0
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        """Logits (B, T, V) of ids (B, T)."""
-        if ids.shape[1] != self._length:
-            self._kept, self._length = {}, ids.shape[1]
-        key = ids.cpu().numpy().tobytes()
-        if key not in self._kept:
-            logits = run_exact(self.lm, ids)
-            size = logits.numel() * logits.element_size()
-            if size * (len(self._kept) + 1) > _LOGIT_BYTES:
-                return logits
-            self._kept[key] = logits
-        return self._kept[key]
-
-
-class _CellRun:
-    """Measures one cell."""
-
-    def __init__(
-        self, lm: LanguageModel, config: EvalConfig, cell: Cell, exact: _ExactLogits, step: Callable[[int, int], None]
-    ) -> None:
-        self.lm, self.config, self.cell, self.exact, self.step = lm, config, cell, exact, step
-        self.cache = config.cache()
-        self.stepwise = cell.mode in ("token", "chunk")
-        self.probe = SoftmaxMassProbe(get_backend(config.backend))
-        self._done = self._total = 0
-
-    def measure(self, tokens: np.ndarray) -> dict[str, Any]:
-        """All that a record holds of this cell's outcome, for windows (n, T)."""
-        wanted = self.config.metrics
-        prompts = build_prompts(self.lm, tokens, self.config.seed) if "recall" in wanted else []
-        controls = self.config.control and self.cell.coding.books is not None
-        predictions = any(name in wanted for name in ("perplexity", "agreement", "kld"))
-        runs = predictions * (1 + controls) + bool(prompts)
-        self._done, self._total = 0, tokens.size * runs
-        metrics = self._memory()
-        tables: dict[str, Any] = {"memory": self._stated_memory()}
-        samples: dict[str, list[float]] = {}
-        notes = []
-        if predictions:
-            measures = self._compare(tokens, self.cell.coding.books)
-            metrics |= summarize(measures, wanted, self.config.seed)
-            tables["by_position"] = by_position(measures)
-            samples |= {
-                "nll": [float(m.nll.mean()) for m in measures],
-                "nll_exact": [float(m.nll_exact.mean()) for m in measures],
-                "kld_mean": [float(m.kld.mean()) for m in measures],
-            }
-            if controls and self.cell.coding.books is not None:
-                control = self._compare(tokens, shuffled(self.cell.coding.books))
-                metrics["kld_control"] = summarize(control, ("kld",), self.config.seed)["kld_mean"]
-        if prompts:
-            found, table = self._recall(prompts)
-            metrics |= found
-            tables["by_depth"] = table
-        elif "recall" in wanted:
-            notes.append(f"recall not measured: {self.cell.context} tokens leave no room for a fact and its question")
-        if self.cell.mode == "token" and "softmax-mass" in wanted and self.probe.calls:
-            metrics["softmax_mass_error"] = Metric(value=self.probe.mass_error, n=self.probe.calls)
-            metrics["lse_mass_error"] = Metric(value=self.probe.lse_error, n=self.probe.calls)
-        return {"metrics": metrics, "tables": tables, "samples": samples, "notes": notes}
-
-    def _compare(self, tokens: np.ndarray, books: Any) -> list[PositionMeasures]:  # noqa: ANN401 - CodebookSet or None
-        found = []
-        for ids in self._batches(tokens):
-            coded = self._run(ids, books)
-            exact = self.exact(ids)
-            found += [
-                compare(exact[b, :-1], coded[b, :-1], ids[b, 1:], self.config.topk) for b in range(len(ids))
-            ]
-        return found
-
-    def _recall(self, prompts: list[RecallPrompt]) -> tuple[dict[str, Metric], list[dict[str, Any]]]:
-        tokens = np.stack([prompt.ids for prompt in prompts])
-        coded, exact = [], []
-        rest = iter(prompts)
-        for ids in self._batches(tokens):
-            for got, reference in zip(self._run(ids, self.cell.coding.books), self.exact(ids), strict=True):
-                prompt = next(rest)
-                coded.append(answered(prompt, got))
-                exact.append(answered(prompt, reference))
-        metrics = {}
-        for name, answers in (("recall", coded), ("recall_exact", exact)):
-            means = np.array([np.mean([right for _, right, _ in window]) for window in answers])
-            low, high = bootstrap([means], lambda x: x.mean(-1), self.config.seed)
-            count = sum(len(window) for window in answers)
-            metrics[name] = Metric(value=float(means.mean()), low=low, high=high, n=count)
-        return metrics, by_depth(coded, exact)
-
-    def _run(self, ids: Tensor, books: Any) -> Tensor:  # noqa: ANN401
-        before = self._done
-        B, T = ids.shape
-
-        def step(done: int, total: int) -> None:
-            self._done = before + B * T * done // total
-            self.step(self._done, self._total)
-
-        logits = run_coded(
-            self.lm,
-            ids,
-            books,
-            self.cache,
-            self.cell.mode,
-            chunk_size=self.config.chunk_size,
-            probe=self.probe if "softmax-mass" in self.config.metrics else None,
-            step=step,
-        )
-        step(1, 1)
-        return logits
-
-    def _batches(self, tokens: np.ndarray) -> Iterator[Tensor]:
-        n, T = tokens.shape
-        size = _FORWARD_TOKENS // T
-        if self.stepwise:
-            itemsize = torch.empty((), dtype=self.lm.dtype).element_size()
-            size = min(8, _LOGIT_BYTES // (T * self.lm.vocab_size * itemsize))
-        size = max(1, size)
-        for start in range(0, n, size):
-            yield torch.from_numpy(tokens[start : start + size]).to(self.lm.device)
-
-    def _memory(self) -> dict[str, Metric]:
-        nbytes, bits = self._footprint(self.cell.context)
-        lm, books = self.lm, self.cell.coding.books
-        itemsize = torch.empty((), dtype=lm.dtype).element_size()
-        exact = 2 * lm.num_layers * self.cell.context * lm.num_kv_heads * lm.head_dim * itemsize
-        return {
-            "code_bits": Metric(value=books.code_bits if books else 8.0 * itemsize, unit="bits"),
-            "effective_bits": Metric(value=bits, unit="bits"),
-            "cache_bytes": Metric(value=float(nbytes), unit="B"),
-            "cache_bytes_exact": Metric(value=float(exact), unit="B"),
-        }
-
-    def _stated_memory(self) -> list[dict[str, Any]]:
-        rows = []
-        for tokens in STATED_LENGTHS:
-            nbytes, bits = self._footprint(tokens)
-            rows.append({"tokens": tokens, "cache_bytes": nbytes, "effective_bits": bits, "dtype": self.config.dtype})
-        return rows
-
-    def _footprint(self, tokens: int) -> tuple[int, float]:
-        lm = self.lm
-        itemsize = torch.empty((), dtype=lm.dtype).element_size()
-        shape = lm.num_layers, lm.num_kv_heads, lm.head_dim
-        nbytes = footprint(tokens, self.cache, *shape, itemsize, self.cell.coding.books).total
-        return nbytes, effective_bits(nbytes, tokens, *shape)
+def _cell_step(tell: Report, cell: Cell, number: int, total_cells: int) -> Callable[[int, int], None]:
+    return lambda done, total: tell(Progress(cell.label, done, total, number, total_cells))

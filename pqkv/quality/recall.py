@@ -16,7 +16,20 @@ from torch import Tensor
 from pqkv.lm.load import LanguageModel
 
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
-_FIRST = ("amber", "silver", "quiet", "northern", "hollow", "crimson", "gentle", "iron", "misty", "golden", "rapid", "pale")
+_FIRST = (
+    "amber",
+    "silver",
+    "quiet",
+    "northern",
+    "hollow",
+    "crimson",
+    "gentle",
+    "iron",
+    "misty",
+    "golden",
+    "rapid",
+    "pale",
+)
 _SECOND = ("falcon", "harbor", "willow", "engine", "lantern", "meadow", "anchor", "canyon", "violin", "beacon", "otter")
 
 
@@ -74,7 +87,9 @@ def by_depth(
     """Recall per depth over all prompts, whole answers and single tokens."""
     rows = []
     for depth in DEPTHS:
-        pairs = [(c, e) for cs, es in zip(coded, exact, strict=True) for c, e in zip(cs, es, strict=True) if c[0] == depth]
+        pairs = [
+            (c, e) for cs, es in zip(coded, exact, strict=True) for c, e in zip(cs, es, strict=True) if c[0] == depth
+        ]
         if pairs:
             rows.append(
                 {

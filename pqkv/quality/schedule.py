@@ -39,7 +39,9 @@ class ScheduleCache(Cache):
     `all_coded` codes every column for every row, the row's own too, and knows no sinks (MILLION's measure).
     """
 
-    def __init__(self, num_layers: int, codebooks: CodebookSet, config: CacheConfig, *, all_coded: bool = False) -> None:
+    def __init__(
+        self, num_layers: int, codebooks: CodebookSet, config: CacheConfig, *, all_coded: bool = False
+    ) -> None:
         books = zip(codebooks.keys, codebooks.values, strict=True)
         super().__init__(layers=[_ScheduleLayer(keys, values, config, all_coded) for keys, values in books])
         if len(self.layers) != num_layers:
@@ -99,7 +101,9 @@ class _ScheduleView(View):
             for buffer, restored in zip(mixed, decoded, strict=True):
                 buffer[:, :, first + done : first + coded] = restored[:, :, done:coded]
             done = coded
-            out[:, :, start:stop] = _causal(query[:, :, start:stop], mixed[0][:, :, :stop], mixed[1][:, :, :stop], scale)
+            out[:, :, start:stop] = _causal(
+                query[:, :, start:stop], mixed[0][:, :, :stop], mixed[1][:, :, :stop], scale
+            )
         return out.transpose(1, 2)
 
 
@@ -115,6 +119,4 @@ def _causal(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor
 
 
 def _coded(cached: int, config: CacheConfig) -> int:
-    return coded_len(
-        cached, page_size=config.page_size, residual=config.residual, sink_tokens=config.sink_tokens
-    )
+    return coded_len(cached, page_size=config.page_size, residual=config.residual, sink_tokens=config.sink_tokens)

@@ -41,11 +41,11 @@ class SoftmaxMassProbe:
         if not self.active:
             return
         self.calls += 1
-        ones = [None if part is None else replace(part, values=torch.ones_like(part.values)) for part in (sinks, residual)]
+        ones = [
+            None if part is None else replace(part, values=torch.ones_like(part.values)) for part in (sinks, residual)
+        ]
         flat = None if pages is None else replace(pages, values=_all_ones(pages.values))
         mass, _ = self.backend(query, flat, *ones, scale=scale, window=window)
-        seen = ~lse.isinf()
-        self.mass_error = _worse(self.mass_error, (mass - 1)[seen])
         for b in range(query.shape[0]):
             keys = _decoded_keys(b, pages, sinks, residual)  # (Hkv, n, D)
             groups = query.shape[2] // keys.shape[0]
@@ -53,7 +53,9 @@ class SoftmaxMassProbe:
             scores = q @ keys.repeat_interleave(groups, 0).mT * scale
             hidden = _hidden(query.shape[1], keys.shape[1], window, scores.device)
             total = torch.exp(scores - lse[b].double().T[..., None]).masked_fill(hidden, 0).sum(-1)  # (Hq, Tq)
-            self.lse_error = _worse(self.lse_error, (total - 1)[seen[b].T])
+            real = ~hidden.all(-1)  # (Tq,), from the lengths: padding is not told by what the backend returned
+            self.mass_error = _worse(self.mass_error, (mass[b] - 1)[real])
+            self.lse_error = _worse(self.lse_error, (total - 1)[:, real])
 
 
 def _worse(known: float, deviations: Tensor) -> float:
@@ -77,9 +79,7 @@ def _hidden(queries: int, columns: int, window: int | None, device: torch.device
     return hidden if window is None else hidden | (column <= position - window)
 
 
-def _decoded_keys(
-    b: int, pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None
-) -> Tensor:
+def _decoded_keys(b: int, pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None) -> Tensor:
     """All keys of sequence b in float64, (Hkv, n, D), written apart from every backend."""
     parts = []
     if sinks is not None:

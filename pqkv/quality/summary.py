@@ -84,6 +84,9 @@ def by_position(windows: Sequence[PositionMeasures]) -> list[dict[str, Any]]:
                 "perplexity_ratio": float((nll - exact).exp()),
                 "kld_mean": float(torch.stack([w.kld[span] for w in windows]).mean()),
             }
-            | {f"agreement_at_{k}": float(torch.stack([w.agreement[k][span] for w in windows]).mean()) for k in windows[0].agreement}
+            | {
+                f"agreement_at_{k}": float(torch.stack([w.agreement[k][span] for w in windows]).mean())
+                for k in windows[0].agreement
+            }
         )
     return rows

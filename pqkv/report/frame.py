@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pqkv.record import METRICS, Record, atomic_write
+from pqkv.metrics import metric_order
+from pqkv.record import Record, atomic_write
 from pqkv.report.series import as_text, cells, machine_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     import pandas as pd
 
     ordered = [cell.record for cell in cells(records)]
-    metrics = sorted({name for record in ordered for name in record.metrics}, key=_metric_order)
+    metrics = sorted({name for record in ordered for name in record.metrics}, key=metric_order)
     columns: dict[str, pd.Series] = {
         "kind": pd.Series([record.kind for record in ordered], dtype="string"),
         "status": pd.Series([record.status for record in ordered], dtype="string"),
@@ -65,10 +65,3 @@ def _typed(values: list[Any], dtype: str) -> pd.Series:
         return pd.Series(values, dtype=dtype)
     except (TypeError, ValueError):  # another kind of cell uses the key for something else: shown as it is
         return pd.Series(values, dtype="object")
-
-
-def _metric_order(name: str) -> tuple[int, int]:
-    """The order of METRICS, with further agreement_at_k among the ones listed there."""
-    names = list(METRICS)
-    k = re.fullmatch(r"agreement_at_(\d+)", name)
-    return (names.index("agreement_at_1"), int(k[1])) if k else (names.index(name), 0)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from pqkv.record import METRICS, Metric, Record, atomic_write
+from pqkv.metrics import METRICS
+from pqkv.record import Metric, Record, atomic_write
 from pqkv.report.series import Cell, cells, machine_of
 
 # Columns of metrics and their number formats. A table shows those that one of its cells has.

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pqkv.errors import RecordError
-from pqkv.record import METRICS, Record, atomic_write
+from pqkv.metrics import METRICS
+from pqkv.record import Record, atomic_write
 from pqkv.report.axes import tokens
 from pqkv.report.drawing import EXACT, Line, Plot, Point, draw
 from pqkv.report.series import Cell, cells

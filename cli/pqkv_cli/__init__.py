@@ -1,0 +1,1 @@
+"""The `pqkv` command: flags -> configuration -> one call into pqkv -> a table."""

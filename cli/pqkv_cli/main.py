@@ -1,0 +1,93 @@
+"""The application and its one way to fail: a line that names cause and remedy, exit code 2."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from pqkv.errors import PqkvError
+from pqkv_cli.env import env
+from pqkv_cli.evaluate import evaluate
+from pqkv_cli.report import report
+from pqkv_cli.train_codebooks import train_codebooks
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+_INTERRUPTED_LINE = (
+    "interrupted; finished cells are kept where -o names a folder, and the same command goes on from them"
+)
+
+app = typer.Typer(
+    name="pqkv",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="What it costs to product-quantize and page a KV cache: quality, memory and speed, measured.",
+)
+app.command("train-codebooks")(train_codebooks)
+app.command("eval")(evaluate)
+app.command("report")(report)
+app.command("env")(env)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from pqkv import __version__
+
+        typer.echo(f"pqkv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (anywhere on the line).")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exits with 0, with 2 for whatever the user can mend, with 130 for Ctrl-C."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.getLogger("pqkv").addHandler(handler)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries end in one error of ours
+    try:
+        code = app([word for word in given if word != "--debug"], standalone_mode=False)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except PqkvError as error:
+        if debug:
+            raise
+        _fail(str(error), USAGE_ERROR)
+    except Exception as error:
+        if type(error).__name__ == "Abort":
+            _fail(_INTERRUPTED_LINE, INTERRUPTED)
+        # typer carries its own copy of click in some versions: know its usage errors by what they can do
+        message = getattr(error, "format_message", None)
+        if message is None or debug:
+            raise
+        command = next((word for word in given if word in _commands()), None)
+        where = f"pqkv {command} --help" if command else "pqkv --help"
+        _fail(f"{message().splitlines()[0].rstrip('.')} (see {where})", USAGE_ERROR)
+    if code == INTERRUPTED:
+        _fail(_INTERRUPTED_LINE, INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _commands() -> set[str]:
+    return {info.name for info in app.registered_commands if info.name}
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(code)

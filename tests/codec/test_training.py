@@ -1,0 +1,202 @@
+import faiss
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pqkv.codec.training import balanced_channels, relative_error, train_codebooks
+from pqkv.errors import DataError
+
+HEADS, LAYERS, DIM = 2, 3, 8
+
+
+def samples(layers=LAYERS, heads=HEADS, count=200, dim=DIM, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(heads, count, dim, generator=generator) * (layer + 1) for layer in range(layers)]
+
+
+def train(vectors, M=4, nbits=4, *, scope="head", iterations=5, seed=0, **more):
+    return train_codebooks(vectors, M, nbits, scope=scope, iterations=iterations, seed=seed, **more)
+
+
+def content(books):
+    parts = [(book.centroids, book.channels, book.weights) for book in books]
+    return [None if part is None else part.numpy().tobytes() for book in parts for part in book]
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("scope", ["head", "layer", "global"])
+def test_the_same_seed_gives_the_same_bytes_on_any_number_of_threads(threads, scope):
+    weights = [torch.rand(HEADS, DIM, generator=torch.Generator().manual_seed(1)) + 0.5] * LAYERS
+    found = []
+    for count in (1, 4, 2):
+        threads(count)
+        found.append(content(train(samples(), scope=scope, weights=weights)))
+    assert found[0] == found[1] == found[2]
+
+
+def test_another_seed_gives_other_centroids():
+    assert content(train(samples(), seed=0)) != content(train(samples(), seed=1))
+
+
+def test_training_leaves_its_vectors_and_the_global_seed_alone():
+    vectors, torch_state = samples(), torch.get_rng_state()
+    train(vectors, scope="global")
+    assert all(torch.equal(a, b) for a, b in zip(vectors, samples(), strict=True))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+
+
+@pytest.mark.parametrize(("scope", "heads", "distinct"), [("head", HEADS, 3), ("layer", 1, 3), ("global", 1, 1)])
+def test_scope_says_what_shares_a_codebook(scope, heads, distinct):
+    books = train(samples(), scope=scope, weights=[torch.ones(HEADS, DIM)] * LAYERS)
+    assert len(books) == LAYERS
+    assert len({book.centroids.data_ptr() for book in books}) == distinct
+    for book in books:
+        assert book.centroids.shape == (heads, 4, 16, 2)
+        assert book.centroids.dtype == torch.float32
+        assert (book.channels.shape, book.channels.dtype) == ((heads, DIM), torch.int64)
+        assert book.weights.shape == (heads, DIM)
+
+
+def test_each_head_and_each_layer_learns_from_its_own_vectors():
+    vectors = samples()
+    changed = [vector.clone() for vector in vectors]
+    changed[1][0] += 100
+    before, after = train(vectors, balance=False), train(changed, balance=False)
+    for layer in range(LAYERS):
+        for head in range(HEADS):
+            same = torch.equal(before[layer].centroids[head], after[layer].centroids[head])
+            assert same == ((layer, head) != (1, 0))
+
+
+def test_pooled_scopes_learn_from_as_many_vectors_of_all_heads_and_layers():
+    vectors = [torch.full((HEADS, 64, DIM), float(layer)) for layer in range(LAYERS)]
+    vectors = [vector + torch.randn(vector.shape, generator=torch.Generator().manual_seed(0)) / 100 for vector in vectors]
+    (book, *_) = train(vectors, scope="global", nbits=2)
+    means = book.centroids[0].mean((0, 2))  # of a vector near a layer's: near that layer's number
+    assert {round(float(mean)) for mean in means} <= {0, 1, 2}
+    assert {round(float(value)) for value in book.centroids.flatten()} == {0, 1, 2}
+
+
+def test_without_balance_and_weights_a_codebook_has_neither():
+    book = train(samples(), balance=False)[0]
+    assert book.channels is None
+    assert book.weights is None
+
+
+@pytest.mark.parametrize("scope", ["head", "layer", "global"])
+def test_fewer_vectors_than_centroids_are_refused(scope):
+    assert train(samples(count=16), nbits=4, scope=scope)[0].centroids.shape[2] == 16
+    with pytest.raises(DataError, match="15 calibration vectors cannot train 16 centroids"):
+        train(samples(count=15), nbits=4, scope=scope)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_vectors_that_are_not_finite_are_refused(broken):
+    vectors = samples()
+    vectors[1][0, 3, 2] = broken
+    with pytest.raises(DataError, match="NaN or infinite"):
+        train(vectors)
+
+
+def test_as_many_centroids_as_vectors_code_every_vector_exactly():
+    vectors = samples(layers=1, count=16)
+    (book,) = train(vectors, nbits=4)
+    assert relative_error(book, vectors[0]) < 1e-12
+
+
+def test_constant_channels_and_channels_no_query_looks_at_still_train():
+    vectors = samples(layers=1)
+    vectors[0][:, :, 3] = 0
+    weights = torch.ones(HEADS, DIM)
+    weights[:, 5] = 0
+    (book,) = train(vectors, weights=[weights])
+    assert torch.isfinite(book.centroids).all()
+    assert relative_error(book, vectors[0]) < 1
+
+
+def test_progress_counts_codebooks():
+    seen = []
+    train(samples(), progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(("M", "nbits"), [(8, 5), (4, 6), (1, 4)])
+def test_the_error_is_that_of_the_faiss_product_quantizer(M, nbits):
+    vectors = samples(layers=1, heads=1, count=2000, dim=16)[0]
+    (book,) = train([vectors], M, nbits, iterations=25, balance=False)
+    quantizer = faiss.ProductQuantizer(16, M, nbits)
+    quantizer.train(vectors[0].numpy())
+    restored = quantizer.decode(quantizer.compute_codes(vectors[0].numpy()))
+    theirs = float(((restored - vectors[0].numpy()) ** 2).sum() / (vectors**2).sum())
+    assert relative_error(book, vectors) == pytest.approx(theirs, rel=0.02)
+
+
+def products(variance, order, M):
+    return variance.log()[order].unflatten(0, (M, -1)).sum(-1)
+
+
+@given(
+    variance=st.lists(st.floats(0, 1e6), min_size=12, max_size=12), M=st.sampled_from([1, 2, 3, 4, 6, 12])
+)
+@settings(max_examples=100, deadline=None)
+def test_a_balanced_order_holds_every_channel_once(variance, M):
+    order = balanced_channels(torch.tensor(variance), M)
+    assert order.dtype == torch.int64
+    assert sorted(order.tolist()) == list(range(12))
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("M", [8, 16, 32])
+def test_a_balanced_order_brings_the_products_of_variances_together(seed, M):
+    variance = torch.randn(64, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul(2).exp()
+    natural, balanced = (products(variance, order, M) for order in (torch.arange(64), balanced_channels(variance, M)))
+    assert balanced.std() < natural.std() / 2
+    assert balanced.max() - balanced.min() < natural.max() - natural.min()
+
+
+def test_a_balanced_order_pairs_the_loudest_channel_with_the_quietest():
+    order = balanced_channels(torch.tensor([1.0, 2.0, 4.0, 8.0]), 2)
+    assert {frozenset(pair) for pair in order.unflatten(0, (2, 2)).tolist()} == {frozenset({0, 3}), frozenset({1, 2})}
+
+
+def score_error(book, keys, queries):
+    """E[(q . (k - decoded k))^2] over all pairs."""
+    error = keys - book.decode(book.encode(keys[None, None]))[0, 0]
+    return float((queries.double() @ error.double().T).square().mean())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_balance_with_weights_lowers_the_error_of_scores(seed):
+    generator = torch.Generator().manual_seed(seed)
+    dim, loud = 16, torch.arange(16) < 4
+    keys = torch.randn(2000, dim, generator=generator) * torch.where(loud, 6.0, 1.0)
+    queries = torch.randn(400, dim, generator=generator) * torch.logspace(-1, 1, dim)[torch.randperm(dim, generator=generator)]
+    calibration, unseen = keys[:1500], keys[1500:]
+    weights = [queries.square().mean(0).sqrt()[None]]
+    errors = {
+        (balance, weighted): score_error(
+            train([calibration[None]], 8, 4, balance=balance, weights=weights if weighted else None)[0], unseen, queries
+        )
+        for balance in (False, True)
+        for weighted in (False, True)
+    }
+    assert errors[True, True] < min(errors[True, False], errors[False, True])
+    assert errors[True, True] < 0.8 * errors[False, False]
+
+
+def test_relative_error_is_zero_for_centroids_and_one_for_a_zero_codebook():
+    vectors = samples(layers=1)[0]
+    (book,) = train([vectors])
+    restored = book.decode(book.encode(vectors[None]))[0]
+    assert relative_error(book, restored) == 0
+    assert relative_error(book.map(torch.zeros_like), vectors) == pytest.approx(1)
+    by_hand = float(np.square(restored.numpy() - vectors.numpy()).sum() / np.square(vectors.numpy()).sum())
+    assert relative_error(book, vectors) == pytest.approx(by_hand, rel=1e-5)

@@ -1,0 +1,52 @@
+"""What several folders of tests share: one thread, and models that are loaded or made once."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from models import sampled_books, tiny_lm
+
+from pqkv.lm.load import REFERENCE_FOLDER, load_model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """The bundled model in float32."""
+    return load_model()
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A random Llama in float64: 3 layers, 4 query heads on 2 KV heads, head_dim 16."""
+    return tiny_lm()
+
+
+@pytest.fixture(scope="session")
+def books(tiny):
+    """8-bit codes, 8 to a vector, for `tiny`."""
+    return sampled_books(tiny)
+
+
+@pytest.fixture(scope="session")
+def prose(reference):
+    """1,024 tokens of the reference model's tokenizer: source text of the standard library, as long as one likes."""
+    import textwrap
+
+    return torch.tensor(reference.encode(Path(textwrap.__file__).read_text(encoding="utf-8"))[:1024])[None]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A folder that `load_model` reads in no time: a random Llama with the bundled tokenizer."""
+    from models import tiny_model
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model(dtype=torch.float32, vocab_size=4096, num_hidden_layers=2).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((REFERENCE_FOLDER / name).read_bytes())
+    return folder
