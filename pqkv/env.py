@@ -32,7 +32,7 @@ def environment() -> dict[str, Any]:
     info = _cpuinfo()
     return {
         "python": platform.python_version(),
-        "os": platform.platform(),  # system, kernel, architecture and libc: no host name
+        "os": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",  # no build or host names
         "cpu": info.get("model name") or platform.machine() or "unknown CPU",
         "cores": _usable_cores(),
         "memory_bytes": _memory_bytes(),

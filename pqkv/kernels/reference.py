@@ -183,5 +183,5 @@ def _codes(side: PagedSide, ids: Tensor, n: int, page_size: int) -> Tensor:
     if side.layout == "row":
         rows = owned.flatten(1, 2)[:, :n]  # (Hkv, n, packed(M))
         return unpack(rows, side.nbits, side.centroids.shape[1]).transpose(1, 2)
-    lines = unpack(owned, side.nbits, page_size)  # (Hkv, used pages, M, page_size)
-    return lines.transpose(1, 2).flatten(2, 3)[:, :, :n]
+    lines = owned.transpose(1, 2).contiguous()  # (Hkv, M, used pages, packed(page_size)): moved while still packed
+    return unpack(lines, side.nbits, page_size).flatten(2, 3)[:, :, :n]

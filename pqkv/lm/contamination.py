@@ -28,9 +28,11 @@ def check_contamination(
     if not shared and header.calibration.sha256 != stream.corpus.sha256:
         return None
     seen = f"{header.calibration.name}/{header.calibration.split}"
+    tested = f"{stream.corpus.name}/{stream.corpus.split}"
     message = (
-        f"{len(shared)} document(s) of {stream.corpus.name}/{stream.corpus.split} were in the calibration text "
-        f"({seen}) of these codebooks"
+        f"{len(shared)} document(s) of {tested} were in the calibration text ({seen}) of these codebooks"
+        if shared
+        else f"{tested} is the very text ({seen}) these codebooks were calibrated on, if in other windows"
     )
     if allowed:
         return f"contaminated: {message}"

@@ -21,6 +21,8 @@ from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
 from pqkv.lm.plugin import View
 
+_TILE = 512  # rows attended to at once where one stretch would be the whole window
+
 
 def tiles(length: int, config: CacheConfig) -> Iterator[tuple[int, int, int]]:
     """(first row, end row, coded tokens) of the stretches of `length` rows that see the same coded columns."""
@@ -54,6 +56,9 @@ class _ScheduleLayer(CacheLayerMixin):
         self.key_book, self.value_book, self.config, self.all_coded = keys, values, config, all_coded
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.key_book, self.value_book = (
+            b.map(lambda t: t.to(key_states.device)) for b in (self.key_book, self.value_book)
+        )
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:  # noqa: ANN401
@@ -82,16 +87,18 @@ class _ScheduleView(View):
     ) -> Tensor:
         if mask is not None or window is not None:
             raise CacheError("a schedule is evaluated on whole windows without padding under full causal attention")
-        layer, (keys, values) = self.layer, (self.exact_keys, self.exact_values)
+        # half-precision models: backends compute in float32 on centroids that are float32, so does this
+        layer, compute = self.layer, torch.float64 if query.dtype == torch.float64 else torch.float32
+        keys, values = self.exact_keys.to(compute), self.exact_values.to(compute)
         T = keys.shape[2]
         if layer.all_coded:
-            stretches: Iterator[tuple[int, int, int]] = iter([(0, T, T)])
+            stretches: Iterator[tuple[int, int, int]] = ((i, min(i + _TILE, T), T) for i in range(0, T, _TILE))
             first = 0
         else:
             stretches, first = tiles(T, layer.config), layer.config.sink_tokens
         end = T if layer.all_coded else first + _coded(T - 1, layer.config)
         decoded = [
-            book.decode(book.encode(exact[:, :, first:end])).to(exact.dtype) if end > first else exact[:, :, :0]
+            book.decode(book.encode(exact[:, :, first:end])).to(compute) if end > first else exact[:, :, :0]
             for book, exact in ((layer.key_book, keys), (layer.value_book, values))
         ]
         mixed = [keys.clone(), values.clone()]
@@ -102,7 +109,7 @@ class _ScheduleView(View):
                 buffer[:, :, first + done : first + coded] = restored[:, :, done:coded]
             done = coded
             out[:, :, start:stop] = _causal(
-                query[:, :, start:stop], mixed[0][:, :, :stop], mixed[1][:, :, :stop], scale
+                query[:, :, start:stop].to(compute), mixed[0][:, :, :stop], mixed[1][:, :, :stop], scale
             )
         return out.transpose(1, 2)
 
