@@ -39,7 +39,7 @@ class CodedLayer:
 
         Raises `OutOfPages` before anything changes.
         """
-        self._commit(*self._stage(keys, values, checked_padding(padding, keys)))
+        self._commit(*self._stage(keys, values, checked_padding(padding, keys, len(self.lengths))))
 
     def attend(
         self,
@@ -56,7 +56,7 @@ class CodedLayer:
         Returns (B, T, Hq, D). Every query sees as coded what was coded before this step.
         """
         before = [self._coded(n) for n in self.lengths]
-        staged = self._stage(keys, values, checked_padding(padding, keys))
+        staged = self._stage(keys, values, checked_padding(padding, keys, len(self.lengths)))
         staged_keys, staged_values, lengths = staged
         device = keys.device
         sinks = [min(n, self.config.sink_tokens) for n in lengths]
@@ -138,14 +138,15 @@ class CodedLayer:
         for b, (n, total) in enumerate(zip(self.lengths, lengths, strict=True)):
             groups[n, total].append(b)
         for (n, total), members in groups.items():
-            rows = self._rows(members)
             before = self._coded(n)
-            due = self._coded(total) - before
-            if due:
-                first_page = before // self.config.page_size
-                self.store.seal(members, first_page, keys[rows, :, :due], values[rows, :, :due])
+            if due := self._coded(total) - before:
+                rows = self._rows(members)
+                self.store.seal(members, before // self.config.page_size, keys[rows, :, :due], values[rows, :, :due])
+        # a seal can refuse its vectors: only now does anything change
+        for (n, total), members in groups.items():
+            due = self._coded(total) - self._coded(n)
             if due or keys is not self._residual[0]:
-                left = self._residual_len(total)
+                rows, left = self._rows(members), self._residual_len(total)
                 for buffer, staged in zip(self._residual, (keys, values), strict=True):
                     buffer[rows, :, :left] = staged[rows, :, due : due + left].clone()  # the two can overlap
         self.lengths = lengths

@@ -34,7 +34,7 @@ class PagedExactLayer:
 
     def append(self, keys: Tensor, values: Tensor, padding: Sequence[int] | None = None) -> None:
         """Add tokens (B, Hkv, T, D); raises `OutOfPages` before anything changes."""
-        checked = checked_padding(padding, keys)
+        checked = checked_padding(padding, keys, len(self.lengths))
         T, P = keys.shape[2], self.page_size
         lengths = [n + T - pad for n, pad in zip(self.lengths, checked, strict=True)]
         self._own(lengths)

@@ -79,9 +79,11 @@ class Layer(Protocol):
         ...
 
 
-def checked_padding(padding: Sequence[int] | None, keys: Tensor) -> Sequence[int]:
-    """Padding per sequence, zeros by default; raises `CacheError` if it does not fit the new tokens (B, Hkv, T, D)."""
+def checked_padding(padding: Sequence[int] | None, keys: Tensor, num_sequences: int) -> Sequence[int]:
+    """Padding per sequence, zeros by default; raises `CacheError` if it or the batch does not fit (B, Hkv, T, D)."""
     B, _, T, _ = keys.shape
+    if num_sequences != B:
+        raise CacheError(f"the cache holds {num_sequences} sequences, the new tokens are of {B}; use fork or select")
     if padding is None:
         return [0] * B
     if len(padding) != B or not all(0 <= pad <= T for pad in padding):

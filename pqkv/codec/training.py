@@ -34,7 +34,7 @@ def train_codebooks(
     Scope `head` trains on each head's N vectors; `layer` and `global` pool heads (and layers) and draw N vectors
     from the pool, so every scope sees the same number of vectors per codebook. `balance` groups the channels so that
     subspaces carry like variance; `weights`, (Hkv, D) per layer, is the metric (for keys: the root mean square of the
-    queries that will meet them). Raises `DataError` when there are fewer vectors than centroids, or NaN or infinite ones.
+    queries that will meet them). Raises `DataError` for fewer vectors than centroids, and for NaN or infinite ones.
     """
     metric = list(weights) if weights is not None else [torch.ones(s.shape[0], s.shape[2]) for s in samples]
     groups = [list(zip(layer, w, strict=True)) for layer, w in zip(samples, metric, strict=True)]
@@ -132,5 +132,23 @@ def _kmeans(points: np.ndarray, nbits: int, iterations: int, seed: int) -> np.nd
     clustering.seed = seed
     clustering.min_points_per_centroid = 1  # the caller decided how many; FAISS would only warn on stderr
     clustering.max_points_per_centroid = 1 << 30  # never subsample behind the caller's back
-    clustering.train(padded, faiss.IndexFlatL2(padded.shape[1]))
-    return faiss.vector_to_array(clustering.centroids).reshape(2**nbits, -1)[:, :d_sub].copy()
+    index = faiss.IndexFlatL2(padded.shape[1])
+    clustering.train(padded, index)
+    centroids = faiss.vector_to_array(clustering.centroids).reshape(2**nbits, -1)[:, :d_sub].copy()
+    return _settled(centroids, points, index.search(padded, 1)[1][:, 0])
+
+
+def _settled(centroids: np.ndarray, points: np.ndarray, nearest: np.ndarray) -> np.ndarray:
+    """The means of the points of each centroid; one without points stays.
+
+    FAISS ends an iteration by splitting a big cluster into twins c (1 + e) and c (1 - e) wherever a centroid has no
+    points. Where one vector occurs again and again, as a frequent token's value in the first layer does, the twins are
+    never told apart, and that vector, midway, would get one code or the other by rounding. After this step it has
+    a centroid of its own.
+    """
+    counts = np.bincount(nearest, minlength=len(centroids))
+    used = counts > 0
+    for channel in range(points.shape[1]):
+        sums = np.bincount(nearest, weights=points[:, channel], minlength=len(centroids))
+        centroids[used, channel] = sums[used] / counts[used]
+    return centroids

@@ -12,7 +12,7 @@ from pqkv.errors import CodebookError
 from pqkv.lm.load import LanguageModel
 from pqkv.lm.train import Progress, check_codebooks, train
 
-_RECIPE = 1  # raised when training changes, so that codebooks of an older recipe are not taken for new ones
+_RECIPE = 2  # raised when training changes, so that codebooks of an older recipe are not taken for new ones
 
 
 def cache_folder() -> Path:

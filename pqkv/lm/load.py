@@ -146,7 +146,8 @@ def _config_digest(config: dict[str, Any]) -> str:
 def _fingerprint(model: nn.Module) -> str:
     """SHA-256 over the attention weights of the first and last layer, rounded to bf16.
 
-    Keys and values come from these, so codebooks belong to them; rounding makes it the same in every --dtype.
+    Keys and values come from these, so codebooks belong to them; rounding makes it the same in float32, float64 and
+    bfloat16 (float16 loses the smallest weights on loading, so there it is another).
     """
     named: list[tuple[str, Tensor]] = [(n, p) for n, p in model.named_parameters() if ".self_attn." in n]
     hashed = hashlib.sha256()
