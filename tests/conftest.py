@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numba
 import pytest
 import torch
 from models import sampled_books, tiny_lm
@@ -12,6 +13,7 @@ from pqkv.lm.load import REFERENCE_FOLDER, load_model
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+    numba.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -34,10 +36,10 @@ def books(tiny):
 
 @pytest.fixture(scope="session")
 def prose(reference):
-    """1,024 tokens of the reference model's tokenizer: source text of the standard library, as long as one likes."""
+    """1,400 tokens of the bundled tokenizer: source text of the standard library."""
     import textwrap
 
-    return torch.tensor(reference.encode(Path(textwrap.__file__).read_text(encoding="utf-8"))[:1024])[None]
+    return torch.tensor(reference.encode(Path(textwrap.__file__).read_text(encoding="utf-8"))[:1400])[None]
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ VOCABULARY = 97
 
 
 def tiny_model(family="llama", *, dtype=torch.float64, seed=0, **more):
-    """A random model whose attention is far from uniform: an initializer_range of 0.2 makes scores spread over units."""
+    """A random model whose attention is far from uniform: initializer_range 0.2 spreads scores over units."""
     settings = {
         "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 2048,
@@ -45,7 +45,9 @@ def sampled_books(lm, num_subspaces=8, nbits=8, *, seed=0):
         channels = torch.stack([torch.randperm(head_dim, generator=generator) for _ in range(heads)])
         ordered = vectors.gather(-1, channels[:, None].expand_as(vectors)).unflatten(-1, (num_subspaces, -1))
         drawn = [
-            torch.stack([ordered[h, torch.randperm(count, generator=generator)[: 2**nbits], m] for m in range(num_subspaces)])
+            torch.stack(
+                [ordered[h, torch.randperm(count, generator=generator)[: 2**nbits], m] for m in range(num_subspaces)]
+            )
             for h in range(heads)
         ]
         return Codebook(torch.stack(drawn), channels, None if weights is None else weights.gather(-1, channels))
@@ -148,3 +150,18 @@ def dynamic_logits(model, ids, size=None):
 def gap(a, b):
     """Largest absolute difference; NaN if there is one."""
     return float((a - b).abs().max())
+
+
+def write_corpus(folder, documents, *, words=400, seed=0):
+    """Files of made-up prose, each long enough to identify itself; returns the folder."""
+    import random
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in documents:
+        draw = random.Random(f"{seed} {name}")
+        text = " ".join(draw.choice(WORDS.split()) for _ in range(words))
+        (folder / name).write_text(f"{name}. {text}.\n", encoding="utf-8")
+    return folder
+
+
+WORDS = "the old river runs past a mill where seven people keep bread and letters for winter in their own way"

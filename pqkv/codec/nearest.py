@@ -21,7 +21,7 @@ def nearest(vectors: Tensor, centroids: Tensor) -> Tensor:
     returns (H, N, M) int16 (C can be 4096).
     """
     H, M, _, d_sub = centroids.shape
-    split = vectors.unflatten(-1, (M, d_sub))  # (H, N, D) -> (H, N, M, d_sub)
+    split = vectors.detach().unflatten(-1, (M, d_sub))  # (H, N, D) -> (H, N, M, d_sub); codes have no gradient
     if vectors.device.type == "cpu" and vectors.dtype in (torch.float32, torch.float64):
         codes = np.empty((H, vectors.shape[1], M), dtype=np.int16)
         columns = centroids.mT.contiguous()  # (H, M, d_sub, C): one channel of all centroids is contiguous

@@ -44,9 +44,7 @@ def brute_force(book, vectors):
     return codes, decoded
 
 
-parts = pytest.mark.parametrize(
-    ("channels", "weights"), [(False, False), (True, False), (False, True), (True, True)]
-)
+parts = pytest.mark.parametrize(("channels", "weights"), [(False, False), (True, False), (False, True), (True, True)])
 heads = pytest.mark.parametrize("H", [1, HEADS])
 
 

@@ -231,7 +231,9 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(sealed):
     assert loadable < 0.05 * len(positions)
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"\0" * 64, b"\xff" * 64, pickle.dumps({"a": 1}), b"PK\3\4" + b"\0" * 60])
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"\0" * 64, b"\xff" * 64, pickle.dumps({"a": 1}), b"PK\3\4" + b"\0" * 60]
+)
 def test_what_is_no_safetensors_file_is_refused(path, content):
     path.write_bytes(content)
     with pytest.raises(CodebookError, match="not a readable safetensors file"):
@@ -330,9 +332,7 @@ def test_centroids_that_are_not_what_the_header_says_are_named(saved, change, sa
         load_codebooks(saved)
 
 
-@pytest.mark.parametrize(
-    "order", [[0, 1, 2, 2], [0, 1, 2, 4], [-1, 0, 1, 2], [1, 2, 3, 4], [2**40, 0, 1, 2]]
-)
+@pytest.mark.parametrize("order", [[0, 1, 2, 2], [0, 1, 2, 4], [-1, 0, 1, 2], [1, 2, 3, 4], [2**40, 0, 1, 2]])
 def test_channels_that_are_not_a_permutation_are_refused(saved, order):
     tensors = load_file(saved)
     tensors["layers.0.keys.channels"][1] = torch.tensor(order)

@@ -75,3 +75,9 @@ def test_vectors_that_do_not_lie_one_after_another_are_coded_alike():
     assert torch.equal(nearest(vectors, centroids), nearest(vectors.contiguous(), centroids))
     strided = centroids.transpose(0, 1).contiguous().transpose(0, 1)
     assert torch.equal(nearest(vectors, strided), nearest(vectors, centroids))
+
+
+def test_vectors_of_a_model_that_records_gradients_are_coded_too():
+    vectors = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(7), requires_grad=True)
+    centroids = torch.randn(2, 4, 8, 2, generator=torch.Generator().manual_seed(8))
+    assert torch.equal(nearest(vectors, centroids), nearest(vectors.detach(), centroids))

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from models import random_ids, tiny_lm, untouched
 from transformers import DynamicCache
 
-from models import random_ids, tiny_lm, untouched
 from pqkv.lm.capture import capture
 
 

@@ -1,10 +1,12 @@
 """Batches: left padding, forks, reorderings, changes of the batch."""
 
+import itertools
+
 import pytest
 import torch
+from models import gap, random_ids, stepwise, untouched
 from transformers import DynamicCache
 
-from models import gap, random_ids, stepwise, untouched
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError, OutOfPages
 from pqkv.lm import PQKVCache, attach
@@ -34,8 +36,10 @@ def padded_steps(model, cache, ids, mask, prompt, size=1):
     with torch.inference_mode():
         return torch.cat(
             [
-                model(ids[:, a:b], attention_mask=mask[:, :b], position_ids=positions[:, a:b], past_key_values=cache).logits
-                for a, b in zip(starts, starts[1:], strict=False)
+                model(
+                    ids[:, a:b], attention_mask=mask[:, :b], position_ids=positions[:, a:b], past_key_values=cache
+                ).logits
+                for a, b in itertools.pairwise(starts)
             ],
             1,
         )
@@ -86,7 +90,9 @@ def test_reset_makes_a_cache_new_for_any_batch(tiny, books, paged):
     cache.reset()
     assert (cache.get_seq_length(), pool.used) == (0, 0)
     ids = random_ids(60, batch=3, seed=7)
-    assert torch.equal(stepwise(tiny.model, ids, cache, 10), stepwise(tiny.model, ids, cache_of(tiny, books, config), 10))
+    assert torch.equal(
+        stepwise(tiny.model, ids, cache, 10), stepwise(tiny.model, ids, cache_of(tiny, books, config), 10)
+    )
 
 
 def test_reset_serves_a_model_with_sliding_layers_again():

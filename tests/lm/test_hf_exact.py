@@ -68,7 +68,12 @@ def test_every_supported_family_is_exact(family):
     attach(lm.model)
     cache = PQKVCache(lm.model.config, config=CacheConfig(page_size=16, residual=16))
     assert cache.coded_layers == (0, 1, 2)
-    assert gap(torch.cat([stepwise(lm.model, ids[:, :100], cache, 100), stepwise(lm.model, ids[:, 100:], cache)], 1), exact) <= 1e-9
+    assert (
+        gap(
+            torch.cat([stepwise(lm.model, ids[:, :100], cache, 100), stepwise(lm.model, ids[:, 100:], cache)], 1), exact
+        )
+        <= 1e-9
+    )
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
@@ -81,7 +86,10 @@ def test_sliding_layers_keep_transformers_own_layer(family):
     cache = PQKVCache(lm.model.config, config=CacheConfig(page_size=16, residual=16))
     assert cache.coded_layers == (0,)
     assert [type(layer).__name__ for layer in cache.layers[1:]] == ["DynamicSlidingWindowLayer"] * 2
-    assert gap(torch.cat([stepwise(lm.model, ids[:, :50], cache, 50), stepwise(lm.model, ids[:, 50:], cache)], 1), exact) <= 1e-9
+    assert (
+        gap(torch.cat([stepwise(lm.model, ids[:, :50], cache, 50), stepwise(lm.model, ids[:, 50:], cache)], 1), exact)
+        <= 1e-9
+    )
     assert len(cache.kv.layers) == 1
     # the window matters: without it the logits are others
     full = tiny_lm(family)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from models import brute_coded, gap, random_ids, stepwise, untouched
 from transformers import DynamicCache
 
-from models import brute_coded, gap, random_ids, stepwise, untouched
 from pqkv.config import CacheConfig
 from pqkv.lm import PQKVCache, attach
 

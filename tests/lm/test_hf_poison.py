@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from models import gap, random_ids, stepwise
+
 from pqkv.cache.exact import PagedExactLayer
 from pqkv.cache.store import PagedCodeStore
 from pqkv.config import CacheConfig

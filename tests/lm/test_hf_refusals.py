@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from models import gap, random_ids, sampled_books, stepwise, tiny_lm, tiny_model, untouched
+
 from pqkv.codec import CodebookSet
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError, ModelError

@@ -1,0 +1,179 @@
+"""A cache that keeps every vector, decodes everything for every query, and simulates its schedule token by token."""
+
+from copy import copy, deepcopy
+
+import numpy as np
+import torch
+
+from pqkv.cache import Geometry, KVCache
+from pqkv.codec import Codebook, CodebookSet
+
+HEADS, GROUP, DIM = 2, 2, 8
+
+
+def make_books(layers=1, *, nbits=3, subspaces=(4, 2), heads=HEADS, seed=0):
+    """Codebooks with channel orders and weights, so that whoever forgets one is found out."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def book(M):
+        return Codebook(
+            torch.randn(heads, M, 2**nbits, DIM // M, generator=generator),
+            torch.stack([torch.randperm(DIM, generator=generator) for _ in range(heads)]),
+            torch.rand(heads, DIM, generator=generator) + 0.1,
+        )
+
+    keys, values = ([book(M) for _ in range(layers)] for M in subspaces)
+    return CodebookSet(tuple(keys), tuple(values))
+
+
+def decoded(book, vectors):
+    """Vectors (Hkv, n, D) as their nearest centroids have them, by brute force."""
+    centroids, order, weights = (part.double().numpy() for part in (book.centroids, book.channels, book.weights))
+    H, M, _, d_sub = centroids.shape
+    result = np.empty_like(vectors)
+    for head in range(vectors.shape[0]):
+        h = head if H > 1 else 0
+        for m in range(M):
+            part = slice(m * d_sub, (m + 1) * d_sub)
+            mine = order[h, part].astype(int)
+            difference = (vectors[head][:, None, mine] - centroids[h, m]) * weights[h, part]  # (n, C, d_sub)
+            result[head][:, mine] = centroids[h, m, (difference**2).sum(-1).argmin(-1)]
+    return result
+
+
+class NaiveSequence:
+    """One sequence of one layer. Exact if it has no books."""
+
+    def __init__(self, config, books=None):
+        self.config, self.books = config, books
+        self.sides = [np.zeros((HEADS, 0, DIM)), np.zeros((HEADS, 0, DIM))]
+        self.coded = self.window = 0
+
+    @property
+    def length(self):
+        return self.sides[0].shape[1]
+
+    def append(self, keys, values):
+        """Append (Hkv, n, D), one token after another."""
+        for t in range(keys.shape[1]):
+            if self.length >= self.config.sink_tokens:
+                self.window += 1
+            token = keys[:, t : t + 1], values[:, t : t + 1]
+            self.sides = [np.concatenate(pair, 1) for pair in zip(self.sides, token, strict=True)]
+            if self.window == self.config.residual:
+                self.coded += self.config.page_size
+                self.window -= self.config.page_size
+
+    def attend(self, query, keys, values, scale, window=None):
+        """Query (T, Hq, D) of new tokens (Hkv, T, D), which are then appended -> (T, Hq, D)."""
+        seen = []
+        columns = slice(self.config.sink_tokens, self.config.sink_tokens + self.coded)
+        for i, new in enumerate((keys, values)):
+            held = self.sides[i].copy()
+            if self.books is not None:
+                held[:, columns] = decoded(self.books[i], held[:, columns])
+            seen.append(np.concatenate([held, new], 1))
+        out = np.zeros(query.shape)
+        for t in range(query.shape[0]):
+            last = self.length + t
+            first = 0 if window is None else max(0, last - window + 1)
+            for h in range(query.shape[1]):
+                scores = seen[0][h // GROUP, first : last + 1] @ query[t, h] * scale
+                mass = np.exp(scores - scores.max())
+                out[t, h] = mass @ seen[1][h // GROUP, first : last + 1] / mass.sum()
+        self.append(keys, values)
+        return out
+
+
+class NaiveCache:
+    """`NaiveSequence` for every layer and sequence, with the calls of a `KVCache`."""
+
+    def __init__(self, config, sequences, layers, books=None):
+        self.config, self.books, self.num_layers = config, books, layers
+        self.layers = [[self._sequence(i) for _ in range(sequences)] for i in range(layers)]
+
+    def attend(self, layer, query, keys, values, scale, padding=None, window=None):
+        out = np.zeros(query.shape)
+        for b, sequence in enumerate(self.layers[layer]):
+            pad = padding[b] if padding else 0
+            new = [x[b, :, pad:].numpy() for x in (keys, values)]
+            out[b, pad:] = sequence.attend(query[b, pad:].numpy(), *new, scale, window)
+        return out
+
+    def append(self, layer, keys, values, padding=None):
+        for b, sequence in enumerate(self.layers[layer]):
+            pad = padding[b] if padding else 0
+            sequence.append(keys[b, :, pad:].numpy(), values[b, :, pad:].numpy())
+
+    def select(self, sequences):
+        self.layers = [[copy(layer[s]) for s in sequences] for layer in self.layers]
+
+    def reset(self):
+        self.layers = [[self._sequence(i) for _ in layer] for i, layer in enumerate(self.layers)]
+
+    def _sequence(self, layer):
+        books = None if self.books is None else (self.books.keys[layer], self.books.values[layer])
+        return NaiveSequence(self.config, books)
+
+
+class Pair:
+    """A cache and its naive double, given the same tokens."""
+
+    def __init__(self, config, *, exact=False, sequences=2, layers=1, books=None, seed=0, dtype=torch.float64):
+        self.books = None if exact else books or make_books(layers)
+        geometry = Geometry(sequences, HEADS, DIM, dtype, torch.device("cpu"))
+        self.cache = KVCache(config, geometry, layers, self.books)
+        naive_config = config.model_copy(update={"sink_tokens": 0}) if exact else config
+        self.naive = NaiveCache(naive_config, sequences, layers, self.books)
+        self.random = torch.Generator().manual_seed(seed)
+
+    @property
+    def sequences(self):
+        return len(self.naive.layers[0])
+
+    @property
+    def lengths(self):
+        return [[sequence.length for sequence in layer] for layer in self.naive.layers]
+
+    def tokens(self, count):
+        """Query (B, T, Hq, D), keys and values (B, Hkv, T, D)."""
+        B = self.sequences
+        shapes = [(B, count, HEADS * GROUP, DIM), *[(B, HEADS, count, DIM)] * 2]
+        return [torch.randn(shape, generator=self.random, dtype=torch.float64) for shape in shapes]
+
+    def append(self, count, padding=None):
+        for layer in range(self.naive.num_layers):
+            _, keys, values = self.tokens(count)
+            self.cache.layers[layer].append(keys, values, padding)
+            self.naive.append(layer, keys, values, padding)
+
+    def attend(self, count=1, padding=None, window=None):
+        """A step of all layers; its results must agree."""
+        for layer in range(self.naive.num_layers):
+            query, keys, values = self.tokens(count)
+            out = self.cache.layers[layer].attend(query, keys, values, scale=0.7, padding=padding, window=window)
+            expected = self.naive.attend(layer, query, keys, values, 0.7, padding, window)
+            assert out.shape == query.shape
+            for b in range(self.sequences):
+                pad = padding[b] if padding else 0  # what a padding query returns is nobody's business
+                np.testing.assert_allclose(out[b, pad:].numpy(), expected[b, pad:], rtol=0, atol=1e-9)
+        assert [layer.lengths for layer in self.cache.layers] == self.lengths
+
+    def probe(self):
+        """What the caches hold agrees; both stay as they are."""
+        twin = deepcopy(self)
+        twin.cache.pool.max_pages = None  # looking takes a page at most, and must not fail for it
+        twin.attend(1)
+
+    def select(self, sequences):
+        self.cache.select(sequences)
+        self.naive.select(sequences)
+
+    def fork(self, sequence):
+        count = self.sequences
+        assert self.cache.fork(sequence) == count
+        self.naive.select([*range(count), sequence])
+
+    def reset(self):
+        self.cache.reset()
+        self.naive.reset()

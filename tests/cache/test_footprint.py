@@ -1,0 +1,101 @@
+import itertools
+
+import pytest
+import torch
+from naive import DIM, HEADS, make_books
+
+from pqkv.cache import Geometry, KVCache, effective_bits, footprint
+from pqkv.codec import CodebookSet
+from pqkv.config import CacheConfig
+
+CPU = torch.device("cpu")
+LAYERS = 3
+LAYOUTS = list(itertools.product(["row", "transposed"], repeat=2))
+
+
+def filled(config, books, dtype, tokens, sequences=1):
+    cache = KVCache(config, Geometry(sequences, HEADS, DIM, dtype, CPU), LAYERS, books)
+    vectors = torch.randn(sequences, HEADS, tokens, DIM, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for layer in cache.layers:
+        layer.append(vectors, vectors)
+    return cache
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [0, 1, 9, 10, 14, 37, 64])
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("exact", {}),
+        ("coded", {"paged": False}),
+        *[("coded", {"key_layout": key, "value_layout": value}) for key, value in LAYOUTS],
+    ],
+)  # fmt: skip
+def test_a_cache_measures_what_its_footprint_says(kind, more, tokens, dtype):
+    config = CacheConfig(page_size=5, residual=8, sink_tokens=2, **more)
+    books = None if kind == "exact" else make_books(LAYERS)
+    memory = filled(config, books, dtype, tokens).memory()
+    assert memory == footprint(tokens, config, LAYERS, HEADS, DIM, dtype.itemsize, books)
+    assert memory.total == memory.pages + memory.residual + memory.sinks + memory.tables + memory.codebooks
+
+
+def test_the_bytes_of_a_coded_cache_counted_by_hand():
+    """20 tokens, 2 sinks, pages of 5, a window of 8: (20 - 2 - 8 + 5) // 5 = 3 pages sealed."""
+    config = CacheConfig(page_size=5, residual=8, sink_tokens=2, key_layout="transposed", value_layout="row")
+    books = make_books(LAYERS, nbits=3, subspaces=(4, 2))
+    memory = filled(config, books, torch.float32, 20).memory()
+    keys = 4 * 2  # four lines of 5 codes of 3 bits: 15 bits in 2 bytes
+    values = 5 * 1  # five lines of 2 codes of 3 bits: 6 bits in 1 byte
+    assert memory.pages == LAYERS * 3 * HEADS * (keys + values)
+    assert memory.residual == LAYERS * 2 * HEADS * 8 * DIM * 4
+    assert memory.sinks == LAYERS * 2 * HEADS * 2 * DIM * 4
+    assert memory.tables == 3 * 4
+    centroids, channels, weights = HEADS * 8 * DIM * 4, HEADS * DIM * 8, HEADS * DIM * 4
+    assert memory.codebooks == LAYERS * 2 * (centroids + channels + weights)
+
+
+def test_the_bytes_of_an_exact_cache_counted_by_hand():
+    memory = filled(CacheConfig(page_size=5), None, torch.bfloat16, 11).memory()
+    assert memory.pages == LAYERS * 3 * 5 * 2 * HEADS * DIM * 2  # 3 pages, the last with slack
+    assert (memory.residual, memory.sinks, memory.tables, memory.codebooks) == (0, 0, 12, 0)
+
+
+def test_pages_take_the_memory_that_is_counted_for_them():
+    """What is counted is what the tensors hold, page by page."""
+    config = CacheConfig(page_size=5, residual=8, sink_tokens=2)
+    cache = filled(config, make_books(LAYERS), torch.float32, 37)
+    allocated = sum(
+        side.pages[: cache.pool.used].numel() * side.pages.element_size()
+        for layer in cache.layers
+        for side in (layer.store.keys, layer.store.values)
+    )
+    assert cache.memory().pages == allocated
+
+
+def test_a_global_codebook_counts_once():
+    book = make_books(1).keys[0]
+    shared = CodebookSet((book,) * LAYERS, (book,) * LAYERS)
+    config = CacheConfig(page_size=5, residual=8)
+    assert filled(config, shared, torch.float32, 9).memory().codebooks == book.nbytes()
+
+
+def test_a_batch_takes_a_sequence_many_times():
+    config = CacheConfig(page_size=5, residual=8, sink_tokens=2)
+    books = make_books(LAYERS)
+    one, three = (filled(config, books, torch.float32, 37, sequences).memory() for sequences in (1, 3))
+    assert [3 * one.pages, 3 * one.residual, 3 * one.sinks, 3 * one.tables] == [
+        three.pages, three.residual, three.sinks, three.tables,
+    ]  # fmt: skip
+    assert one.codebooks == three.codebooks
+
+
+def test_effective_bits_tend_to_the_width_of_the_codes():
+    config = CacheConfig(page_size=64, residual=128)
+    books = make_books(LAYERS, nbits=8, subspaces=(4, 4))
+    bits = [
+        effective_bits(footprint(tokens, config, LAYERS, HEADS, DIM, 4, books).total, tokens, LAYERS, HEADS, DIM)
+        for tokens in (2048, 32768, 10**7)
+    ]
+    assert bits == sorted(bits, reverse=True)
+    assert bits[-1] == pytest.approx(books.code_bits, rel=0.01)
+    assert effective_bits(2 * 3 * 100 * 4 * 16 * 2, 100, 3, 4, 16) == 16
