@@ -181,6 +181,17 @@ def test_a_batch_of_another_size_is_refused(exact):
     pair.probe()
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_pages_keep_their_content_when_the_pool_grows(exact):
+    pair = Pair(config_of((1, 1, 0)), exact=exact, layers=2, sequences=1)
+    before = pair.cache.pool.capacity
+    for size in (before - 2, 1, 5, 1):
+        pair.attend(size)
+    pair.append(before)
+    assert pair.cache.pool.capacity > 2 * before
+    pair.attend()
+
+
 def test_layers_do_not_see_each_other():
     pair = Pair(config_of(), layers=3, books=make_books(3))
     for size in (5, 1, 9, 1, 1):

@@ -233,6 +233,17 @@ def test_out_of_pages_for_a_copy_on_write_is_raised_before_the_copy():
     pair.attend()
 
 
+def test_new_pages_and_copies_are_counted_together_before_either_is_made():
+    pair = make_pair("exact", sequences=1, max_pages=3)
+    pair.append(6)
+    pair.fork(0)
+    before = table_of(pair.cache), pair.cache.pool.stats()
+    with pytest.raises(OutOfPages, match="2 needed, 1 of 3 free"):
+        pair.attend(3, [0, 3])  # a copy of the shared page, and one page more
+    assert (table_of(pair.cache), pair.cache.pool.stats()) == before
+    pair.probe()
+
+
 def test_the_last_page_of_a_pool_can_be_used():
     pair = make_pair("exact", sequences=1, max_pages=3)
     pair.append(11)
