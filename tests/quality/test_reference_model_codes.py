@@ -12,7 +12,7 @@ from pqkv.quality.modes import run_coded
 from pqkv.quality.softmax_mass import SoftmaxMassProbe
 
 LENGTH = 700
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.ci, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
