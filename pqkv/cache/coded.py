@@ -8,16 +8,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pqkv.cache.layer import AttentionObserver, Geometry, checked_padding, length_tensor
+from pqkv.cache.layer import AttentionObserver, Geometry, checked_crop, checked_finite, checked_padding, length_tensor
 from pqkv.cache.schedule import coded_len
 from pqkv.cache.store import CodeStore
 from pqkv.config import CacheConfig
+from pqkv.errors import CacheError
 from pqkv.kernels import AttentionBackend, ExactTokens
 
 
 class CodedLayer:
-    """Keys and values of one layer for a batch of sequences; everything follows from each sequence's length n:
-    sinks = min(n, S), coded = `coded_len(n)`, residual = the rest.
+    """Keys and values of one layer for a batch of sequences of `lengths[b]` tokens: the first min(n, S) are sinks,
+    the next `coded[b]` lie in sealed pages, the rest is the residual. `coded[b]` is `coded_len(n)`, or what it was
+    before a `crop` took tokens back: sealed pages are not opened again.
     """
 
     observer: AttentionObserver | None = None
@@ -31,6 +33,7 @@ class CodedLayer:
     ) -> None:
         self.store, self.config, self.geometry, self.backend = store, config, geometry, backend
         self.lengths = [0] * geometry.num_sequences
+        self.coded = [0] * geometry.num_sequences
         self._sinks = self._buffers(config.sink_tokens)
         self._residual = self._buffers(config.residual)
 
@@ -55,7 +58,7 @@ class CodedLayer:
 
         Returns (B, T, Hq, D). Every query sees as coded what was coded before this step.
         """
-        before = [self._coded(n) for n in self.lengths]
+        before = self.coded
         staged = self._stage(keys, values, checked_padding(padding, keys, len(self.lengths)))
         staged_keys, staged_values, lengths = staged
         device = keys.device
@@ -81,27 +84,49 @@ class CodedLayer:
         self._sinks = [buffer[index] for buffer in self._sinks]
         self._residual = [buffer[index] for buffer in self._residual]
         self.lengths = [self.lengths[s] for s in sequences]
+        self.coded = [self.coded[s] for s in sequences]
+
+    def check_crop(self, lengths: Sequence[int]) -> None:
+        """See `Layer`: tokens go from the residual window only."""
+        checked_crop(self.lengths, lengths)
+        for b, (old, new, coded) in enumerate(zip(self.lengths, lengths, self.coded, strict=True)):
+            fixed = self.config.sink_tokens + coded
+            if coded and new < fixed:
+                raise CacheError(
+                    f"cannot crop sequence {b} from {old} to {new} tokens: {fixed} of them are sinks or in "
+                    "sealed pages, which stay; crop less, or reset the cache"
+                )
+
+    def crop(self, lengths: Sequence[int]) -> None:
+        """Keep the first `lengths[b]` tokens of sequence b."""
+        self.check_crop(lengths)
+        self.lengths = list(lengths)
 
     def reset(self) -> None:
         """Forget every token; the owner of the page table releases the pages."""
         self.lengths = [0] * len(self.lengths)
+        self.coded = [0] * len(self.coded)
+
+    def page_counts(self) -> list[int]:
+        """Sealed pages of each sequence."""
+        return [coded // self.config.page_size for coded in self.coded]
 
     def exact_bytes(self) -> tuple[int, int]:
         """Bytes of the residual window and of the sinks, as allocated."""
         residual, sinks = (sum(b.numel() * b.element_size() for b in bs) for bs in (self._residual, self._sinks))
         return residual, sinks
 
-    def code_bytes(self) -> int:
-        """Bytes of the sealed pages of all sequences, shared ones counted once per owner."""
-        pages = sum(self._coded(n) for n in self.lengths) // self.config.page_size
-        return pages * self.store.page_bytes()
+    def page_bytes(self) -> tuple[int, int]:
+        """Bytes of pages in use, shared ones once, and of pages that wait for tokens."""
+        return self.store.page_bytes(self.page_counts())
 
-    def _coded(self, n: int) -> int:
+    def _coded_after(self, n: int, coded: int) -> int:
+        """Coded tokens of a sequence that grew to n tokens."""
         c = self.config
-        return coded_len(n, page_size=c.page_size, residual=c.residual, sink_tokens=c.sink_tokens)
+        return max(coded, coded_len(n, page_size=c.page_size, residual=c.residual, sink_tokens=c.sink_tokens))
 
-    def _residual_len(self, n: int) -> int:
-        return n - min(n, self.config.sink_tokens) - self._coded(n)
+    def _residual_len(self, n: int, coded: int) -> int:
+        return n - min(n, self.config.sink_tokens) - coded
 
     def _buffers(self, capacity: int) -> list[Tensor]:
         g = self.geometry
@@ -111,21 +136,24 @@ class CodedLayer:
     def _stage(self, keys: Tensor, values: Tensor, padding: Sequence[int]) -> tuple[Tensor, Tensor, list[int]]:
         """Put the new tokens where attention finds them: first into the sinks, then behind the residual."""
         T = keys.shape[2]
+        keys, values = keys.detach(), values.detach()  # a cache is no part of a graph
+        checked_finite(keys, values, padding)
         lengths = [n + T - pad for n, pad in zip(self.lengths, padding, strict=True)]
-        self.store.reserve([self._coded(n) // self.config.page_size for n in lengths])
+        after = map(self._coded_after, lengths, self.coded)
+        self.store.reserve([coded // self.config.page_size for coded in after])
         residual = self._residual
         if T > 1:  # one token always fits: a commit leaves less than R
-            most = max(map(self._residual_len, self.lengths))
+            most = max(map(self._residual_len, self.lengths, self.coded))
             residual = [buffer.new_empty((*buffer.shape[:2], most + T, buffer.shape[3])) for buffer in self._residual]
             for new, old in zip(residual, self._residual, strict=True):
                 new[:, :, :most] = old[:, :, :most]
         groups = defaultdict(list)
-        for b, (n, pad) in enumerate(zip(self.lengths, padding, strict=True)):
-            groups[n, pad].append(b)
-        for (n, pad), members in groups.items():
+        for b, state in enumerate(zip(self.lengths, self.coded, padding, strict=True)):
+            groups[state].append(b)
+        for (n, coded, pad), members in groups.items():
             rows = self._rows(members)
             to_sinks = min(max(0, self.config.sink_tokens - n), T - pad)
-            start = self._residual_len(n)
+            start = self._residual_len(n, coded)
             for new, sink, kept in zip((keys, values), self._sinks, residual, strict=True):
                 sink[rows, :, n : n + to_sinks] = new[rows, :, pad : pad + to_sinks].to(sink.dtype)
                 rest = new[rows, :, pad + to_sinks :]
@@ -135,20 +163,21 @@ class CodedLayer:
     def _commit(self, keys: Tensor, values: Tensor, lengths: list[int]) -> None:
         """Seal the pages that are due out of the staged window and keep the rest as the residual."""
         groups = defaultdict(list)
-        for b, (n, total) in enumerate(zip(self.lengths, lengths, strict=True)):
-            groups[n, total].append(b)
-        for (n, total), members in groups.items():
-            before = self._coded(n)
-            if due := self._coded(total) - before:
+        for b, state in enumerate(zip(self.coded, lengths, strict=True)):
+            groups[state].append(b)
+        for (before, total), members in groups.items():
+            if due := self._coded_after(total, before) - before:
                 rows = self._rows(members)
                 self.store.seal(members, before // self.config.page_size, keys[rows, :, :due], values[rows, :, :due])
-        # a seal can refuse its vectors: only now does anything change
-        for (n, total), members in groups.items():
-            due = self._coded(total) - self._coded(n)
+        # a seal can fail (memory, an interrupt): only now does anything change
+        for (before, total), members in groups.items():
+            coded = self._coded_after(total, before)
+            due = coded - before
             if due or keys is not self._residual[0]:
-                rows, left = self._rows(members), self._residual_len(total)
+                rows, left = self._rows(members), self._residual_len(total, coded)
                 for buffer, staged in zip(self._residual, (keys, values), strict=True):
                     buffer[rows, :, :left] = staged[rows, :, due : due + left].clone()  # the two can overlap
+        self.coded = list(map(self._coded_after, lengths, self.coded))
         self.lengths = lengths
 
     def _rows(self, members: list[int]) -> slice | list[int]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pqkv.cache.layer import AttentionObserver, Geometry, checked_padding, length_tensor
+from pqkv.cache.layer import AttentionObserver, Geometry, checked_crop, checked_padding, length_tensor
 from pqkv.cache.table import PageTable
 from pqkv.kernels import AttentionBackend, PagedSide, PagedTokens
 
@@ -36,6 +36,7 @@ class PagedExactLayer:
         """Add tokens (B, Hkv, T, D); raises `OutOfPages` before anything changes."""
         checked = checked_padding(padding, keys, len(self.lengths))
         T, P = keys.shape[2], self.page_size
+        keys, values = keys.detach(), values.detach()  # a cache is no part of a graph
         lengths = [n + T - pad for n, pad in zip(self.lengths, checked, strict=True)]
         self._own(lengths)
         for b, (n, total, pad) in enumerate(zip(self.lengths, lengths, checked, strict=True)):
@@ -79,18 +80,32 @@ class PagedExactLayer:
         """Make sequence i what sequences[i] was; the table moved the pages."""
         self.lengths = [self.lengths[s] for s in sequences]
 
+    def check_crop(self, lengths: Sequence[int]) -> None:
+        """See `Layer`: every token can go."""
+        checked_crop(self.lengths, lengths)
+
+    def crop(self, lengths: Sequence[int]) -> None:
+        """Keep the first `lengths[b]` tokens of sequence b."""
+        self.check_crop(lengths)
+        self.lengths = list(lengths)
+
     def reset(self) -> None:
         """Forget every token; the owner of the page table releases the pages."""
         self.lengths = [0] * len(self.lengths)
+
+    def page_counts(self) -> list[int]:
+        """Pages of each sequence, the last partly filled."""
+        return [-(-n // self.page_size) for n in self.lengths]
 
     def exact_bytes(self) -> tuple[int, int]:
         """No residual and no sinks: all of it is pages."""
         return 0, 0
 
-    def code_bytes(self) -> int:
-        """Bytes of the pages in use, slack included."""
-        used = sum(-(-n // self.page_size) for n in self.lengths)
-        return used * sum(pages[:1].numel() * pages.element_size() for pages in self._pages)
+    def page_bytes(self) -> tuple[int, int]:
+        """Bytes of the pages in use, slack included, shared ones once, and of pages that wait for tokens."""
+        page = sum(pages[0].numel() * pages.element_size() for pages in self._pages) if len(self._pages[0]) else 0
+        used = self.table.distinct(self.page_counts())
+        return used * page, (len(self._pages[0]) - used) * page
 
     def _own(self, lengths: Sequence[int]) -> None:
         """Allocate the pages the new tokens need and copy shared ones that they would be written into."""

@@ -19,17 +19,20 @@ from pqkv.kernels import AttentionBackend, get_backend
 
 @dataclass(frozen=True, slots=True)
 class CacheMemory:
-    """Bytes in use, part by part. `pages` holds codes, or exact vectors in an exact cache, page slack included."""
+    """Bytes part by part. `pages` holds codes, or exact vectors in an exact cache, page slack included and pages that
+    several sequences share once.
+    """
 
     pages: int
     residual: int
     sinks: int
     tables: int
     codebooks: int
+    spare: int = 0  # pages, or slack of contiguous rows, that wait for tokens: allocated, not in `total`
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """All that is in use."""
         return self.pages + self.residual + self.sinks + self.tables + self.codebooks
 
 
@@ -68,9 +71,20 @@ class KVCache:
 
     def select(self, sequences: Sequence[int]) -> None:
         """Make sequence i what sequences[i] was: beams, forks, batch changes. Pages move once, in the table."""
+        self._release()
         self.table.select(sequences)
         for layer in self.layers:
             layer.select(sequences)
+
+    def crop(self, lengths: Sequence[int]) -> None:
+        """Keep the first `lengths[b]` tokens of sequence b; raises `CacheError`, with nothing changed, where that
+        would open a sealed page.
+        """
+        for layer in self.layers:
+            layer.check_crop(lengths)
+        for layer in self.layers:
+            layer.crop(lengths)
+        self._release()
 
     def reset(self) -> None:
         """Forget every token and release every page."""
@@ -81,13 +95,23 @@ class KVCache:
     def memory(self) -> CacheMemory:
         """Bytes in use now: pages with content, exact parts as allocated, table entries, codebooks."""
         exact = [layer.exact_bytes() for layer in self.layers]
+        pages = [layer.page_bytes() for layer in self.layers]
         return CacheMemory(
-            pages=sum(layer.code_bytes() for layer in self.layers),
+            pages=sum(used for used, _ in pages),
             residual=sum(residual for residual, _ in exact),
             sinks=sum(sinks for _, sinks in exact),
             tables=self.table.nbytes(),
             codebooks=self.codebooks.nbytes() if self.codebooks else 0,
+            spare=sum(spare for _, spare in pages),
         )
+
+    def _release(self) -> None:
+        """Give back pages that no layer's tokens take: cropped ones, and those a step that failed had reserved. Two
+        sequences must never share a page that is still to be sealed.
+        """
+        if self.config.paged:
+            counts = zip(*(layer.page_counts() for layer in self.layers), strict=True)
+            self.table.truncate([max(count) for count in counts])
 
     def _layer(self, index: int, backend: AttentionBackend) -> Layer:
         if self.codebooks is None:

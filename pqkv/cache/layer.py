@@ -67,15 +67,25 @@ class Layer(Protocol):
     def select(self, sequences: Sequence[int]) -> None:
         """Make sequence i what sequences[i] was."""
 
+    def check_crop(self, lengths: Sequence[int]) -> None:
+        """Raise `CacheError` where `crop` would, and change nothing."""
+
+    def crop(self, lengths: Sequence[int]) -> None:
+        """Keep the first `lengths[b]` tokens of sequence b; the owner of the page table releases pages."""
+
     def reset(self) -> None:
         """Forget every token."""
+
+    def page_counts(self) -> list[int]:
+        """Pages that each sequence's tokens take."""
+        ...
 
     def exact_bytes(self) -> tuple[int, int]:
         """Bytes of residual and sinks."""
         ...
 
-    def code_bytes(self) -> int:
-        """Bytes of pages or code rows in use."""
+    def page_bytes(self) -> tuple[int, int]:
+        """Bytes of pages (or code rows) in use, shared ones once, and of those that wait for tokens."""
         ...
 
 
@@ -89,6 +99,25 @@ def checked_padding(padding: Sequence[int] | None, keys: Tensor, num_sequences: 
     if len(padding) != B or not all(0 <= pad <= T for pad in padding):
         raise CacheError(f"padding {list(padding)} does not fit a batch of {B} with {T} new tokens")
     return padding
+
+
+def checked_finite(keys: Tensor, values: Tensor, padding: Sequence[int]) -> None:
+    """Raise `CacheError` for NaN or infinite keys or values (B, Hkv, T, D) among the real ones."""
+    for name, vectors in (("keys", keys), ("values", values)):
+        # one pass without a mask in memory: a sum is finite if all terms are (in float64 floats cannot overflow it)
+        if torch.isfinite(vectors.sum(dtype=torch.float64)):
+            continue
+        if any(not torch.isfinite(row[:, pad:]).all() for row, pad in zip(vectors, padding, strict=True)):
+            raise CacheError(
+                f"the model produced {name} that are NaN or infinite, which no code can stand for; "
+                "run it in another --dtype and check its weights"
+            )
+
+
+def checked_crop(lengths: Sequence[int], wanted: Sequence[int]) -> None:
+    """Raise `CacheError` unless `wanted` shortens each of `lengths`."""
+    if len(wanted) != len(lengths) or not all(0 <= new <= old for new, old in zip(wanted, lengths, strict=False)):
+        raise CacheError(f"cannot crop sequences of {list(lengths)} tokens to {list(wanted)}")
 
 
 def length_tensor(lengths: Sequence[int], device: torch.device) -> Tensor:

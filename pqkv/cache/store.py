@@ -32,8 +32,8 @@ class CodeStore(Protocol):
     def select(self, sequences: Sequence[int]) -> None:
         """Follow a change of the batch; paged stores do nothing, their table did it."""
 
-    def page_bytes(self) -> int:
-        """Bytes of keys and values in one page."""
+    def page_bytes(self, counts: Sequence[int]) -> tuple[int, int]:
+        """Bytes of the first `counts[b]` pages of each sequence, shared ones once, and of all else allocated."""
         ...
 
 
@@ -56,11 +56,6 @@ class CodeSide:
 
     def encode(self, vectors: Tensor) -> Tensor:
         """Vectors (B, Hkv, n * page_size, D) -> packed pages (B, n, *shape)."""
-        if not torch.isfinite(vectors).all():
-            raise CacheError(
-                "the model produced keys or values that are NaN or infinite, which no code can stand for; "
-                "run it in another --dtype and check its weights"
-            )
         codes = self.book.encode(vectors).unflatten(2, (-1, self.page_size))  # (B, Hkv, n, P, M)
         codes = codes.transpose(1, 2)  # (B, n, Hkv, P, M)
         if self.layout == "transposed":
@@ -106,9 +101,11 @@ class PagedCodeStore:
     def select(self, sequences: Sequence[int]) -> None:
         """See `CodeStore`."""
 
-    def page_bytes(self) -> int:
+    def page_bytes(self, counts: Sequence[int]) -> tuple[int, int]:
         """See `CodeStore`."""
-        return self.keys.page_bytes() + self.values.page_bytes()
+        page = self.keys.page_bytes() + self.values.page_bytes()
+        used = self.table.distinct(counts)
+        return used * page, (self.keys.pages.shape[0] - used) * page
 
 
 class ContiguousCodeStore:
@@ -121,7 +118,7 @@ class ContiguousCodeStore:
         if keys.layout != "row" or values.layout != "row":
             raise CacheError("a contiguous cache has row layout: transposing is what pages are for")
         self.keys, self.values = keys, values
-        self._blocks = [0] * num_sequences
+        self._sequences = num_sequences
         self._rows = [self._empty(side, num_sequences, 0) for side in (keys, values)]
 
     def reserve(self, counts: Sequence[int]) -> None:
@@ -131,7 +128,7 @@ class ContiguousCodeStore:
             return
         capacity = max(needed, 2 * capacity)
         for i, side in enumerate((self.keys, self.values)):
-            grown = self._empty(side, len(self._blocks), capacity)
+            grown = self._empty(side, self._sequences, capacity)
             grown[:, :, : self._rows[i].shape[2]] = self._rows[i]
             self._rows[i] = grown
 
@@ -143,23 +140,22 @@ class ContiguousCodeStore:
         for rows, pages in zip(self._rows, packed, strict=True):
             block = pages.transpose(1, 2).flatten(2, 3)  # (B, n, Hkv, P, bytes) -> (B, Hkv, n * P, bytes)
             rows[index, :, start : start + block.shape[2]] = block
-        for sequence in sequences:
-            self._blocks[sequence] = first_page + packed[0].shape[1]
 
     def tokens(self, context_len: Tensor) -> PagedTokens:
         """See `CodeStore`."""
-        table = torch.arange(len(self._blocks), dtype=torch.int32, device=context_len.device)[:, None]
+        table = torch.arange(self._sequences, dtype=torch.int32, device=context_len.device)[:, None]
         sides = [side.side(rows) for rows, side in zip(self._rows, (self.keys, self.values), strict=True)]
         return PagedTokens(sides[0], sides[1], table, context_len, self._rows[0].shape[2])
 
     def select(self, sequences: Sequence[int]) -> None:
         """See `CodeStore`."""
-        self._blocks = [self._blocks[s] for s in sequences]
+        self._sequences = len(sequences)
         self._rows = [rows[list(sequences)] for rows in self._rows]
 
-    def page_bytes(self) -> int:
-        """See `CodeStore`."""
-        return self.keys.page_bytes() + self.values.page_bytes()
+    def page_bytes(self, counts: Sequence[int]) -> tuple[int, int]:
+        """See `CodeStore`; nothing is shared."""
+        used = sum(counts) * (self.keys.page_bytes() + self.values.page_bytes())
+        return used, sum(rows.numel() for rows in self._rows) - used
 
     @staticmethod
     def _empty(side: CodeSide, sequences: int, capacity: int) -> Tensor:

@@ -19,6 +19,7 @@ class PageTable:
         self.pool = pool
         self._rows: list[list[int]] = [[] for _ in range(num_sequences)]
         self._tensor: Tensor | None = None
+        self._device: torch.device | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -59,15 +60,20 @@ class PageTable:
             for page in row:
                 self.pool.share(page)
         self.clear()
-        self._rows = rows
+        self._rows, self._tensor = rows, None
         return len(rows) - 1
 
     def truncate(self, counts: Sequence[int]) -> None:
         """Release what a sequence holds past `counts[sequence]` pages."""
         for row, count in zip(self._rows, counts, strict=True):
-            self.pool.release(row[count:])
-            del row[count:]
-        self._tensor = None
+            if row[count:]:
+                self.pool.release(row[count:])
+                del row[count:]
+                self._tensor = None
+
+    def distinct(self, counts: Sequence[int]) -> int:
+        """Pages among the first `counts[sequence]` of each sequence, shared ones counted once."""
+        return len({page for row, count in zip(self._rows, counts, strict=True) for page in row[:count]})
 
     def clear(self) -> None:
         """Release every page; sequences stay, empty."""
@@ -75,10 +81,11 @@ class PageTable:
 
     def as_tensor(self, device: torch.device) -> Tensor:
         """(sequences, max(1, most pages of a sequence)) int32, unused entries -1. Rebuilt only after a change."""
-        if self._tensor is None or self._tensor.device != device:
+        if self._tensor is None or self._device != device:
             width = max(1, *(len(row) for row in self._rows)) if self._rows else 1
             padded = [row + [UNUSED] * (width - len(row)) for row in self._rows]
             self._tensor = torch.tensor(padded, dtype=torch.int32).reshape(len(padded), width).to(device)
+            self._device = device  # as it was asked for: a tensor asked for on `cuda` says it is on `cuda:0`
         return self._tensor
 
     def nbytes(self) -> int:

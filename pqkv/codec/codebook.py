@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pqkv.codec.geometry import code_bits
 from pqkv.codec.nearest import nearest
+from pqkv.errors import CodebookError
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,14 @@ class Codebook:
         return code_bits(self.num_subspaces, self.nbits, self.head_dim)
 
     def encode(self, vectors: Tensor) -> Tensor:
-        """Vectors (B, Hkv, T, D) -> codes (B, Hkv, T, M) int16, each the nearest centroid of its subspace."""
-        B, Hkv, T, _ = vectors.shape
+        """Vectors (B, Hkv, T, D) -> codes (B, Hkv, T, M) int16, each the nearest centroid of its subspace.
+
+        Raises `CodebookError` for vectors of another shape than it was trained for.
+        """
+        B, Hkv, T, D = vectors.shape
         H, M, _, d_sub = self.centroids.shape
+        if H not in (1, Hkv) or M * d_sub != D:
+            raise CodebookError(f"a codebook for {H} heads of {M * d_sub} elements cannot encode {Hkv} heads of {D}")
         dtype = torch.float64 if vectors.dtype == torch.float64 else torch.float32
         flat = vectors.to(dtype).transpose(0, 1).reshape(H, -1, M * d_sub)  # H = 1 pools the heads
         centroids = self.centroids.to(dtype)

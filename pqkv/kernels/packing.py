@@ -20,14 +20,15 @@ def pack(codes: Tensor, nbits: int) -> Tensor:
     if nbits == 8:
         return codes.to(torch.uint8)
     count = codes.shape[-1]
-    shifts = torch.arange(nbits, device=codes.device, dtype=torch.int32)
-    bits = (codes.to(torch.int32)[..., None] >> shifts) & 1  # (..., n, nbits)
-    bits = bits.flatten(-2)  # (..., n * nbits)
-    size = packed_size(count, nbits)
-    padding = size * 8 - count * nbits
-    bits = torch.nn.functional.pad(bits, (0, padding)).unflatten(-1, (size, 8))
-    weights = 1 << torch.arange(8, device=codes.device, dtype=torch.int32)
-    return (bits * weights).sum(-1).to(torch.uint8)
+    groups = -(-count // 8)  # 8 codes fill nbits bytes exactly
+    padded = torch.nn.functional.pad(codes.to(torch.int32), (0, groups * 8 - count)).unflatten(-1, (groups, 8))
+    packed = torch.zeros((*padded.shape[:-1], nbits), dtype=torch.uint8, device=codes.device)
+    for i in range(8):
+        for byte in range(i * nbits // 8, ((i + 1) * nbits - 1) // 8 + 1):  # the bytes that hold some of code i
+            shift = i * nbits - 8 * byte  # of the code's lowest bit in this byte
+            code = padded[..., i]
+            packed[..., byte] |= ((code << shift if shift >= 0 else code >> -shift) & 255).to(torch.uint8)
+    return packed.flatten(-2)[..., : packed_size(count, nbits)]
 
 
 def unpack(packed: Tensor, nbits: int, count: int) -> Tensor:

@@ -11,7 +11,7 @@ _FACTORIES: dict[str, Callable[[], AttentionBackend]] = {}
 
 
 def register_backend(name: str, factory: Callable[[], AttentionBackend]) -> None:
-    """Add a backend; `factory` runs when it is first asked for, so that its imports cost nothing before."""
+    """Add a backend; `factory` runs each time it is asked for: its imports cost nothing before, it should be cheap."""
     if name in _FACTORIES:
         raise ValueError(f"backend {name!r} is registered already")
     _FACTORIES[name] = factory

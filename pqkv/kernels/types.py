@@ -56,7 +56,7 @@ class AttentionBackend(Protocol):
     query (B, Tq, Hq, D). The last token of the residual (of the pages where there is no residual) is the last
     query's own: query i of sequence b stands at position total[b] - Tq + i and sees the columns up to itself, the
     newest `window` of them if a window is given. Queries at negative positions are padding: output 0, lse -inf.
-    Returns out (B, Tq, Hq, D) in the query's dtype and lse (B, Tq, Hq) in the accumulation dtype.
+    Returns out (B, Tq, Hq, D) in the query's dtype and lse (B, Tq, Hq), float32 or float64 as the backend accumulates.
     """
 
     def __call__(

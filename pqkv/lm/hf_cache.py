@@ -73,6 +73,13 @@ class PQKVCache(Cache):
             )
         return self.kv
 
+    def check_even(self) -> None:
+        """Raise `CacheError` if a step was interrupted between two layers: what follows would attend to other tokens
+        in each of them.
+        """
+        if len({self.layers[i].columns for i in self.coded_layers}) > 1:
+            raise CacheError("a step was interrupted between two layers; reset the cache")
+
     def fork(self, sequence: int) -> int:
         """Append a sequence that continues from `sequence`, sharing its sealed pages; returns its index."""
         if self.kv is None:
@@ -95,6 +102,23 @@ class PQKVCache(Cache):
         """Keep only these sequences."""
         self._select(indices.tolist())
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the newest -tokens_to_remove tokens of every sequence, as transformers' `crop` does.
+
+        Raises `CacheError`, with nothing changed, where that reaches into sealed pages or padding.
+        """
+        if tokens_to_remove > 0:
+            raise CacheError(f"crop takes the tokens to remove as a negative number, not {tokens_to_remove}")
+        if tokens_to_remove == 0 or self.kv is None:
+            return
+        served = [self.layers[i] for i in self.coded_layers]
+        columns, padding = served[0].columns + tokens_to_remove, served[0].padding or []
+        if columns < max(padding, default=0):
+            raise CacheError(f"cannot crop {-tokens_to_remove} of {served[0].columns} tokens, padding included")
+        self.kv.crop([columns - pad for pad in padding])
+        for layer in self.layers:
+            layer.crop(tokens_to_remove)
+
     def reset(self) -> None:
         """Forget everything; the next batch may have another size."""
         if self.kv is not None:
@@ -116,7 +140,7 @@ class _Layer(CacheLayerMixin):
     """Counts columns for transformers' masks and hands out views; tokens live in the cache behind."""
 
     is_compileable = False
-    is_croppable = False
+    is_croppable = True
     is_sliding = False
     supports_early_init = False
 
@@ -132,6 +156,8 @@ class _Layer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:  # noqa: ANN401
         self.lazy_initialization(key_states, value_states)
+        if self.index == 0:
+            self.owner.check_even()
         layer = self.owner.core(key_states).layers[self.index]
         view = _StepView(self, layer, key_states, value_states)
         return view, view
@@ -144,6 +170,9 @@ class _Layer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.columns + query_length, 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        self.columns += tokens_to_remove
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.padding is not None:
@@ -167,18 +196,17 @@ class _StepView(View):
         The columns count only once the tokens are cached: a step that raises can be taken again.
         """
         owner, new = self.owner, self.new_keys.shape[2]
-        kept = self.new_keys.detach(), self.new_values.detach()  # no graph may outlive the step
         padding = _left_padding(mask, owner.columns + new, query.shape[:3:2], window)
         if owner.padding is None:
             out = exact_attention(module, query, self.new_keys, self.new_values, mask, scale)
-            self.layer.append(*kept, padding)
+            self.layer.append(self.new_keys, self.new_values, padding)
             owner.padding = padding
         elif padding != owner.padding:
             raise CacheError(
                 "the attention mask of this step hides tokens that were cached as real; pass the same padding"
             )
         else:
-            out = self.layer.attend(query.transpose(1, 2), *kept, scale=scale, window=window)
+            out = self.layer.attend(query.transpose(1, 2), self.new_keys, self.new_values, scale=scale, window=window)
         owner.columns += new
         return out
 

@@ -116,10 +116,10 @@ class CellRun:
                 exact.append(answered(prompt, reference))
         metrics = {}
         for name, answers in (("recall", coded), ("recall_exact", exact)):
-            means = np.array([np.mean([right for _, right, _ in window]) for window in answers])
-            low, high = bootstrap([means], lambda x: x.mean(-1), self.config.seed)
-            count = sum(len(window) for window in answers)
-            metrics[name] = Metric(value=float(means.mean()), low=low, high=high, n=count)
+            right = np.array([sum(answer[1] for answer in window) for window in answers])
+            asked = np.array([len(window) for window in answers])
+            low, high = bootstrap([right, asked], lambda r, a: r.sum(-1) / a.sum(-1), self.config.seed)
+            metrics[name] = Metric(value=float(right.sum() / asked.sum()), low=low, high=high, n=int(asked.sum()))
         return metrics, by_depth(coded, exact)
 
     def _run(self, ids: Tensor, books: CodebookSet | None) -> Tensor:

@@ -22,10 +22,6 @@ from pqkv.quality.cells import Cell, cells, default_codings, describe, named_cod
 from pqkv.record import Record, RecordStore, utc_now
 from pqkv.text import load_corpus, tokenize, windows
 
-STATED_LENGTHS = (2048, 32768, 131072)
-_FORWARD_TOKENS = 4096  # of one forward over several short windows
-_LOGIT_BYTES = 1 << 30  # of one batch taken through the cache step by step
-
 
 @dataclass(frozen=True, slots=True)
 class Progress:

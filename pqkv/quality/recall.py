@@ -53,8 +53,8 @@ class RecallPrompt:
 def build_prompts(lm: LanguageModel, filler: np.ndarray, seed: int) -> list[RecallPrompt]:
     """One prompt per filler window (n, T), of exactly T tokens: filler with facts planted, then the questions.
 
-    As many of the five depths as leave half of the window to the filler; fewer rotate over the windows. An empty list
-    if not even one fact fits.
+    As many of the five depths as leave half of the window to the filler; fewer rotate over the windows. Windows that
+    not even one fact fits give no prompt.
     """
     T = filler.shape[1]
     prompts = []
@@ -65,7 +65,7 @@ def build_prompts(lm: LanguageModel, filler: np.ndarray, seed: int) -> list[Reca
         cost = max(len(f.statement) + len(f.question) + len(f.answer) for f in facts)
         count = min(len(DEPTHS), T // 2 // cost)
         if count == 0:
-            return []
+            continue
         chosen = sorted((index + i * len(DEPTHS) // count) % len(DEPTHS) for i in range(count))
         prompts.append(_prompt(window, [(DEPTHS[i], facts[i]) for i in chosen], generator))
     return prompts

@@ -64,6 +64,13 @@ class NaiveSequence:
                 self.coded += self.config.page_size
                 self.window -= self.config.page_size
 
+    def can_crop(self, length):
+        return self.books is None or not self.coded or length >= self.config.sink_tokens + self.coded
+
+    def crop(self, length):
+        self.window = max(0, length - self.config.sink_tokens - self.coded)
+        self.sides = [side[:, :length] for side in self.sides]
+
     def attend(self, query, keys, values, scale, window=None):
         """Query (T, Hq, D) of new tokens (Hkv, T, D), which are then appended -> (T, Hq, D)."""
         seen = []
@@ -104,6 +111,11 @@ class NaiveCache:
         for b, sequence in enumerate(self.layers[layer]):
             pad = padding[b] if padding else 0
             sequence.append(keys[b, :, pad:].numpy(), values[b, :, pad:].numpy())
+
+    def crop(self, lengths):
+        for layer in self.layers:
+            for sequence, length in zip(layer, lengths, strict=True):
+                sequence.crop(length)
 
     def select(self, sequences):
         self.layers = [[copy(layer[s]) for s in sequences] for layer in self.layers]
@@ -168,6 +180,10 @@ class Pair:
     def select(self, sequences):
         self.cache.select(sequences)
         self.naive.select(sequences)
+
+    def crop(self, lengths):
+        self.cache.crop(lengths)
+        self.naive.crop(lengths)
 
     def fork(self, sequence):
         count = self.sequences

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def test_a_cache_measures_what_its_footprint_says(kind, more, tokens, dtype):
     config = CacheConfig(page_size=5, residual=8, sink_tokens=2, **more)
     books = None if kind == "exact" else make_books(LAYERS)
     memory = filled(config, books, dtype, tokens).memory()
-    assert memory == footprint(tokens, config, LAYERS, HEADS, DIM, dtype.itemsize, books)
+    assert replace(memory, spare=0) == footprint(tokens, config, LAYERS, HEADS, DIM, dtype.itemsize, books)
     assert memory.total == memory.pages + memory.residual + memory.sinks + memory.tables + memory.codebooks
 
 
@@ -70,6 +71,21 @@ def test_pages_take_the_memory_that_is_counted_for_them():
         for side in (layer.store.keys, layer.store.values)
     )
     assert cache.memory().pages == allocated
+
+
+def test_pages_that_sequences_share_count_once_and_those_that_wait_are_spare():
+    for more in ({}, {"paged": False}):
+        config = CacheConfig(page_size=5, residual=8, sink_tokens=2, **more)
+        cache = filled(config, make_books(LAYERS), torch.float32, 37)
+        before = cache.memory()
+        tensors = [
+            tensor
+            for layer in cache.layers
+            for tensor in (getattr(layer.store, "_rows", None) or [layer.store.keys.pages, layer.store.values.pages])
+        ]
+        assert before.pages + before.spare == sum(t.numel() * t.element_size() for t in tensors)
+        cache.fork(0)
+        assert cache.memory().pages == before.pages * (1 if config.paged else 2)
 
 
 def test_a_global_codebook_counts_once():

@@ -51,6 +51,17 @@ class Sharing(RuleBasedStateMachine):
     def append(self, data):
         self.step(self.pair.append, data)
 
+    @rule(data=st.data())
+    def crop(self, data):
+        lengths = [data.draw(st.integers(max(0, n - 7), n)) for n in self.pair.lengths[0]]
+        before = table_of(self.pair.cache)
+        if all(sequence.can_crop(n) for sequence, n in zip(self.pair.naive.layers[0], lengths, strict=True)):
+            self.pair.crop(lengths)
+        else:
+            with pytest.raises(CacheError, match="stay; crop less"):
+                self.pair.cache.crop(lengths)
+            assert before == table_of(self.pair.cache)
+
     @precondition(lambda self: self.pair.sequences < 5)
     @rule(data=st.data())
     def fork(self, data):
@@ -250,3 +261,84 @@ def test_the_last_page_of_a_pool_can_be_used():
     pair.attend()
     with pytest.raises(OutOfPages, match="1 needed, 0 of 3 free"):
         pair.attend()
+
+
+@kinds
+def test_tokens_are_cropped_and_written_again(kind):
+    """Right after a page was sealed, too: the page stays and the window fills up behind it once more."""
+    pair = make_pair(kind)
+    pair.append(9)  # 1 sink, 4 in a page, 4 left; exact: 3 pages
+    pair.crop([6, 8])
+    for size in (1, 1, 5, 1):
+        pair.attend(size)
+    pair.crop([n - 2 for n in pair.lengths[0]])
+    pair.attend(1)
+
+
+@kinds
+def test_a_crop_that_cannot_be_changes_nothing(kind):
+    pair = make_pair(kind)
+    pair.append(9)
+    for wanted in ([10, 9], [-1, 9], [9]):
+        with pytest.raises(CacheError, match="cannot crop"):
+            pair.cache.crop(wanted)
+    if kind != "exact":
+        with pytest.raises(CacheError, match=r"cannot crop sequence 1 from 9 to 4 tokens: 5 of them are sinks"):
+            pair.cache.crop([9, 4])
+    pair.attend(1)
+
+
+def test_a_cropped_exact_cache_gives_its_pages_back():
+    pair = make_pair("exact", max_pages=6)
+    pair.append(12)
+    assert pair.cache.pool.stats().free == 0
+    pair.crop([12, 4])
+    assert pair.cache.pool.stats().free == 2
+    pair.append(8, [8, 0])
+    pair.attend(0)
+
+
+def test_sequences_that_fork_after_a_failed_step_seal_into_pages_of_their_own():
+    """The failed step had reserved a page for what it was to seal: nobody may inherit it."""
+    pair = make_pair("paged", sequences=1)
+    pair.append(8)
+    store = pair.cache.layers[0].store
+    works, store.seal = store.seal, lambda *_: (_ for _ in ()).throw(MemoryError())
+    _, keys, values = pair.tokens(4)
+    with pytest.raises(MemoryError):
+        pair.cache.layers[0].append(keys, values)
+    store.seal = works
+    pair.fork(0)
+    assert pair.cache.pool.stats().shared == 0
+    for size in (4, 1):
+        pair.attend(size)
+    pages = [set(row) for row in table_of(pair.cache)]
+    assert pages[0].isdisjoint(pages[1])
+
+
+@kinds
+def test_a_cache_holds_no_graph(kind):
+    pair = make_pair(kind)
+    for _ in range(12):
+        query, keys, values = (t.requires_grad_() for t in pair.tokens(1))
+        pair.cache.layers[0].append(keys, values)
+        assert not pair.cache.layers[0].attend(query.detach(), keys, values, scale=1.0).requires_grad
+
+
+@pytest.mark.parametrize("kind", ["paged", "contiguous"])  # an exact cache keeps what it is given, as DynamicCache does
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_vectors_that_are_not_finite_are_refused_before_they_are_kept(kind, bad):
+    pair = make_pair(kind, layers=1)
+    pair.append(3)
+    layer = pair.cache.layers[0]
+    for index, name in enumerate(("keys", "values")):
+        tokens = pair.tokens(2)
+        tokens[1 + index][1, 0, 1, 3] = bad
+        with pytest.raises(CacheError, match=f"{name} that are NaN or infinite"):
+            layer.append(*tokens[1:])
+        with pytest.raises(CacheError, match=f"{name} that are NaN or infinite"):
+            layer.attend(*tokens, scale=1.0)
+    pair.attend(1)
+    _, keys, values = pair.tokens(2)
+    keys[1, :, 0] = bad
+    layer.append(keys, values, [0, 1])  # what padding holds is nobody's business

@@ -31,7 +31,7 @@ def _exact_parts(layer, rows, unused):
 
 def _coded_parts(layer, _, unused):
     for b, n in enumerate(layer.lengths):
-        sinks, coded = min(n, layer.config.sink_tokens), layer._coded(n)
+        sinks, coded = min(n, layer.config.sink_tokens), layer.coded[b]
         yield from (buffer[b, :, sinks:] for buffer in layer._sinks)
         yield from (buffer[b, :, n - sinks - coded :] for buffer in layer._residual)
         if isinstance(layer.store, ContiguousCodeStore):

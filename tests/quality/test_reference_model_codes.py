@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.ci, pytest.mark.timeout(1200)]
 
 @pytest.fixture(scope="module")
 def reference_books(reference):
-    config = TrainConfig(bits=4, calibration_tokens=4096, context=1024, samples=2048, iterations=4)
-    return train(reference, config)[0]
+    """The default ones: with a few iterations on a few vectors, twins of a centroid would lie about."""
+    return train(reference, TrainConfig(bits=4))[0]
 
 
 def spying(books, spy):
@@ -92,8 +92,7 @@ def runs(reference, reference_books, prose):
 def test_both_modes_find_the_same_codes_but_for_near_ties(runs, reference_books):
     """Rounding differs between one forward and single steps, so a vector between two centroids can go either way.
 
-    Values of the first layer depend on the token alone, so a token that happens to lie at a tie does so wherever it
-    stands. Elsewhere a tie is rare, and a code that went the other way moves what later layers see by next to nothing.
+    A code that went the other way moves what later layers see by next to nothing.
     """
     _, scheduled, stepped = runs
     assert len(scheduled) == 12
@@ -107,12 +106,10 @@ def test_both_modes_find_the_same_codes_but_for_near_ties(runs, reference_books)
         near, far = distances(book, vectors, codes)[differ], distances(book, vectors, other)[differ]
         norm = vectors.double().square().mean()  # of one element
         ties = max(ties, float(((far - near).abs() / norm).max()) if len(near) else 0.0)
-    repeated = unequal.pop((0, "values"))
-    print(f"{repeated} values' codes differ in layer 0, {sum(unequal.values())} elsewhere, of {total}: {unequal}")
+    print(f"{sum(unequal.values())} codes of {total} differ: {unequal}")
     print(f"squared distances of two choices differ by at most {ties:.1e} of an element's mean square")
     assert ties <= 1e-3
-    assert sum(unequal.values()) <= 1e-4 * total
-    assert repeated <= 5e-3 * total / 12
+    assert sum(unequal.values()) <= 1e-5 * total
 
 
 def test_on_the_same_codes_both_modes_give_the_same_logits(runs):
