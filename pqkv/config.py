@@ -105,7 +105,8 @@ class CacheConfig(Settings):
     key_layout: Layout = "transposed"
     value_layout: Layout = "transposed"
     max_pages: int | None = Field(None, ge=1)
-    backend: str = "reference"
+    backend: str = Field("auto", description="cpu, reference, ... or auto, the fastest that can serve the model")
+    fallback: bool = Field(True, description="take the next choice where a backend cannot run or pages run out")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -144,7 +145,8 @@ class EvalConfig(Settings):
     key_layout: Layout = "transposed"
     value_layout: Layout = "transposed"
     max_pages: int | None = Field(None, ge=1)
-    backend: str = "reference"
+    backend: str = Field("auto", description="cpu, reference, ... or auto, the fastest that can serve the model")
+    fallback: bool = Field(True, description="take the next choice where a backend cannot run or pages run out")
 
     @field_validator("windows", mode="before")
     @classmethod

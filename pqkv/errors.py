@@ -35,3 +35,7 @@ class OutOfPages(PqkvError):
 
 class RecordError(PqkvError):
     """A record that cannot be read or written."""
+
+
+class KernelError(PqkvError):
+    """A backend that cannot run here, or inputs that do not fit together. Raised before anything runs."""

@@ -59,7 +59,16 @@ def evaluate(
     value_layout: Annotated[str | None, _option("row or transposed.", _CACHE, "transposed")] = None,
     max_pages: Annotated[int | None, _option("Size of the page pool.", _CACHE, "grows")] = None,
     backend: Annotated[
-        str | None, _option("Attention on pages, in modes token and chunk.", _CACHE, "reference")
+        str | None, _option("Attention on pages, in modes token and chunk: cpu, reference or auto.", _CACHE, "auto")
+    ] = None,
+    fallback: Annotated[
+        bool | None,
+        _option(
+            "Where a backend cannot run or pages run out, take the next choice and say so.",
+            _CACHE,
+            "on",
+            "--fallback/--no-fallback",
+        ),
     ] = None,
     context: Annotated[str | None, _option("Window lengths in tokens, by commas.", _MEASURE, "512,2048")] = None,
     mode: Annotated[
@@ -110,6 +119,7 @@ def evaluate(
         "value_layout": value_layout,
         "max_pages": max_pages,
         "backend": backend,
+        "fallback": fallback,
         "context": split_list(context, int, "--context"),
         "mode": split_list(mode, str, "--mode"),
         "chunk_size": chunk_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,9 @@ from pqkv.cache.table import PageTable
 from pqkv.codec import CodebookSet
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
-from pqkv.kernels import AttentionBackend, get_backend
+from pqkv.kernels import AttentionBackend, ChosenBackend, choose_backend
+
+_log = logging.getLogger("pqkv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,14 @@ class KVCache:
         self.pool = PagePool(config.max_pages)
         self.table = PageTable(self.pool, geometry.num_sequences)
         self.codebooks = codebooks
-        run = backend or get_backend(config.backend)
-        self.layers: list[Layer] = [self._layer(i, run) for i in range(num_layers)]
+        self.backend = (
+            ChosenBackend("given", backend)
+            if backend is not None
+            else choose_backend(config.backend, geometry.device, geometry.dtype, fallback=config.fallback)
+        )
+        if self.backend.note:
+            _log.warning(self.backend.note)
+        self.layers: list[Layer] = [self._layer(i, self.backend.run) for i in range(num_layers)]
 
     def fork(self, sequence: int) -> int:
         """Append a sequence that continues from `sequence`, sharing its sealed pages; returns its index."""

@@ -1,14 +1,24 @@
 """Attention on pages: plain arrays in, plain arrays out."""
 
-from pqkv.kernels.registry import backend_names, get_backend, register_backend
+from pqkv.kernels.registry import (
+    ChosenBackend,
+    backend_names,
+    check_backend,
+    choose_backend,
+    get_backend,
+    register_backend,
+)
 from pqkv.kernels.types import AttentionBackend, ExactTokens, PagedSide, PagedTokens
 
 __all__ = [
     "AttentionBackend",
+    "ChosenBackend",
     "ExactTokens",
     "PagedSide",
     "PagedTokens",
     "backend_names",
+    "check_backend",
+    "choose_backend",
     "get_backend",
     "register_backend",
 ]

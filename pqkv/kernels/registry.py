@@ -1,32 +1,91 @@
-"""Attention backends by name. A backend is named in a configuration and in every result."""
+"""Attention backends by name. A backend is named in a configuration and in every result.
+
+`auto` is the fastest one that can serve a device and dtype; a backend that cannot serve them gives way to the next
+one, and says so, or is an error where fallbacks are off.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from pqkv.errors import ConfigError
+import torch
+
+from pqkv.errors import ConfigError, KernelError
 from pqkv.kernels.types import AttentionBackend
 
-_FACTORIES: dict[str, Callable[[], AttentionBackend]] = {}
+AUTO = "auto"
+
+Obstacle = Callable[[torch.device, torch.dtype], str | None]
 
 
-def register_backend(name: str, factory: Callable[[], AttentionBackend]) -> None:
-    """Add a backend; `factory` runs each time it is asked for: its imports cost nothing before, it should be cheap."""
-    if name in _FACTORIES:
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    factory: Callable[[], AttentionBackend]
+    obstacle: Obstacle
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenBackend:
+    """A backend that can run; `note` says why it is not the one asked for, if it is not."""
+
+    name: str
+    run: AttentionBackend
+    note: str | None = None
+
+
+_ENTRIES: dict[str, _Entry] = {}
+_PREFERENCE = ("cpu", "reference")  # of `auto`, and of what stands in for a backend that cannot run
+
+
+def register_backend(
+    name: str, factory: Callable[[], AttentionBackend], obstacle: Obstacle = lambda device, dtype: None
+) -> None:
+    """Add a backend. `factory` runs each time it is asked for: its imports cost nothing before, it should be cheap.
+    `obstacle(device, dtype)` is the reason why it cannot serve queries there, or None.
+    """
+    if name in _ENTRIES or name == AUTO:
         raise ValueError(f"backend {name!r} is registered already")
-    _FACTORIES[name] = factory
+    _ENTRIES[name] = _Entry(factory, obstacle)
 
 
 def get_backend(name: str) -> AttentionBackend:
     """The backend called `name`; raises `ConfigError` listing the known names."""
-    if name not in _FACTORIES:
-        raise ConfigError(f"unknown backend '{name}'; known: {', '.join(backend_names())}")
-    return _FACTORIES[name]()
+    check_backend(name)
+    if name == AUTO:
+        raise ConfigError("backend 'auto' depends on device and dtype; use choose_backend")
+    return _ENTRIES[name].factory()
+
+
+def check_backend(name: str) -> None:
+    """Raise `ConfigError`, listing the known names, for one that is not among them."""
+    if name != AUTO and name not in _ENTRIES:
+        raise ConfigError(f"unknown backend '{name}'; known: {', '.join((AUTO, *backend_names()))}")
+
+
+def choose_backend(name: str, device: torch.device, dtype: torch.dtype, *, fallback: bool = True) -> ChosenBackend:
+    """The backend that serves queries of `dtype` on `device`: `name`, or without it the next that can.
+
+    Raises `KernelError` if `name` cannot and `fallback` is off.
+    """
+    check_backend(name)
+    reason = None
+    if name != AUTO:
+        reason = _ENTRIES[name].obstacle(device, dtype)
+        if reason is None:
+            return ChosenBackend(name, _ENTRIES[name].factory())
+        if not fallback:
+            raise KernelError(f"backend '{name}' cannot run: {reason}")
+    for other in _PREFERENCE:
+        if other != name and _ENTRIES[other].obstacle(device, dtype) is None:
+            note = reason and f"backend '{name}' cannot run: {reason}; '{other}' ran instead"
+            return ChosenBackend(other, _ENTRIES[other].factory(), note)
+    raise KernelError(f"no backend serves {dtype} on {device}")
 
 
 def backend_names() -> tuple[str, ...]:
     """All registered names, sorted."""
-    return tuple(sorted(_FACTORIES))
+    return tuple(sorted(_ENTRIES))
 
 
 def _reference() -> AttentionBackend:
@@ -35,4 +94,19 @@ def _reference() -> AttentionBackend:
     return attention
 
 
+def _cpu() -> AttentionBackend:
+    from pqkv.kernels.cpu.backend import attention
+
+    return attention
+
+
+def _cpu_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return f"the model is on {device}"
+    if dtype == torch.float64:
+        return "it computes in float32 and the model in float64"
+    return None
+
+
 register_backend("reference", _reference)
+register_backend("cpu", _cpu, _cpu_obstacle)

@@ -12,7 +12,8 @@ from torch import Tensor
 from pqkv.cache import effective_bits, footprint
 from pqkv.codec import CodebookSet
 from pqkv.config import EvalConfig
-from pqkv.kernels import get_backend
+from pqkv.errors import OutOfPages
+from pqkv.kernels import AttentionBackend
 from pqkv.lm import LanguageModel
 from pqkv.quality.cells import Cell
 from pqkv.quality.control import shuffled
@@ -54,16 +55,46 @@ class CellRun:
     """Measures one cell."""
 
     def __init__(
-        self, lm: LanguageModel, config: EvalConfig, cell: Cell, exact: ExactLogits, step: Callable[[int, int], None]
+        self,
+        lm: LanguageModel,
+        config: EvalConfig,
+        cell: Cell,
+        backend: AttentionBackend,
+        exact: ExactLogits,
+        step: Callable[[int, int], None],
     ) -> None:
         self.lm, self.config, self.cell, self.exact, self.step = lm, config, cell, exact, step
         self.cache = config.cache()
         self.stepwise = cell.mode in ("token", "chunk")
-        self.probe = SoftmaxMassProbe(get_backend(config.backend))
+        self.probe = SoftmaxMassProbe(backend)
+        self.batch = 8
         self._done = self._total = 0
 
     def measure(self, tokens: np.ndarray) -> dict[str, Any]:
-        """All that a record holds of this cell's outcome, for windows (n, T)."""
+        """All that a record holds of this cell's outcome, for windows (n, T).
+
+        With fallbacks on, a paged cache that runs out of pages gives way to a contiguous one, and a batch that memory
+        does not hold to single windows; the notes say so.
+        """
+        notes: list[str] = []
+        while True:
+            try:
+                outcome = self._measure(tokens)
+            except OutOfPages as error:
+                if not self.config.fallback or not self.cache.paged or self.cell.coding.books is None:
+                    raise
+                self.cache = self.cache.model_copy(update={"paged": False})
+                notes.append(f"{error}: a contiguous cache ran instead")
+            except (torch.OutOfMemoryError, MemoryError):
+                if not self.config.fallback or self.batch == 1:
+                    raise
+                self.batch = 1
+                notes.append("memory did not hold several windows at once: they ran one by one")
+            else:
+                outcome["notes"] += notes
+                return outcome
+
+    def _measure(self, tokens: np.ndarray) -> dict[str, Any]:
         wanted = self.config.metrics
         prompts = build_prompts(self.lm, tokens, self.config.seed) if "recall" in wanted else []
         controls = self.config.control and self.cell.coding.books is not None
@@ -148,8 +179,8 @@ class CellRun:
         size = _FORWARD_TOKENS // T
         if self.stepwise:
             itemsize = torch.empty((), dtype=self.lm.dtype).element_size()
-            size = min(8, _LOGIT_BYTES // (T * self.lm.vocab_size * itemsize))
-        size = max(1, size)
+            size = min(self.batch, _LOGIT_BYTES // (T * self.lm.vocab_size * itemsize))
+        size = max(1, size if self.batch > 1 else 1)
         for start in range(0, n, size):
             yield torch.from_numpy(tokens[start : start + size]).to(self.lm.device)
 

@@ -75,15 +75,17 @@ def cells(config: EvalConfig, found: list[Coding]) -> list[Cell]:
     ]
 
 
-def describe(cell: Cell, config: EvalConfig, lm: LanguageModel, corpus: Corpus, windows: int) -> dict[str, Any]:
+def describe(
+    cell: Cell, config: EvalConfig, lm: LanguageModel, corpus: Corpus, windows: int, backend: str
+) -> dict[str, Any]:
     """Everything the figures of a cell depend on, flat; what they do not depend on is left out or None."""
     stepwise = cell.mode in ("token", "chunk")
     header = cell.coding.header
     cache = config.cache().model_dump(mode="json")
     if not config.paged:
         cache |= {"key_layout": "row", "value_layout": "row", "max_pages": None}
-    if not stepwise:
-        cache["backend"] = None
+    del cache["fallback"]
+    cache["backend"] = backend if stepwise else None
     return {
         "model": lm.name,
         "model_weights": lm.fingerprint,

@@ -13,7 +13,7 @@ import torch
 from pqkv.config import EvalConfig, digest_of
 from pqkv.env import environment, git_state
 from pqkv.errors import ConfigError, PqkvError
-from pqkv.kernels import get_backend
+from pqkv.kernels import check_backend, choose_backend
 from pqkv.lm import load_model
 from pqkv.lm.contamination import check_contamination
 from pqkv.lm.train import check_codebooks
@@ -47,13 +47,14 @@ def evaluate(
     """
     tell = report or (lambda progress: None)
     named = named_codings(config)  # a bad file is told before a model is loaded
+    check_backend(config.backend)
     lm = load_model(config.model, config.dtype, config.device)
     if max(config.context) > lm.max_positions:
         raise ConfigError(
             f"context {max(config.context)} is beyond the {lm.max_positions} positions of {lm.name}; "
             "lower --context or take a model with more positions"
         )
-    get_backend(config.backend)
+    backend = choose_backend(config.backend, lm.device, lm.dtype, fallback=config.fallback)
     corpus = load_corpus(config.data, config.split, default="test")
     stream = tokenize(corpus, lm.encode, lm.separator)
     chosen = {context: windows(stream, context, config.windows) for context in config.context}
@@ -73,20 +74,22 @@ def evaluate(
     exact = ExactLogits(lm)
     for number, cell in enumerate(grid, 1):
         window_set = chosen[cell.context]
-        described = describe(cell, config, lm, corpus, len(window_set.tokens))
+        described = describe(cell, config, lm, corpus, len(window_set.tokens), backend.name)
         digest = digest_of(described)
         known = store.find(digest) if store is not None and not force else None
         if known is not None:
             yield known
             continue
         started, clock = utc_now(), time.perf_counter()
-        run = CellRun(lm, config, cell, exact, _cell_step(tell, cell, number, len(grid)))
+        run = CellRun(lm, config, cell, backend.run, exact, _cell_step(tell, cell, number, len(grid)))
         outcome: dict[str, Any] = {"status": "ok"}
         try:
             outcome |= run.measure(window_set.tokens)
         except (PqkvError, torch.OutOfMemoryError, MemoryError) as error:
             outcome = {"status": "failed", "error": str(error).splitlines()[0] if str(error) else type(error).__name__}
         extra = notes[found.index(cell.coding), cell.context]
+        if run.stepwise and backend.note:
+            extra = [*extra, backend.note]
         if len(window_set.tokens) < (config.windows or 0):
             extra = [*extra, f"{config.windows} windows asked for, the text has {len(window_set.tokens)}"]
         outcome["notes"] = [*outcome.get("notes", []), *extra]

@@ -1,18 +1,44 @@
 import pytest
+import torch
 
 from pqkv.config import CacheConfig
-from pqkv.errors import ConfigError
-from pqkv.kernels import backend_names, get_backend, register_backend, registry
+from pqkv.errors import ConfigError, KernelError
+from pqkv.kernels import backend_names, choose_backend, get_backend, register_backend, registry
 from pqkv.kernels.reference import attention
 
 
 @pytest.fixture(autouse=True)
 def own_table(monkeypatch):
-    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
 
 
-def test_the_default_backend_is_there():
-    assert get_backend(CacheConfig().backend) is attention
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"), [(torch.float32, "cpu"), (torch.bfloat16, "cpu"), (torch.float64, "reference")]
+)
+def test_the_default_is_the_fastest_that_can_serve_the_model(dtype, name):
+    chosen = choose_backend(CacheConfig().backend, CPU, dtype)
+    assert (chosen.name, chosen.run, chosen.note) == (name, get_backend(name), None)
+
+
+def test_a_backend_that_cannot_run_gives_way_and_says_so():
+    chosen = choose_backend("cpu", CPU, torch.float64)
+    assert chosen.name == "reference"
+    assert chosen.note == (
+        "backend 'cpu' cannot run: it computes in float32 and the model in float64; 'reference' ran instead"
+    )
+    with pytest.raises(KernelError, match="backend 'cpu' cannot run: it computes in float32"):
+        choose_backend("cpu", CPU, torch.float64, fallback=False)
+    assert choose_backend("cpu", torch.device("meta"), torch.float32).name == "reference"
+
+
+def test_auto_is_no_backend_of_its_own():
+    with pytest.raises(ConfigError, match="use choose_backend"):
+        get_backend("auto")
+    with pytest.raises(ValueError, match="registered already"):
+        register_backend("auto", lambda: attention)
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():

@@ -1,0 +1,132 @@
+"""What every backend asks of its inputs before it runs: a wrong shape is a sentence, never a wrong read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pqkv.errors import KernelError
+from pqkv.kernels.packing import packed_size
+from pqkv.kernels.types import ExactTokens, PagedSide, PagedTokens
+
+EXACT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_inputs(
+    query: Tensor, pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None
+) -> None:
+    """Raise `KernelError` for shapes, dtypes, devices or layouts that do not fit together. Reads no lengths."""
+    if query.ndim != 4:
+        raise KernelError(f"query has shape {tuple(query.shape)}, not (B, Tq, Hq, D)")
+    B, _, Hq, D = query.shape
+    heads = set()
+    for name, part in (("sinks", sinks), ("residual", residual)):
+        if part is not None:
+            heads.add(_check_exact(name, part, B, D, query.device))
+    if pages is not None:
+        heads |= _check_pages(pages, B, D, query.device)
+    if len(heads) > 1:
+        raise KernelError(f"the parts of the cache have {sorted(heads)} KV heads; all need the same number")
+    if heads and Hq % (Hkv := heads.pop()):
+        raise KernelError(f"{Hq} query heads cannot share {Hkv} KV heads evenly")
+
+
+def check_lengths(pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None) -> None:
+    """Raise `KernelError` for lengths beyond what is there and for page ids that name no page.
+
+    Looks at the numbers themselves, so a backend on another device calls it only where it waits for the host anyway.
+    """
+    for name, part in (("sinks", sinks), ("residual", residual)):
+        if part is not None and part.length.numel():
+            _check_range(f"{name}.length", part.length, part.keys.shape[2])
+    if pages is None or not pages.context_len.numel():
+        return
+    _check_range("context_len", pages.context_len, pages.page_table.shape[1] * pages.page_size)
+    used = -(-pages.context_len // pages.page_size)
+    columns = torch.arange(pages.page_table.shape[1], device=used.device)
+    ids = pages.page_table[columns < used[:, None]]
+    count = min(pages.keys.pages.shape[0], pages.values.pages.shape[0])
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= count):
+        raise KernelError(f"page_table names pages {int(ids.min())} to {int(ids.max())}, but there are {count}")
+
+
+def _check_range(name: str, lengths: Tensor, most: int) -> None:
+    if int(lengths.min()) < 0 or int(lengths.max()) > most:
+        raise KernelError(f"{name} is {int(lengths.min())} to {int(lengths.max())}, but there is room for 0 to {most}")
+
+
+def _check_exact(name: str, part: ExactTokens, batch: int, head_dim: int, device: torch.device) -> int:
+    keys, values = part.keys, part.values
+    if keys.ndim != 4 or keys.shape != values.shape or keys.shape[0] != batch or keys.shape[3] != head_dim:
+        raise KernelError(
+            f"{name} have keys {tuple(keys.shape)} and values {tuple(values.shape)}; both need (B, Hkv, capacity, D) "
+            f"with B = {batch} and D = {head_dim}"
+        )
+    if keys.dtype != values.dtype or keys.dtype not in EXACT_DTYPES:
+        raise KernelError(f"{name} have keys in {keys.dtype} and values in {values.dtype}; both need one float dtype")
+    _check_vector(f"{name}.length", part.length, batch, device)
+    _check_devices(name, device, keys, values)
+    return keys.shape[1]
+
+
+def _check_pages(pages: PagedTokens, batch: int, head_dim: int, device: torch.device) -> set[int]:
+    if (pages.keys.centroids is None) != (pages.values.centroids is None):
+        raise KernelError("keys and values must both be exact or both be coded")
+    if pages.page_size < 1:
+        raise KernelError(f"page_size is {pages.page_size}; it must be at least 1")
+    if pages.page_table.ndim != 2 or pages.page_table.shape[0] != batch or pages.page_table.dtype != torch.int32:
+        raise KernelError(
+            f"page_table is {pages.page_table.dtype} {tuple(pages.page_table.shape)}, not int32 ({batch}, pages)"
+        )
+    _check_vector("context_len", pages.context_len, batch, device)
+    _check_devices("page_table", device, pages.page_table)
+    check = _check_exact_side if pages.keys.centroids is None else _check_coded_side
+    for name, side in (("keys", pages.keys), ("values", pages.values)):
+        _check_devices(f"{name}.pages", device, side.pages)
+        check(name, side, pages.page_size, head_dim)
+    return {side.pages.shape[1] for side in (pages.keys, pages.values)}
+
+
+def _check_exact_side(name: str, side: PagedSide, page_size: int, head_dim: int) -> None:
+    if side.layout != "row":
+        raise KernelError(f"exact {name} lie in rows, not {side.layout}")
+    if side.pages.ndim != 4 or side.pages.shape[2:] != (page_size, head_dim) or side.pages.dtype not in EXACT_DTYPES:
+        raise KernelError(
+            f"{name}.pages are {side.pages.dtype} {tuple(side.pages.shape)}, "
+            f"not floats (pages, Hkv, {page_size}, {head_dim})"
+        )
+
+
+def _check_coded_side(name: str, side: PagedSide, page_size: int, head_dim: int) -> None:
+    assert side.centroids is not None
+    if side.centroids.ndim != 4:
+        raise KernelError(f"{name}.centroids have shape {tuple(side.centroids.shape)}, not (H, M, C, d_sub)")
+    H, M, C, d_sub = side.centroids.shape
+    if 2**side.nbits != C or M * d_sub != head_dim:
+        raise KernelError(
+            f"{name}.centroids have shape {tuple(side.centroids.shape)}: {side.nbits}-bit codes of {head_dim} elements "
+            f"need C = {2**side.nbits} and M * d_sub = {head_dim}"
+        )
+    lines, count = (page_size, M) if side.layout == "row" else (M, page_size)
+    shape = (lines, packed_size(count, side.nbits))
+    if side.pages.ndim != 4 or side.pages.shape[2:] != shape or side.pages.dtype != torch.uint8:
+        raise KernelError(
+            f"{name}.pages are {side.pages.dtype} {tuple(side.pages.shape)}, not uint8 (pages, Hkv, {shape[0]}, "
+            f"{shape[1]}) as layout {side.layout} of {M} codes of {side.nbits} bits needs"
+        )
+    if H not in (1, side.pages.shape[1]):
+        raise KernelError(f"{name}.centroids are for {H} heads, the pages hold {side.pages.shape[1]}")
+    if side.channels is not None and tuple(side.channels.shape) != (H, head_dim):
+        raise KernelError(f"{name}.channels have shape {tuple(side.channels.shape)}, not ({H}, {head_dim})")
+
+
+def _check_vector(name: str, vector: Tensor, batch: int, device: torch.device) -> None:
+    if tuple(vector.shape) != (batch,) or vector.dtype != torch.int32:
+        raise KernelError(f"{name} is {vector.dtype} {tuple(vector.shape)}, not int32 ({batch},)")
+    _check_devices(name, device, vector)
+
+
+def _check_devices(name: str, device: torch.device, *tensors: Tensor) -> None:
+    for tensor in tensors:
+        if tensor.device != device:
+            raise KernelError(f"{name} is on {tensor.device}, the query on {device}; move both to one device")

@@ -1,0 +1,50 @@
+"""Backend `cpu`: single queries through the Numba kernels, many queries at once as matrix products in torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pqkv.errors import KernelError
+from pqkv.kernels.checks import check_inputs, check_lengths
+from pqkv.kernels.cpu.decode import decode
+from pqkv.kernels.cpu.prefill import prefill
+from pqkv.kernels.types import ExactTokens, PagedTokens
+
+_FEW = 4  # queries of a sequence that cost less one by one than decoding its keys and values
+
+
+def attention(
+    query: Tensor,
+    pages: PagedTokens | None,
+    sinks: ExactTokens | None,
+    residual: ExactTokens | None,
+    *,
+    scale: float,
+    window: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `AttentionBackend`. Computes in float32, lse is float64."""
+    check_inputs(query, pages, sinks, residual)
+    check_lengths(pages, sinks, residual)
+    if query.dtype == torch.float64 or query.device.type != "cpu":
+        raise KernelError(f"backend 'cpu' serves float32 and half precision on the CPU, not {query.dtype}")
+    Tq = query.shape[1]
+    if Tq == 1:
+        return decode(query, pages, sinks, residual, scale=scale, window=window)
+    if Tq <= _FEW and residual is not None and query.shape[0] and int(residual.length.min()) >= Tq:
+        # all new tokens stand in the residual: each query sees one more of them than the one before
+        steps = [
+            decode(
+                query[:, i : i + 1],
+                pages,
+                sinks,
+                replace(residual, length=residual.length - (Tq - 1 - i)),
+                scale=scale,
+                window=window,
+            )
+            for i in range(Tq)
+        ]
+        return torch.cat([out for out, _ in steps], 1), torch.cat([lse for _, lse in steps], 1)
+    return prefill(query, pages, sinks, residual, scale=scale, window=window)

@@ -1,0 +1,136 @@
+"""Exact keys and values of one query per sequence: sinks, residual window, exact pages, and the merge of all parts."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+_SUMS = {"reassoc", "contract", "nsz"}  # sums may be reordered, so that they become vectors; NaN and infinity stay
+
+
+@numba.njit(cache=True, error_model="numpy", inline="always")
+def _widen(data, offset, kind, row):
+    """row = the len(row) numbers from `offset` on in float32; kind 0 is float32, 1 bfloat16, 2 float16 (as uint16)."""
+    if kind == 0:
+        for d in range(len(row)):
+            row[d] = data[offset + d]
+        return
+    bits = row.view(np.uint32)
+    if kind == 1:
+        for d in range(len(row)):
+            bits[d] = np.uint32(data[offset + d]) << np.uint32(16)
+        return
+    for d in range(len(row)):  # sign apart, the 15 other bits where float32 has them; the exponents differ by 112
+        half = np.uint32(data[offset + d])
+        bits[d] = (half & np.uint32(0x7FFF)) << np.uint32(13)
+    for d in range(len(row)):
+        magnitude = row[d] * np.float32(2.0**112)
+        row[d] = -magnitude if np.uint32(data[offset + d]) & np.uint32(0x8000) else magnitude
+
+
+@numba.njit(cache=True, error_model="numpy", fastmath=_SUMS)
+def _fold(query, b, first_head, keys, values, key_kind, value_kind, offset, stride, count, G, D, state, out, rows):
+    """Add `count` tokens, `stride` numbers apart from `offset` on, to the running softmax of G heads.
+
+    state (2, G): largest score (base 2) and mass relative to it; out (G, D) relative to it too.
+    """
+    for t in range(count):
+        place = offset + t * stride
+        _widen(keys, place, key_kind, rows[0])
+        _widen(values, place, value_kind, rows[1])
+        for g in range(G):
+            score = np.float32(0.0)
+            for d in range(D):
+                score += query[b, first_head + g, d] * rows[0, d]
+            if score > state[0, g]:
+                shrink = np.exp2(state[0, g] - score)
+                state[0, g] = score
+                state[1, g] *= shrink
+                for d in range(D):
+                    out[g, d] *= shrink
+            mass = np.exp2(score - state[0, g])
+            state[1, g] += mass
+            for d in range(D):
+                out[g, d] += mass * rows[1, d]
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def attend_exact_pages(
+    query, table, context_len, lowest, num_kv_heads, page_size, stretch_pages,
+    keys, key_kind, values, value_kind, out, top, total,
+):  # fmt: skip
+    """Partial attention of every stretch of exact pages (flat, as (pages, Hkv, page_size, D)); as `attend_coded`."""
+    B, Hq, D = query.shape
+    G = Hq // num_kv_heads
+    stretches = out.shape[2]
+    for job in numba.prange(B * num_kv_heads * stretches):
+        b = job // (num_kv_heads * stretches)
+        h = job // stretches % num_kv_heads
+        s = job % stretches
+        rows = np.empty((2, D), np.float32)
+        state = np.empty((2, G), np.float32)
+        state[0] = -np.inf
+        state[1] = 0.0
+        mine = np.zeros((G, D), np.float32)
+        first = max(s * stretch_pages * page_size, lowest[b])
+        end = min((s + 1) * stretch_pages * page_size, context_len[b])
+        while first < end:
+            slot = first % page_size
+            n = min(page_size - slot, end - first)
+            page = np.int64(table[b, first // page_size])
+            offset = ((page * num_kv_heads + h) * page_size + slot) * D
+            _fold(query, b, h * G, keys, values, key_kind, value_kind, offset, D, n, G, D, state, mine, rows)
+            first += n
+        for g in range(G):
+            top[b, h, s, g] = state[0, g]
+            total[b, h, s, g] = state[1, g]
+            for d in range(D):
+                out[b, h, s, g, d] = mine[g, d]
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def merge(
+    query, out, top, total, sink_keys, sink_values, sink_len, sink_lowest,
+    residual_keys, residual_values, residual_len, residual_lowest, kind, result, lse,
+):  # fmt: skip
+    """Stretches, sinks and residual together: result (B, Hq, D), lse (B, Hq) float64, in base e.
+
+    Exact parts (B, Hkv, capacity, D); of sequence b the tokens lowest[b] ... len[b] - 1 are seen.
+    """
+    B, Hkv, stretches, G = top.shape
+    D = query.shape[2]
+    for job in numba.prange(B * Hkv):
+        b, h = job // Hkv, job % Hkv
+        rows = np.empty((2, D), np.float32)
+        state = np.empty((2, G), np.float32)
+        state[0] = -np.inf
+        state[1] = 0.0
+        mine = np.zeros((G, D), np.float32)
+        for g in range(G):
+            best = np.float32(-np.inf)
+            for s in range(stretches):
+                best = max(best, top[b, h, s, g])
+            state[0, g] = best
+            for s in range(stretches):
+                if top[b, h, s, g] > -np.inf:
+                    weight = np.exp2(top[b, h, s, g] - best)
+                    state[1, g] += weight * total[b, h, s, g]
+                    for d in range(D):
+                        mine[g, d] += weight * out[b, h, s, g, d]
+        for part in range(2):
+            keys, values = (sink_keys, sink_values) if part == 0 else (residual_keys, residual_values)
+            length = sink_len[b] if part == 0 else residual_len[b]
+            low = sink_lowest[b] if part == 0 else residual_lowest[b]
+            if length > low:
+                offset = ((b * Hkv + h) * keys.shape[2] + low) * D
+                _fold(
+                    query, b, h * G, keys.reshape(-1), values.reshape(-1), kind, kind, offset, D, length - low, G, D,
+                    state, mine, rows,
+                )  # fmt: skip
+        for g in range(G):
+            mass = state[1, g]
+            for d in range(D):
+                result[b, h * G + g, d] = mine[g, d] / mass if mass > 0.0 else np.float32(0.0)
+            lse[b, h * G + g] = (
+                (np.float64(state[0, g]) + np.log2(np.float64(mass))) * np.log(2.0) if mass > 0.0 else -np.inf
+            )

@@ -1,0 +1,201 @@
+"""Backend `cpu` on poisoned batches against brute force in float64, and against `reference` on the same numbers."""
+
+import itertools
+from dataclasses import replace
+
+import numba
+import numpy as np
+import pytest
+import torch
+from batches import Spec, brute_force, build
+
+from pqkv.errors import KernelError
+from pqkv.kernels import ExactTokens
+from pqkv.kernels.cpu import decode as decode_module
+from pqkv.kernels.cpu.backend import attention
+from pqkv.kernels.reference import attention as reference
+
+LENGTHS = (0, 1, 63, 64, 65, 127, 128, 129, 2047, 2048, 2049, 4096, 4097)
+LAYOUTS = list(itertools.product(["row", "transposed"], repeat=2))
+RAGGED = {
+    "sinks": (0, 1, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4),
+    "residual": (1, 2, 3, 128, 70, 1, 64, 127, 90, 65, 100, 128, 77),
+}
+SINGLE = Spec(context=LENGTHS, dtype=torch.float32, unused="poison", head_dim=64, subspaces=(32, 16), **RAGGED)
+SMALL = SINGLE.but(
+    context=(0, 1, 63, 64, 65, 127, 300), sinks=(0, 1, 4, 4, 4, 4, 4), residual=(1, 2, 3, 128, 70, 1, 64)
+)
+
+
+def check(spec, *, window=None, rtol=2e-5, scale=None):
+    """Relative to the largest element of the row, as attention errors are."""
+    batch = build(spec)
+    scale = spec.head_dim**-0.5 if scale is None else scale
+    out, lse = attention(*batch.inputs, scale=scale, window=window)
+    expected, expected_lse = brute_force(batch, scale, window)
+    assert out.dtype == spec.dtype
+    assert out.shape == batch.query.shape
+    assert lse.shape == batch.query.shape[:3]
+    size = np.abs(expected).max(-1, keepdims=True)
+    assert (np.abs(out.double().numpy() - expected) <= rtol * np.maximum(size, 1e-6)).all()
+    np.testing.assert_allclose(lse.double().numpy(), expected_lse, atol=1e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("group", [1, 2, 4, 8])
+@pytest.mark.parametrize("layouts", [("transposed", "transposed"), ("row", "row")])
+def test_every_group_and_length_equals_brute_force(group, layouts):
+    check(SINGLE.but(group=group, layouts=layouts))
+
+
+@pytest.mark.parametrize("group", [1, 3, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_exact_pages_equal_brute_force_at_every_length(group, dtype):
+    check(SINGLE.but(nbits=None, group=group, dtype=dtype), rtol=2e-5 if dtype == torch.float32 else 8e-3)
+
+
+@pytest.mark.parametrize("nbits", [1, 3, 4, 6, 9, 12])
+@pytest.mark.parametrize("layout", ["row", "transposed"])
+def test_every_width_is_read_packed(nbits, layout):
+    check(SMALL.but(nbits=nbits, layouts=(layout, layout), group=2, subspaces=(8, 4), head_dim=16, heads=1))
+
+
+@pytest.mark.parametrize("page_size", [1, 5, 16, 48, 700])
+def test_pages_of_any_size(page_size):
+    for nbits, layout in ((8, "transposed"), (6, "transposed"), (8, "row")):
+        check(SMALL.but(page_size=page_size, nbits=nbits, layouts=(layout, layout), head_dim=16, subspaces=(8, 8)))
+
+
+@pytest.mark.parametrize("subspaces", [(64, 64), (16, 8), (8, 4), (4, 2)])
+def test_every_width_of_a_subspace(subspaces):
+    """Centroids of 1 to 32 elements: one register, several, tables, bins."""
+    check(SMALL.but(group=4, subspaces=subspaces, per_head=False, channels=False, heads=1))
+
+
+@pytest.mark.parametrize("window", [1, 5, 64, 200, 10_000])
+@pytest.mark.parametrize("nbits", [None, 8])
+def test_a_sliding_window_hides_what_is_older(window, nbits):
+    check(SINGLE.but(nbits=nbits, group=4), window=window)
+
+
+@pytest.mark.parametrize("missing", ["sinks", "residual", "both"])
+@pytest.mark.parametrize("nbits", [None, 8])
+def test_each_part_may_be_missing(missing, nbits):
+    gone = {"both": ("sinks", "residual")}.get(missing, (missing,))
+    check(SMALL.but(nbits=nbits, group=4, **dict.fromkeys(gone)))
+
+
+@pytest.mark.parametrize("unused", ["poison", "garbage"])
+@pytest.mark.parametrize("nbits", [None, 8, 6])
+@pytest.mark.parametrize("queries", [1, 9])
+def test_what_lies_in_unused_slots_changes_no_bit(unused, nbits, queries):
+    spec = SMALL.but(nbits=nbits, group=4, queries=queries)
+    clean, dirty = (attention(*build(spec.but(unused=u)).inputs, scale=0.2) for u in ("zero", unused))
+    assert torch.equal(clean[0], dirty[0])
+    assert torch.equal(clean[1], dirty[1])
+
+
+def test_a_corrupted_page_entry_is_noticed():
+    batch = build(SMALL.but(group=4))
+    before = attention(*batch.inputs, scale=0.2)[0]
+    table = batch.pages.page_table.clone()
+    table[6, 2] = table[6, 3]
+    after = attention(batch.query, replace(batch.pages, page_table=table), *batch.inputs[2:], scale=0.2)[0]
+    assert not torch.equal(before[6], after[6])
+    assert torch.equal(before[:6], after[:6])
+
+
+@pytest.mark.parametrize("queries", [2, 4, 5, 40])
+@pytest.mark.parametrize("nbits", [None, 8, 5])
+@pytest.mark.parametrize("window", [None, 33])
+def test_several_queries_are_causal(queries, nbits, window):
+    spec = SMALL.but(nbits=nbits, group=2, queries=queries, head_dim=16, subspaces=(8, 4))
+    check(spec, window=window)
+    check(spec.but(residual=(40, 41, 42, 128, 70, 50, 64)), window=window)
+
+
+def test_scores_far_below_zero_keep_their_mass():
+    batch = build(SMALL.but(group=4))
+    parts = []
+    for part in (batch.sinks, batch.residual):
+        parts.append(ExactTokens(part.keys * 0 - 30, part.values, part.length))
+    query = batch.query.abs() + 1
+    out, lse = attention(query, batch.pages, *parts, scale=2.0)
+    expected, expected_lse = reference(query.double(), batch.pages, *parts, scale=2.0)
+    assert torch.isfinite(lse[1:]).all()
+    torch.testing.assert_close(out.double(), expected, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(lse, expected_lse, atol=1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stretch", [64, 100, 1000])
+def test_splits_change_nothing_but_rounding(stretch, monkeypatch):
+    monkeypatch.setattr(decode_module, "_STRETCH", stretch)
+    monkeypatch.setattr(decode_module, "_SHORTEST", 1)
+    for nbits in (None, 8):
+        check(SINGLE.but(nbits=nbits, group=4))
+
+
+def test_the_number_of_threads_changes_nothing_but_rounding():
+    batch = build(SINGLE.but(group=4))
+    before = numba.get_num_threads()
+    results = []
+    for threads in {1, min(2, numba.config.NUMBA_NUM_THREADS)}:
+        numba.set_num_threads(threads)
+        results.append(attention(*batch.inputs, scale=0.2)[0])
+    numba.set_num_threads(before)
+    torch.testing.assert_close(results[0], results[-1], atol=1e-5, rtol=1e-5)
+
+
+def test_an_empty_batch_and_an_empty_cache():
+    out, lse = attention(torch.randn(2, 1, 4, 16), None, None, None, scale=1.0)
+    assert out.eq(0).all()
+    assert lse.eq(float("-inf")).all()
+    out, lse = attention(torch.randn(0, 1, 4, 16), None, None, None, scale=1.0)
+    assert out.shape == (0, 1, 4, 16)
+
+
+def changed(batch, **changes):
+    pages = batch.pages
+    for name, value in changes.items():
+        side = name in ("keys", "values")
+        pages = replace(pages, **{name: replace(getattr(pages, name), **value) if side else value})
+    return pages
+
+
+COMPLAINTS = {
+    "a page that is not there": (lambda p: {"page_table": p.page_table + 1000}, "page_table names pages"),
+    "a length beyond the table": (lambda p: {"context_len": p.context_len + 10_000}, "context_len is"),
+    "a negative length": (lambda p: {"context_len": p.context_len - 1}, "context_len is -1"),
+    "a table of 64-bit ids": (lambda p: {"page_table": p.page_table.long()}, "page_table is torch.int64"),
+    "another page size": (lambda p: {"page_size": 32}, "keys.pages are torch.uint8"),
+    "another width": (lambda p: {"keys": {"nbits": 6}}, "6-bit codes of 64 elements need C = 64"),
+    "the other layout": (lambda p: {"values": {"layout": "row"}}, "layout row of 16 codes of 8 bits needs"),
+    "exact and coded sides": (lambda p: {"keys": {"centroids": None}}, "both be exact or both be coded"),
+    "too many heads of centroids": (lambda p: {"keys": {"centroids": p.keys.centroids.repeat(2, 1, 1, 1)}}, "4 heads"),
+    "channels of another shape": (lambda p: {"keys": {"channels": p.keys.channels[:, :5]}}, "channels have shape"),
+}
+
+
+@pytest.mark.parametrize("case", COMPLAINTS)
+def test_inputs_that_do_not_fit_are_refused_before_anything_runs(case):
+    batch = build(SMALL)
+    change, message = COMPLAINTS[case]
+    with pytest.raises(KernelError, match=message):
+        attention(batch.query, changed(batch, **change(batch.pages)), batch.sinks, batch.residual, scale=1.0)
+
+
+def test_exact_parts_that_do_not_fit_are_refused():
+    batch = build(SMALL)
+    r = batch.residual
+    for part, message in (
+        (ExactTokens(r.keys, r.values[:, :, :5], r.length), "residual have keys"),
+        (ExactTokens(r.keys.half(), r.values, r.length), "both need one float dtype"),
+        (ExactTokens(r.keys[:, :1], r.values[:, :1], r.length), "all need the same number"),
+        (ExactTokens(r.keys, r.values, r.length + 1000), "residual.length is"),
+        (ExactTokens(r.keys, r.values, r.length.long()), "not int32"),
+    ):
+        with pytest.raises(KernelError, match=message):
+            attention(batch.query, batch.pages, batch.sinks, part, scale=1.0)
+    with pytest.raises(KernelError, match="3 query heads cannot share 2 KV heads"):
+        attention(batch.query.repeat(1, 1, 2, 1)[:, :, :3], batch.pages, batch.sinks, r, scale=1.0)
+    with pytest.raises(KernelError, match="serves float32 and half precision"):
+        attention(batch.query.double(), batch.pages, batch.sinks, r, scale=1.0)
