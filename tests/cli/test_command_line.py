@@ -179,11 +179,20 @@ def test_flags_win_over_the_file_and_unknown_keys_are_named(capsys, codebooks, t
 def test_running_out_of_pages_fails_the_cell_and_says_so(capsys, codebooks, text, tmp_path):
     words = ["eval", "--codebooks", codebooks, "--data", text, "--context", "160", "--windows", "1", "--mode", "chunk"]
     words += ["--page-size", "16", "--residual", "16", "--max-pages", "1", "--chunk-size", "32"]
-    code, _, err = run(capsys, *words, "-o", tmp_path / "out")
+    code, _, err = run(capsys, *words, "--no-fallback", "-o", tmp_path / "out")
     assert code == 2
     assert "out of pages" in err
     assert "--max-pages" in err
     assert [path.name.endswith(".failure.json") for path in (tmp_path / "out").iterdir()] == [True]
+
+
+def test_a_fallback_is_said_once_and_recorded(capsys, codebooks, text, tmp_path):
+    words = ["eval", "--codebooks", codebooks, "--data", text, "--context", "160", "--windows", "1", "--mode", "chunk"]
+    words += ["--page-size", "16", "--residual", "16", "--max-pages", "1", "--format", "json", "--metrics", "kld"]
+    code, out, err = run(capsys, *words, "--chunk-size", "32")
+    assert code == 0
+    assert err.count("a contiguous cache ran instead") == 1
+    assert "out of pages" in json.loads(out)[0]["notes"][0]
 
 
 def test_interrupting_keeps_finished_cells(codebooks, text, tmp_path):

@@ -173,7 +173,7 @@ def test_a_record_is_named_after_all_its_figures_depend_on_and_nothing_else(base
 
     def digest(mode="exact-schedule", *, own=lm, count=2, context=150, **more):
         config = EvalConfig(**{**base, "mode": (mode,), **more})
-        return digest_of(describe(Cell(coding, mode, context), config, own, corpus, count))
+        return digest_of(describe(Cell(coding, mode, context), config, own, corpus, count, config.backend))
 
     plain = digest()
     changes = [
@@ -190,7 +190,7 @@ def test_a_record_is_named_after_all_its_figures_depend_on_and_nothing_else(base
 
 def test_a_cell_that_fails_is_recorded_and_the_grid_goes_on(base, tmp_path):
     store = RecordStore(tmp_path)
-    grid = {**base, "mode": ("token", "exact-schedule"), "max_pages": 1}
+    grid = {**base, "mode": ("token", "exact-schedule"), "max_pages": 1, "fallback": False}
     failed, fine = run(grid, store)
     assert (failed.status, fine.status) == ("failed", "ok")
     assert "out of pages" in failed.error
@@ -214,6 +214,27 @@ def test_two_codebook_files_of_the_same_bits_are_two_cells(base, lm, folder, cal
     assert records[0].metrics["kld_mean"].value != records[1].metrics["kld_mean"].value
 
 
+def test_pages_that_run_out_and_memory_that_runs_short_give_way_to_the_next_choice(base, monkeypatch):
+    grid = {**base, "mode": ("token",), "windows": 2}
+    (paged,) = run(grid)
+    (fallen,) = run({**grid, "max_pages": 1})
+    assert fallen.status == "ok"
+    assert fallen.metrics["kld_mean"] == paged.metrics["kld_mean"]
+    assert [note for note in fallen.notes if "a contiguous cache ran instead" in note]
+
+    def short_of_memory(lm, ids, *args, **more):
+        if len(ids) > 1:
+            raise torch.OutOfMemoryError
+        return run_coded(lm, ids, *args, **more)
+
+    monkeypatch.setattr("pqkv.quality.cell_run.run_coded", short_of_memory)
+    (single,) = run(grid)
+    assert single.metrics["kld_mean"].value == pytest.approx(paged.metrics["kld_mean"].value, rel=1e-3)
+    assert [note for note in single.notes if "they ran one by one" in note]
+    (failed,) = run({**grid, "fallback": False})
+    assert failed.status == "failed"
+
+
 def test_the_grid_is_contexts_by_codings_by_modes(base, lm, folder, calibration):
     five = trained(lm, folder / "five.safetensors", calibration, nbits=5)
     grid = {
@@ -225,7 +246,7 @@ def test_the_grid_is_contexts_by_codings_by_modes(base, lm, folder, calibration)
         (context, nbits, mode) for context in (60, 90) for nbits in (4, 5) for mode in ("exact-schedule", "chunk")
     ]
     assert {record.config["chunk_size"] for record in records} == {None, 256}
-    assert {record.config["backend"] for record in records} == {None, "reference"}
+    assert {record.config["backend"] for record in records} == {None, "cpu"}
 
 
 def test_the_exact_paged_cache_costs_nothing(base):

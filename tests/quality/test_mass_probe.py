@@ -59,7 +59,7 @@ def probed(monkeypatch):
     """Run a model in token mode on a backend, probed."""
 
     def run(backend, lm, ids, books, config=SMALL):
-        monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))  # registrations end with the test
+        monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))  # registrations end with the test
         register_backend("probed", lambda: backend)
         probe = SoftmaxMassProbe(backend)
         run_coded(lm, ids, books, config.model_copy(update={"backend": "probed"}), "token", probe=probe)
@@ -77,11 +77,12 @@ def test_the_reference_backend_is_right_to_rounding(probed, tiny, books, shape):
     assert probe.lse_error <= 1e-12
 
 
-def test_the_reference_backend_is_right_on_the_bundled_model(probed, reference, prose):
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_every_backend_is_right_on_the_bundled_model(probed, reference, prose, backend):
     from models import sampled_books
 
     books = sampled_books(reference, 16, 6)
-    probe = probed(right, reference, prose[:, :70], books, SMALL)
+    probe = probed(get_backend(backend), reference, prose[:, :70], books, SMALL)
     assert probe.calls == 6 * 2
     assert probe.mass_error <= 1e-5
     assert probe.lse_error <= 1e-5
