@@ -22,7 +22,7 @@ demo: $(READY)
 	$(BIN)/pqkv report results/demo -o results/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -190,6 +190,49 @@ class EvalConfig(Settings):
         return CacheConfig(**{name: getattr(self, name) for name in names})
 
 
+class BenchConfig(Settings):
+    """`pqkv bench`: a grid of code shapes x batch x context on one attention geometry, random numbers in the cache."""
+
+    backend: str = "auto"
+    fallback: bool = True
+    lengths: tuple[int, ...] = (128, 512, 1024, 2048, 4096, 8192, 32768)
+    batch: tuple[int, ...] = (1,)
+    ragged: bool = Field(False, description="sequences of a batch from an eighth of the length up to it")
+    heads: int = Field(32, ge=1)
+    kv_heads: int = Field(8, ge=1)
+    head_dim: int = Field(128, ge=1)
+    bits: tuple[float, ...] = (4, 2)
+    num_subspaces: int | None = Field(None, ge=1)
+    nbits: int | None = Field(None, ge=NBITS_RANGE[0], le=NBITS_RANGE[1])
+    key_layout: Layout = "transposed"
+    value_layout: Layout = "transposed"
+    page_size: int = Field(64, ge=1, le=4096)
+    residual: int = Field(128, ge=1)
+    sink_tokens: int = Field(4, ge=0)
+    window: int | None = Field(None, ge=1)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    repeats: int = Field(21, ge=1)
+    threads: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    @field_validator("lengths", "batch")
+    @classmethod
+    def _positive(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if not values or min(values) < 1:
+            raise ValueError("at least one is needed, and every one must be positive")
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        CacheConfig(page_size=self.page_size, residual=self.residual)
+        CodeShape(num_subspaces=self.num_subspaces, nbits=self.nbits)
+        if not self.bits and self.num_subspaces is None:
+            raise ValueError("bits: at least one is needed")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        return self
+
+
 def digest_of(value: Any) -> str:  # noqa: ANN401 - any JSON value
     """Twelve hexadecimal digits of SHA-256 over the canonical JSON of `value`."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

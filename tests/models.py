@@ -122,9 +122,13 @@ def stepwise(model, ids, cache, size=1):
     return torch.cat(parts, 1)
 
 
-def brute_cache(books, config):
-    """A cache of exact vectors that hands out decoded what was coded before a step."""
-    return _restoring(books, lambda before, _: (config.sink_tokens, config.sink_tokens + sealed(before, config)))
+def brute_cache(books, config, model_config=None):
+    """A cache of exact vectors that hands out decoded what was coded before a step; with the configuration of a hybrid
+    model its sliding layers are transformers' own.
+    """
+    return _restoring(
+        books, lambda before, _: (config.sink_tokens, config.sink_tokens + sealed(before, config)), model_config
+    )
 
 
 def brute_coded(lm, ids, books, config, size=1):
@@ -137,8 +141,22 @@ def brute_all_coded(lm, ids, books):
     return stepwise(untouched(lm.model), ids, _restoring(books, lambda _, total: (0, total)), ids.shape[1])
 
 
-def _restoring(books, columns):
-    return Cache(layers=[_RestoringLayer(pair, columns) for pair in zip(books.keys, books.values, strict=True)])
+def _restoring(books, columns, model_config=None):
+    layers = [_RestoringLayer(pair, columns) for pair in zip(books.keys, books.values, strict=True)]
+    if model_config is None:
+        return Cache(layers=layers)
+    own = DynamicCache(config=model_config).layers
+    rest = iter(layers)
+    return Cache(layers=[layer if layer.is_sliding else next(rest) for layer in own])
+
+
+def left_padded_positions(lengths):
+    """Random ids and the mask of a left-padded batch."""
+    longest = max(lengths)
+    rows = [random_ids(n, seed=n) for n in lengths]
+    pad = torch.nn.functional.pad
+    ids = torch.cat([pad(row, (longest - row.shape[1], 0)) for row in rows])
+    return ids, torch.cat([pad(torch.ones_like(row), (longest - row.shape[1], 0)) for row in rows])
 
 
 def dynamic_logits(model, ids, size=None):

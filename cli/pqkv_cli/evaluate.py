@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pqkv_cli.flags import layered, split_list
+from pqkv_cli.flags import layered, option, split_list
 
 if TYPE_CHECKING:
     from pqkv.record import Record
@@ -25,77 +25,73 @@ class EvalFormat(StrEnum):
     csv = "csv"
 
 
-def _option(help: str, panel: str, default: str | bool, *names: str) -> Any:  # noqa: ANN401 - typer's own
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default)
-
-
 def evaluate(
     codebooks: Annotated[
         str | None,
-        _option("Codebook files, by commas; absent: the default ones, trained once and kept.", _CODES, False),
+        option("Codebook files, by commas; absent: the default ones, trained once and kept.", _CODES, False),
     ] = None,
-    bits: Annotated[str | None, _option("Default codebooks of these bits; 0 is the exact cache.", _CODES, "4")] = None,
-    scope: Annotated[str | None, _option("Scope of the default codebooks.", _CODES, "head")] = None,
-    model: Annotated[str | None, _option("'reference', a transformers id or a folder.", _TEXT, "reference")] = None,
-    dtype: Annotated[str | None, _option("float32, float64, bfloat16 or float16.", _TEXT, "float32")] = None,
-    device: Annotated[str | None, _option("A torch device.", _TEXT, "cpu")] = None,
+    bits: Annotated[str | None, option("Default codebooks of these bits; 0 is the exact cache.", _CODES, "4")] = None,
+    scope: Annotated[str | None, option("Scope of the default codebooks.", _CODES, "head")] = None,
+    model: Annotated[str | None, option("'reference', a transformers id or a folder.", _TEXT, "reference")] = None,
+    dtype: Annotated[str | None, option("float32, float64, bfloat16 or float16.", _TEXT, "float32")] = None,
+    device: Annotated[str | None, option("A torch device.", _TEXT, "cpu")] = None,
     data: Annotated[
         str | None,
-        _option("stdlib, a file or folder (text, jsonl, parquet), wikitext2, ptb, c4 or pg19.", _TEXT, "stdlib"),
+        option("stdlib, a file or folder (text, jsonl, parquet), wikitext2, ptb, c4 or pg19.", _TEXT, "stdlib"),
     ] = None,
-    split: Annotated[str | None, _option("calibration, test or all.", _TEXT, "test; all for files")] = None,
+    split: Annotated[str | None, option("calibration, test or all.", _TEXT, "test; all for files")] = None,
     allow_contaminated: Annotated[
         bool | None,
-        _option("Evaluate on text the codebooks were trained on, and record it.", _TEXT, False, "--allow-contaminated"),
+        option("Evaluate on text the codebooks were trained on, and record it.", _TEXT, False, "--allow-contaminated"),
     ] = None,
     paged: Annotated[
         bool | None,
-        _option("Pages from a pool, or one growing row a sequence.", _CACHE, "paged", "--paged/--contiguous"),
+        option("Pages from a pool, or one growing row a sequence.", _CACHE, "paged", "--paged/--contiguous"),
     ] = None,
-    page_size: Annotated[int | None, _option("Tokens in a page.", _CACHE, "64")] = None,
-    residual: Annotated[int | None, _option("Capacity of the exact window of newest tokens.", _CACHE, "128")] = None,
-    sink_tokens: Annotated[int | None, _option("First tokens that stay exact.", _CACHE, "4")] = None,
-    key_layout: Annotated[str | None, _option("row or transposed.", _CACHE, "transposed")] = None,
-    value_layout: Annotated[str | None, _option("row or transposed.", _CACHE, "transposed")] = None,
-    max_pages: Annotated[int | None, _option("Size of the page pool.", _CACHE, "grows")] = None,
+    page_size: Annotated[int | None, option("Tokens in a page.", _CACHE, "64")] = None,
+    residual: Annotated[int | None, option("Capacity of the exact window of newest tokens.", _CACHE, "128")] = None,
+    sink_tokens: Annotated[int | None, option("First tokens that stay exact.", _CACHE, "4")] = None,
+    key_layout: Annotated[str | None, option("row or transposed.", _CACHE, "transposed")] = None,
+    value_layout: Annotated[str | None, option("row or transposed.", _CACHE, "transposed")] = None,
+    max_pages: Annotated[int | None, option("Size of the page pool.", _CACHE, "grows")] = None,
     backend: Annotated[
-        str | None, _option("Attention on pages, in modes token and chunk: cpu, reference or auto.", _CACHE, "auto")
+        str | None, option("Attention on pages, in modes token and chunk: cpu, reference or auto.", _CACHE, "auto")
     ] = None,
     fallback: Annotated[
         bool | None,
-        _option(
+        option(
             "Where a backend cannot run or pages run out, take the next choice and say so.",
             _CACHE,
             "on",
             "--fallback/--no-fallback",
         ),
     ] = None,
-    context: Annotated[str | None, _option("Window lengths in tokens, by commas.", _MEASURE, "512,2048")] = None,
+    context: Annotated[str | None, option("Window lengths in tokens, by commas.", _MEASURE, "512,2048")] = None,
     mode: Annotated[
         str | None,
-        _option("exact-schedule, token, chunk, all-coded, by commas.", _MEASURE, "exact-schedule"),
+        option("exact-schedule, token, chunk, all-coded, by commas.", _MEASURE, "exact-schedule"),
     ] = None,
-    chunk_size: Annotated[int | None, _option("Tokens a step in mode chunk.", _MEASURE, "256")] = None,
+    chunk_size: Annotated[int | None, option("Tokens a step in mode chunk.", _MEASURE, "256")] = None,
     windows: Annotated[
-        str | None, _option("Windows per context, spread evenly over the text, or 'all'.", _MEASURE, "8")
+        str | None, option("Windows per context, spread evenly over the text, or 'all'.", _MEASURE, "8")
     ] = None,
-    topk: Annotated[str | None, _option("k of the agreement, by commas.", _MEASURE, "1,5,10")] = None,
+    topk: Annotated[str | None, option("k of the agreement, by commas.", _MEASURE, "1,5,10")] = None,
     metrics: Annotated[
         str | None,
-        _option("perplexity, agreement, kld, recall, softmax-mass, by commas.", _MEASURE, "all"),
+        option("perplexity, agreement, kld, recall, softmax-mass, by commas.", _MEASURE, "all"),
     ] = None,
     control: Annotated[
         bool | None,
-        _option("Also measure with the codes dealt to the wrong tokens.", _MEASURE, "off", "--control/--no-control"),
+        option("Also measure with the codes dealt to the wrong tokens.", _MEASURE, "off", "--control/--no-control"),
     ] = None,
-    seed: Annotated[int | None, _option("Of recall prompts and intervals.", _MEASURE, "0")] = None,
-    config: Annotated[Path | None, _option("TOML or JSON with the same keys; flags win.", _OUT, False)] = None,
+    seed: Annotated[int | None, option("Of recall prompts and intervals.", _MEASURE, "0")] = None,
+    config: Annotated[Path | None, option("TOML or JSON with the same keys; flags win.", _OUT, False)] = None,
     output: Annotated[
         Path | None,
-        _option("Folder for one record per cell; finished cells are not run again.", _OUT, False, "-o", "--output"),
+        option("Folder for one record per cell; finished cells are not run again.", _OUT, False, "-o", "--output"),
     ] = None,
-    force: Annotated[bool, _option("Run cells that have a record again.", _OUT, False, "--force")] = False,
-    format: Annotated[EvalFormat, _option("What to print.", _OUT, "table")] = EvalFormat.table,
+    force: Annotated[bool, option("Run cells that have a record again.", _OUT, False, "--force")] = False,
+    format: Annotated[EvalFormat, option("What to print.", _OUT, "table")] = EvalFormat.table,
 ) -> None:
     """Measure what a coded, paged KV cache costs, beside the exact cache on the same windows.
 

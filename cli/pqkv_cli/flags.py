@@ -8,6 +8,13 @@ from typing import Any
 from pqkv.errors import ConfigError
 
 
+def option(help: str, panel: str, default: str | bool, *names: str) -> Any:  # noqa: ANN401 - typer's own
+    """A typer option in a panel of the help; `default` is what the help shows, the configuration holds the real one."""
+    import typer
+
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default)
+
+
 def split_list(text: str | None, kind: type, flag: str) -> tuple[Any, ...] | None:
     """`"128,512"` -> (128, 512); None stays None. Raises `ConfigError` for what is not a list of `kind`."""
     if text is None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pqkv.errors import PqkvError
+from pqkv_cli.bench import bench
 from pqkv_cli.env import env
 from pqkv_cli.evaluate import evaluate
 from pqkv_cli.report import report
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command("train-codebooks")(train_codebooks)
 app.command("eval")(evaluate)
+app.command("bench")(bench)
 app.command("report")(report)
 app.command("env")(env)
 

@@ -81,9 +81,11 @@ def verdicts(records: list[Record]) -> list[str]:
 
 def _memory_table(records: list[Record]) -> Table:
     dtype = records[0].config["dtype"]
+    (layers,) = records[0].tables.get("layers") or [{}]  # records of the first version do not say
+    coded = f"; codes in {layers['coded']} of {layers['total']} layers" if layers else ""
     table = Table(
         box=box.SIMPLE,
-        title=f"bits per cached element, everything counted (exact parts {dtype})",
+        title=f"bits per cached element, everything counted (exact parts {dtype}{coded})",
         caption="codes, codebooks, residual, sinks, table, slack; in brackets: times smaller than 16 bits",
     )
     stated = records[0].tables.get("memory", [])

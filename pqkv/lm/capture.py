@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from pqkv.lm.layers import layer_plan
 from pqkv.lm.load import LanguageModel
 from pqkv.lm.plugin import View, attach, exact_attention
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Post-RoPE keys and values per layer, each (Hkv, N, D) float32, as a cache would be given them, and the root mean
-    square of the queries that meet each KV head, (Hkv, D) per layer.
+    """Post-RoPE keys and values per coded layer, each (Hkv, N, D) float32, as a cache would be given them, and the root
+    mean square of the queries that meet each KV head, (Hkv, D) per layer.
     """
 
     keys: tuple[Tensor, ...]
@@ -42,12 +43,13 @@ def capture(
     n, T = windows.shape
     generator = np.random.default_rng(seed)
     chosen = np.sort(generator.permutation(n * T)[:count])
-    layers = [_CaptureLayer() for _ in range(lm.num_layers)]
+    plan = layer_plan(lm.model.config)
+    layers = [_CaptureLayer() for _ in plan.coded]
     for i, window in enumerate(windows):
         positions = torch.from_numpy(chosen[(chosen >= i * T) & (chosen < (i + 1) * T)] - i * T)
         for layer in layers:
             layer.positions = positions.to(lm.device)
-        lm.logits(torch.from_numpy(window)[None].to(lm.device), Cache(layers=layers))
+        lm.logits(torch.from_numpy(window)[None].to(lm.device), Cache(layers=plan.build(lambda k: layers[k])))
         if progress:
             progress(i + 1, n)
     return Samples(

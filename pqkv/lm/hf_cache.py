@@ -7,18 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import (
-    DYNAMIC_LAYER_TYPE_MAPPING,
-    Cache,
-    CacheLayerMixin,
-    get_layer_types_and_kwargs,
-)
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from pqkv.cache import Geometry, KVCache
 from pqkv.cache.layer import Layer
 from pqkv.codec import CodebookSet
 from pqkv.config import CacheConfig
-from pqkv.errors import CacheError, ModelError
+from pqkv.errors import CacheError
+from pqkv.lm.layers import layer_plan
 from pqkv.lm.plugin import View, exact_attention
 
 
@@ -39,21 +35,11 @@ class PQKVCache(Cache):
         codebooks: CodebookSet | None = None,
         config: CacheConfig | None = None,
     ) -> None:
-        text_config = model_config.get_text_config(decoder=True)
-        types, kwargs = get_layer_types_and_kwargs(text_config)
-        self.coded_layers = tuple(i for i, kind in enumerate(types) if kind == "full_attention")
-        if not self.coded_layers:
-            raise ModelError(f"none of the model's {len(types)} layers has full attention: nothing to code")
+        plan = layer_plan(model_config)
+        self.coded_layers = plan.coded
         self.cache_config, self.codebooks = config or CacheConfig(), codebooks
         self.kv: KVCache | None = None  # made when the first keys tell batch, dtype and device
-        super().__init__(
-            layers=[
-                _Layer(self, self.coded_layers.index(i))
-                if i in self.coded_layers
-                else DYNAMIC_LAYER_TYPE_MAPPING[t](**k)
-                for i, (t, k) in enumerate(zip(types, kwargs, strict=True))
-            ]
-        )
+        super().__init__(layers=plan.build(lambda k: _Layer(self, k)))
 
     def core(self, keys: Tensor) -> KVCache:
         """The cache behind, made for the shape of the first keys (B, Hkv, T, D); the batch is fixed from then on."""

@@ -13,13 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pqkv.errors import ModelError
+from pqkv.lm.families import check_family
 
 REFERENCE = "reference"
 REFERENCE_FOLDER = Path(__file__).parent / "reference"
-
-# Families whose attention hands exactly what the cache's `update` returned to the attention function (read in their
-# source and tested): any other may touch keys or values in between, which a cache of codes cannot serve.
-SUPPORTED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +28,7 @@ class LanguageModel:
     tokenizer: Any
     family: str
     num_layers: int
+    coded_layers: tuple[int, ...]
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -80,7 +78,7 @@ def load_model(name: str = REFERENCE, dtype: str = "float32", device: str = "cpu
     target = _device(device)
     try:
         config = AutoConfig.from_pretrained(source)
-        check_family(name, config.model_type)
+        check_family(name, config)
         model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=getattr(torch, dtype))
         tokenizer = AutoTokenizer.from_pretrained(source)
     except ModelError:
@@ -96,8 +94,10 @@ def load_model(name: str = REFERENCE, dtype: str = "float32", device: str = "cpu
 
 def describe(name: str, model: Any, tokenizer: Any) -> LanguageModel:  # noqa: ANN401 - transformers types
     """Wrap a loaded transformers model; raises `ModelError` if its family is not supported."""
+    from pqkv.lm.layers import layer_plan
+
+    check_family(name, model.config)
     config = model.config.get_text_config(decoder=True)
-    check_family(name, config.model_type)
     eos = getattr(tokenizer, "eos_token_id", None)
     return LanguageModel(
         name=name if name == REFERENCE else (Path(name).name or name) if Path(name).exists() else name,
@@ -105,6 +105,7 @@ def describe(name: str, model: Any, tokenizer: Any) -> LanguageModel:  # noqa: A
         tokenizer=tokenizer,
         family=config.model_type,
         num_layers=config.num_hidden_layers,
+        coded_layers=layer_plan(model.config).coded,
         num_heads=config.num_attention_heads,
         num_kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
@@ -114,15 +115,6 @@ def describe(name: str, model: Any, tokenizer: Any) -> LanguageModel:  # noqa: A
         config_digest=_config_digest(config.to_dict()),
         fingerprint=_fingerprint(model),
     )
-
-
-def check_family(name: str, family: str) -> None:
-    """Raise `ModelError`, with the list, unless `family` is supported."""
-    if family not in SUPPORTED_FAMILIES:
-        raise ModelError(
-            f"model '{name}' is of family '{family}', whose attention was not checked to run on a coded cache; "
-            f"supported: {', '.join(SUPPORTED_FAMILIES)}"
-        )
 
 
 def _device(name: str) -> torch.device:

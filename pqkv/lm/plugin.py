@@ -42,9 +42,9 @@ def attach(model: Any) -> None:  # noqa: ANN401 - a transformers PreTrainedModel
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    from pqkv.lm.load import check_family
+    from pqkv.lm.families import check_family
 
-    check_family(type(model).__name__, model.config.get_text_config(decoder=True).model_type)
+    check_family(type(model).__name__, model.config)
     # without a registered mask function the mask would silently be None
     AttentionInterface.register(ATTENTION, _attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -63,7 +63,7 @@ def train(
         errors[side] = [relative_error(b, layer[:, rest]) for b, layer in zip(trained[side], vectors, strict=True)]
     header = CodebookHeader(
         model=ModelIdentity(**lm.identity()),
-        num_layers=lm.num_layers,
+        num_layers=len(lm.coded_layers),
         num_kv_heads=lm.num_kv_heads,
         head_dim=lm.head_dim,
         num_subspaces=num_subspaces,
@@ -91,7 +91,7 @@ def train(
 def check_codebooks(header: CodebookHeader, lm: LanguageModel, path: str) -> None:
     """Raise `CodebookError` unless the codebooks were trained for this very model."""
     shape = (header.num_layers, header.num_kv_heads, header.head_dim)
-    actual = (lm.num_layers, lm.num_kv_heads, lm.head_dim)
+    actual = (len(lm.coded_layers), lm.num_kv_heads, lm.head_dim)
     if shape != actual:
         raise CodebookError(
             f"{path}: codebooks for {header.model.name} (layers, KV heads, head_dim = {shape}), "

@@ -102,9 +102,14 @@ class CellRun:
         runs = predictions * (1 + controls) + bool(prompts)
         self._done, self._total = 0, tokens.size * runs
         metrics = self._memory()
-        tables: dict[str, Any] = {"memory": self._stated_memory()}
+        coded, total = len(self.lm.coded_layers), self.lm.num_layers
+        tables: dict[str, Any] = {"memory": self._stated_memory(), "layers": [{"coded": coded, "total": total}]}
         samples: dict[str, list[float]] = {}
         notes = []
+        if coded < total:
+            notes.append(
+                f"{coded} of {total} layers are coded (and counted); the others keep their exact sliding windows"
+            )
         if predictions:
             measures = self._compare(tokens, self.cell.coding.books)
             metrics |= summarize(measures, wanted, self.config.seed)
@@ -188,7 +193,7 @@ class CellRun:
         nbytes, bits = self._footprint(self.cell.context)
         lm, books = self.lm, self.cell.coding.books
         itemsize = torch.empty((), dtype=lm.dtype).element_size()
-        exact = 2 * lm.num_layers * self.cell.context * lm.num_kv_heads * lm.head_dim * itemsize
+        exact = 2 * len(lm.coded_layers) * self.cell.context * lm.num_kv_heads * lm.head_dim * itemsize
         return {
             "code_bits": Metric(value=books.code_bits if books else 8.0 * itemsize, unit="bits"),
             "effective_bits": Metric(value=bits, unit="bits"),
@@ -206,6 +211,6 @@ class CellRun:
     def _footprint(self, tokens: int) -> tuple[int, float]:
         lm = self.lm
         itemsize = torch.empty((), dtype=lm.dtype).element_size()
-        shape = lm.num_layers, lm.num_kv_heads, lm.head_dim
+        shape = len(lm.coded_layers), lm.num_kv_heads, lm.head_dim
         nbytes = footprint(tokens, self.cache, *shape, itemsize, self.cell.coding.books).total
         return nbytes, effective_bits(nbytes, tokens, *shape)

@@ -40,7 +40,7 @@ def run_coded(
     if mode in ("exact-schedule", "all-coded"):
         if books is None:
             raise ConfigError(f"mode {mode} is about codes; the exact cache runs in mode token or chunk")
-        return lm.logits(ids, ScheduleCache(lm.num_layers, books, config, all_coded=mode == "all-coded"))
+        return lm.logits(ids, ScheduleCache(lm.model.config, books, config, all_coded=mode == "all-coded"))
     return _through_cache(lm, ids, books, config, 1 if mode == "token" else chunk_size, probe, step)
 
 

@@ -19,6 +19,7 @@ from pqkv.cache import coded_len
 from pqkv.codec import Codebook, CodebookSet
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
+from pqkv.lm.layers import layer_plan
 from pqkv.lm.plugin import View
 
 _TILE = 512  # rows attended to at once where one stretch would be the whole window
@@ -42,12 +43,18 @@ class ScheduleCache(Cache):
     """
 
     def __init__(
-        self, num_layers: int, codebooks: CodebookSet, config: CacheConfig, *, all_coded: bool = False
+        self,
+        model_config: Any,  # noqa: ANN401 - transformers' PreTrainedConfig
+        codebooks: CodebookSet,
+        config: CacheConfig,
+        *,
+        all_coded: bool = False,
     ) -> None:
-        books = zip(codebooks.keys, codebooks.values, strict=True)
-        super().__init__(layers=[_ScheduleLayer(keys, values, config, all_coded) for keys, values in books])
-        if len(self.layers) != num_layers:
-            raise CacheError(f"codebooks for {len(self.layers)} layers cannot serve {num_layers} layers")
+        plan = layer_plan(model_config)
+        if codebooks.num_layers != len(plan.coded):
+            raise CacheError(f"codebooks for {codebooks.num_layers} layers cannot serve {plan} of the model")
+        books = list(zip(codebooks.keys, codebooks.values, strict=True))
+        super().__init__(layers=plan.build(lambda k: _ScheduleLayer(*books[k], config, all_coded)))
 
 
 class _ScheduleLayer(CacheLayerMixin):

@@ -198,7 +198,9 @@ def test_a_fallback_is_said_once_and_recorded(capsys, codebooks, text, tmp_path)
 def test_interrupting_keeps_finished_cells(codebooks, text, tmp_path):
     words = ["eval", "--codebooks", codebooks, "--data", text, "--metrics", "kld", "-o", tmp_path]
     words += ["--context", "160,2048", "--windows", "12"]  # the second cell takes seconds
-    script = "from pqkv_cli.main import main; main()"
+    # a shell starts what it puts into the background with interrupts ignored, and children inherit that
+    script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script += "from pqkv_cli.main import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", script, *map(str, words)],
         stderr=subprocess.PIPE,

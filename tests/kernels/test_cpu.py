@@ -15,6 +15,7 @@ from pqkv.kernels.cpu import decode as decode_module
 from pqkv.kernels.cpu.backend import attention
 from pqkv.kernels.reference import attention as reference
 
+pytestmark = pytest.mark.xdist_group("numba")  # one process compiles the kernels, not each its own
 LENGTHS = (0, 1, 63, 64, 65, 127, 128, 129, 2047, 2048, 2049, 4096, 4097)
 LAYOUTS = list(itertools.product(["row", "transposed"], repeat=2))
 RAGGED = {

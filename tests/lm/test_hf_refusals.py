@@ -8,7 +8,8 @@ from pqkv.codec import CodebookSet
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError, ModelError
 from pqkv.lm import PQKVCache, attach
-from pqkv.lm.load import SUPPORTED_FAMILIES, describe
+from pqkv.lm.families import SUPPORTED_FAMILIES
+from pqkv.lm.load import describe
 
 SMALL = CacheConfig(page_size=8, residual=16, sink_tokens=2)
 
@@ -98,7 +99,7 @@ def test_a_model_of_sliding_windows_only_has_nothing_to_code(books):
         PQKVCache(model.config, books)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma3_text", "phi3"])
+@pytest.mark.parametrize("family", ["gpt2", "olmo", "phi"])
 def test_an_unsupported_family_is_refused_with_the_list(family):
     shapes = {"n_embd": 64, "n_layer": 1, "n_head": 4} if family == "gpt2" else {"num_hidden_layers": 1}
     model = tiny_model(family, **shapes)

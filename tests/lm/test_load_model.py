@@ -8,7 +8,7 @@ from models import tiny_model
 
 from pqkv.errors import ModelError
 from pqkv.lm import load_model
-from pqkv.lm.load import SUPPORTED_FAMILIES
+from pqkv.lm.families import SUPPORTED_FAMILIES
 
 
 def test_the_reference_model_is_what_its_config_says(reference):

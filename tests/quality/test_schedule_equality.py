@@ -14,6 +14,7 @@ from models import (
     sampled_books,
     sealed,
     tiny_lm,
+    tiny_model,
 )
 
 from pqkv.config import CacheConfig
@@ -210,16 +211,16 @@ def test_steps_are_told(tiny, books):
 
 def test_a_schedule_refuses_padding_and_a_second_forward(tiny, books):
     run_exact(tiny, random_ids(2))  # attached
-    mask = torch.ones(1, 10, dtype=torch.long)
+    mask, shape = torch.ones(1, 10, dtype=torch.long), tiny.model.config
     mask[0, 0] = 0
     with pytest.raises(CacheError, match="without padding"), torch.inference_mode():
-        tiny.model(random_ids(10), attention_mask=mask, past_key_values=ScheduleCache(3, books, CacheConfig()))
-    cache = ScheduleCache(3, books, CacheConfig())
+        tiny.model(random_ids(10), attention_mask=mask, past_key_values=ScheduleCache(shape, books, CacheConfig()))
+    cache = ScheduleCache(shape, books, CacheConfig())
     tiny.logits(random_ids(10), cache)
     with pytest.raises(CacheError, match="one forward"):
         tiny.logits(random_ids(10), cache)
-    with pytest.raises(CacheError, match="3 layers cannot serve 2"):
-        ScheduleCache(2, books, CacheConfig())
+    with pytest.raises(CacheError, match="codebooks for 3 layers cannot serve 2 of 2 layers of the model"):
+        ScheduleCache(tiny_model(num_hidden_layers=2).config, books, CacheConfig())
 
 
 def test_the_brute_force_decodes_as_the_codebook_does(tiny, books, books6):

@@ -1,0 +1,201 @@
+"""`pqkv bench`: decoding attention on codes beside the strongest exact attention, cell by cell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import torch
+
+from pqkv.codec import code_bits, code_geometry
+from pqkv.config import BenchConfig, CodeShape, digest_of
+from pqkv.env import environment, git_state
+from pqkv.errors import ConfigError, KernelError, PqkvError
+from pqkv.kernels import ChosenBackend, choose_backend
+from pqkv.record import Metric, Record, RecordStore, utc_now
+from pqkv.speed.baselines import exact_contestants
+from pqkv.speed.check import TOLERANCE, relative_error
+from pqkv.speed.encoding import encoding_contestants, tokens_of
+from pqkv.speed.synthetic import DecodeInputs, decode_inputs, lengths_of
+from pqkv.speed.timing import Contestant, Timing, copies_beyond_cache, copy_bandwidth, median_interval, race
+
+Report = Callable[[str, int, int], None]
+_OURS = "pqkv"
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """One code shape (None: exact pages), batch and length."""
+
+    bits: float
+    shape: tuple[int, int] | None
+    batch: int
+    context: int
+
+    @property
+    def label(self) -> str:
+        return (
+            f"{self.bits:g} bits, batch {self.batch}, {self.context} tokens" if self.bits else f"exact, {self.context}"
+        )
+
+
+def bench(
+    config: BenchConfig, store: RecordStore | None = None, *, force: bool = False, report: Report | None = None
+) -> Iterator[Record]:
+    """Run the grid and yield each cell's record; one that `store` holds is not run again.
+
+    A cell whose backend is wrong or whose memory runs short yields a failed record and the grid goes on. Raises
+    `ConfigError` for a geometry that no code shape fits.
+    """
+    tell = report or (lambda stage, done, total: None)
+    threads = config.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    backend = choose_backend(
+        config.backend, torch.device("cpu"), getattr(torch, config.dtype), fallback=config.fallback
+    )
+    grid = [_Cell(bits, shape, b, n) for n in config.lengths for b in config.batch for bits, shape in _shapes(config)]
+    env, git = environment(), git_state()
+    bandwidth = None
+    for number, cell in enumerate(grid):
+        tell(cell.label, number, len(grid))
+        described = _describe(config, cell, backend.name, threads)
+        known = store.find(digest_of(described)) if store is not None and not force else None
+        if known is not None:
+            yield known
+            continue
+        bandwidth = bandwidth or copy_bandwidth()
+        started, clock = utc_now(), time.perf_counter()
+        outcome: dict[str, Any] = {"status": "ok", "notes": [backend.note] if backend.note else []}
+        try:
+            outcome |= _measure(config, cell, backend, bandwidth)
+        except (PqkvError, torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            outcome |= {"status": "failed", "error": str(error).splitlines()[0] if str(error) else type(error).__name__}
+        record = Record(
+            kind="bench",
+            config=described,
+            digest=digest_of(described),
+            env=env,
+            git=git,
+            seed=config.seed,
+            started_at=started,
+            seconds=time.perf_counter() - clock,
+            **outcome,
+        )
+        if store is not None:
+            store.write(record)
+        yield record
+    tell("done", len(grid), len(grid))
+
+
+def _shapes(config: BenchConfig) -> list[tuple[float, tuple[int, int] | None]]:
+    """(bits, (M, nbits)) of every code shape asked for; bits 0 are exact pages."""
+    if config.num_subspaces is not None and config.nbits is not None:
+        shape = CodeShape(num_subspaces=config.num_subspaces, nbits=config.nbits)
+        found = code_geometry(shape, config.head_dim)
+        return [(code_bits(*found, config.head_dim), found)]
+    shapes: list[tuple[float, tuple[int, int] | None]] = []
+    for bits in config.bits:
+        shapes.append((bits, code_geometry(CodeShape(bits=bits), config.head_dim) if bits else None))
+    return shapes
+
+
+def _describe(config: BenchConfig, cell: _Cell, backend: str, threads: int) -> dict[str, Any]:
+    M, nbits = cell.shape or (None, None)
+    settings = config.model_dump(mode="json", exclude={"lengths", "batch", "bits", "fallback", "threads", "backend"})
+    return settings | {
+        "model": f"{config.heads} query heads on {config.kv_heads} KV heads of {config.head_dim}",
+        "data": "random numbers",
+        "mode": f"decode, batch {cell.batch}{', ragged' if config.ragged and cell.batch > 1 else ''}",
+        "device": "cpu",
+        "backend": backend,
+        "bits": cell.bits,
+        "num_subspaces": M,
+        "nbits": nbits,
+        "batch": cell.batch,
+        "context": cell.context,
+        "threads": threads,
+    }
+
+
+def _measure(config: BenchConfig, cell: _Cell, backend: ChosenBackend, bandwidth: float) -> dict[str, Any]:
+    scale = config.head_dim**-0.5
+    first = decode_inputs(config, cell.context, cell.batch, cell.shape, config.seed)
+    error = relative_error(backend.run, first, scale, config.window)
+    limit = TOLERANCE[first.query.dtype]
+    if not error <= limit:
+        raise KernelError(f"wrong result: relative error {error:.1e} is above {limit:.0e}, so nothing was timed")
+    inputs = [first] + [
+        decode_inputs(config, cell.context, cell.batch, cell.shape, config.seed + i)
+        for i in range(1, copies_beyond_cache(first.nbytes))
+    ]
+    ours = Contestant(_OURS, [_call(backend, case, scale, config.window) for case in inputs])
+    exact = exact_contestants(config, lengths_of(cell.batch, cell.context, config.ragged))
+    timings = race([ours, *exact], config.repeats)
+    strongest = min((timings[c.name] for c in exact), key=lambda timing: timing.median)
+    mine = timings[_OURS]
+    ratios = [theirs / own for theirs, own in zip(strongest.seconds, mine.seconds, strict=False)]
+    moved = first.nbytes / (mine.median * 1e-3) / 1e9
+    metrics = {
+        "latency_ms": _metric(mine.median, [1e3 * s for s in mine.seconds], "ms"),
+        "exact_latency_ms": _metric(strongest.median, [1e3 * s for s in strongest.seconds], "ms"),
+        "speedup": _metric(strongest.median / mine.median, ratios, "x"),
+        "bandwidth_gbs": Metric(value=moved, unit="GB/s"),
+        "bandwidth_fraction": Metric(value=moved / bandwidth),
+        "cache_bytes": Metric(value=float(first.nbytes), unit="B"),
+    }
+    tables: dict[str, Any] = {"contestants": [_row(timing, mine) for timing in timings.values()]}
+    if cell.shape is not None:
+        metrics["code_bits"] = Metric(value=code_bits(*cell.shape, config.head_dim), unit="bits")
+        encoding = race(encoding_contestants(config, cell.shape), config.repeats)
+        rates = {name: tokens_of(config) / (timing.median * 1e-3) for name, timing in encoding.items()}
+        metrics["encode_tokens_per_s"] = Metric(value=rates[_OURS], unit="tokens/s", n=config.repeats)
+        tables["encoding"] = [{"name": name, "tokens_per_s": rate} for name, rate in rates.items()]
+    tables["check"] = [{"relative_error": error, "limit": limit, "copy_bandwidth_gbs": bandwidth}]
+    samples = {timing.name: [1e3 * s for s in timing.seconds] for timing in timings.values()}
+    return {"metrics": metrics, "tables": tables, "samples": samples}
+
+
+def _call(backend: ChosenBackend, case: DecodeInputs, scale: float, window: int | None) -> Callable[[], object]:
+    return lambda: backend.run(case.query, case.pages, case.sinks, case.residual, scale=scale, window=window)
+
+
+def _metric(value: float, samples: list[float], unit: str) -> Metric:
+    low, high = median_interval(samples)
+    return Metric(value=value, low=low, high=high, unit=unit, n=len(samples))
+
+
+def _row(timing: Timing, mine: Timing) -> dict[str, Any]:
+    return {
+        "name": timing.name,
+        "runs": len(timing.seconds),
+        "median_ms": timing.median,
+        "q10_ms": timing.quantile(0.1),
+        "q90_ms": timing.quantile(0.9),
+        "min_ms": timing.quantile(0.0),
+        "speedup": timing.median / mine.median,
+    }
+
+
+def break_even(records: list[Record]) -> float | None:
+    """The context from which on codes are faster than the strongest exact attention, between the lengths of `records`
+    of one shape by interpolation of log speed-up over log length. None if there is none; the shortest length if always.
+    """
+    points = sorted((r.config["context"], r.metrics["speedup"].value or 0.0) for r in records if r.status == "ok")
+    if not points or points[-1][1] < 1:
+        return None
+    last = max((i for i, (_, speedup) in enumerate(points) if speedup < 1), default=-1)
+    if last < 0:
+        return float(points[0][0])
+    (n0, s0), (n1, s1) = points[last], points[last + 1]
+    if s0 <= 0:
+        raise ConfigError("a speed-up is not positive")
+    import math
+
+    share = math.log(1 / s0) / math.log(s1 / s0)
+    return float(n0 * (n1 / n0) ** share)

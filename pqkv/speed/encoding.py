@@ -1,0 +1,50 @@
+"""How fast vectors become codes: one sealing of a page after another, beside FAISS on the same codebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+
+from pqkv.cache.store import CodeSide
+from pqkv.codec import Codebook
+from pqkv.config import BenchConfig
+from pqkv.speed.timing import Contestant
+
+TOKENS = 512  # encoded in one call: a few pages
+
+
+def encoding_contestants(config: BenchConfig, shape: tuple[int, int]) -> list[Contestant]:
+    """Keys of all heads into packed pages, by pqkv and, where FAISS is installed, by its `sa_encode`."""
+    M, nbits = shape
+    draw = torch.Generator().manual_seed(config.seed)
+    P = config.page_size
+    count = -(-TOKENS // P) * P
+    book = Codebook(torch.randn(config.kv_heads, M, 2**nbits, config.head_dim // M, generator=draw))
+    vectors = [torch.randn(1, config.kv_heads, count, config.head_dim, generator=draw) for _ in range(4)]
+    side = CodeSide(book, config.key_layout, config.kv_heads, P, torch.device("cpu"))
+    found = [Contestant("pqkv", [lambda v=v: side.encode(v) for v in vectors])]  # type: ignore[misc]
+    if find_spec("faiss") is not None:
+        found.append(Contestant("faiss sa_encode", [_faiss_call(book, v[0].numpy()) for v in vectors]))
+    return found
+
+
+def tokens_of(config: BenchConfig) -> int:
+    """Tokens that one call of a contestant encodes."""
+    return -(-TOKENS // config.page_size) * config.page_size
+
+
+def _faiss_call(book: Codebook, vectors: np.ndarray) -> Callable[[], object]:
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    heads = []
+    for centroids in book.centroids:
+        index = faiss.IndexPQ(book.head_dim, book.num_subspaces, book.nbits)
+        faiss.copy_array_to_vector(centroids.numpy().reshape(-1), index.pq.centroids)
+        index.is_trained = True
+        heads.append(index)
+    rows = [np.ascontiguousarray(head) for head in vectors]
+    return lambda: [index.sa_encode(row) for index, row in zip(heads, rows, strict=True)]

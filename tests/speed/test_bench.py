@@ -1,0 +1,186 @@
+import json
+
+import pytest
+import torch
+
+from pqkv.config import BenchConfig
+from pqkv.errors import ConfigError
+from pqkv.kernels import get_backend, register_backend, registry
+from pqkv.record import Metric, RecordStore
+from pqkv.report import to_frame, write_report
+from pqkv.speed import synthetic, timing
+from pqkv.speed.baselines import FORMS
+from pqkv.speed.bench import bench, break_even
+from pqkv.speed.check import relative_error
+from pqkv.speed.encoding import encoding_contestants
+from pqkv.speed.synthetic import decode_inputs, lengths_of
+
+TINY = {"heads": 4, "kv_heads": 2, "head_dim": 16, "lengths": (40, 300), "repeats": 7, "backend": "reference"}
+
+
+@pytest.fixture(autouse=True)
+def little_cache(monkeypatch):
+    """Two buffers of a tiny cache are beyond it, and the number of threads stays the tests' own."""
+    monkeypatch.setattr(timing, "last_level_cache", lambda: 4096)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+
+
+def config(**more):
+    return BenchConfig.parse({**TINY, **more})
+
+
+def test_a_cell_holds_times_ratios_and_their_samples():
+    records = list(bench(config(bits=(4, 0))))
+    assert [(r.config["context"], r.config["bits"]) for r in records] == [(40, 4), (40, 0), (300, 4), (300, 0)]
+    for record in records:
+        assert record.status == "ok"
+        rows = {row["name"]: row for row in record.tables["contestants"]}
+        assert set(rows) == {"pqkv", *FORMS}
+        strongest = min(row["median_ms"] for name, row in rows.items() if name != "pqkv")
+        m = {name: metric.value for name, metric in record.metrics.items()}
+        assert (m["latency_ms"], m["exact_latency_ms"]) == (rows["pqkv"]["median_ms"], strongest)
+        assert m["speedup"] == pytest.approx(strongest / m["latency_ms"])
+        assert m["bandwidth_gbs"] == pytest.approx(m["cache_bytes"] / (m["latency_ms"] * 1e6))
+        assert len(record.samples["pqkv"]) == 7
+        assert ("encode_tokens_per_s" in m) == (record.config["bits"] == 4)
+    assert {row["name"] for row in records[0].tables["encoding"]} == {"pqkv", "faiss sa_encode"}
+
+
+def test_records_are_kept_found_again_and_reported(tmp_path):
+    store = RecordStore(tmp_path)
+    first = list(bench(config(), store))
+    assert list(bench(config(), store)) == first
+    assert len(list(bench(config(lengths=(40, 60, 300)), store))) == 6
+    assert to_frame(first)["speedup"].notna().all()
+    write_report(first, tmp_path / "report")
+    assert "speedup" in (tmp_path / "report" / "summary.md").read_text()
+
+
+def test_a_wrong_backend_gets_no_time(monkeypatch):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    right = get_backend("reference")
+
+    def wrong(query, *parts, **more):
+        out, lse = right(query, *parts, **more)
+        return out * 1.01, lse
+
+    register_backend("wrong", lambda: wrong)
+    (record,) = bench(config(backend="wrong", lengths=(100,), bits=(4,)))
+    assert record.status == "failed"
+    assert "wrong result: relative error 1.0e-02 is above 1e-04" in record.error
+    assert not record.metrics
+
+
+@pytest.mark.parametrize("fault", [float("nan"), float("inf")])
+def test_an_output_that_is_not_a_number_is_wrong(fault):
+    case = decode_inputs(config(), 50, 1, (8, 8), 0)
+
+    def broken(query, *parts, **more):
+        out, lse = get_backend("reference")(query, *parts, **more)
+        out[..., 0] = fault
+        return out, lse
+
+    assert relative_error(broken, case, 0.25, None) == float("inf")
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (16, 4), None])
+@pytest.mark.parametrize("window", [None, 30])
+def test_the_cpu_backend_is_right_on_what_is_timed(shape, window):
+    own = config(sink_tokens=3, page_size=16, residual=32, batch=(3,), ragged=True)
+    case = decode_inputs(own, 200, 3, shape, 1)
+    assert relative_error(get_backend("cpu"), case, 0.25, window) <= 1e-5
+
+
+def test_a_case_is_the_cache_that_decoding_would_have():
+    own = config(page_size=16, residual=32, sink_tokens=3)
+    case = decode_inputs(own, 100, 1, (8, 8), 0)
+    # 99 tokens are cached when the 100th comes: (99 - 3 - 32 + 16) // 16 = 5 pages are sealed
+    assert case.pages.context_len.tolist() == [80]
+    assert case.sinks.length.tolist() == [3]
+    assert case.residual.length.tolist() == [17]
+    page = 2 * 2 * 8 * 16  # both sides, two heads, 8 codes of 16 tokens
+    books = 2 * 2 * 256 * 16 * 4
+    assert case.nbytes == 5 * page + books + 20 * 2 * 2 * 16 * 4
+    exact = decode_inputs(own, 100, 1, None, 0)
+    assert exact.pages.context_len.tolist() == [100]
+    assert exact.nbytes == int(100 / 16 * (2 * 2 * 16 * 16 * 4))
+
+
+def test_ragged_lengths_span_an_eighth_to_the_whole():
+    assert lengths_of(8, 1000, True)[0] == 125
+    assert lengths_of(8, 1000, True)[-1] == 1000
+    assert lengths_of(8, 1000, False) == [1000] * 8
+    assert lengths_of(1, 1000, True) == [1000]
+
+
+def test_faiss_and_pqkv_encode_to_the_same_codes():
+    """The rates are of the same work."""
+    ours, theirs = encoding_contestants(config(page_size=64, key_layout="row"), (8, 8))
+    pages = ours.calls[0]()  # (1, pages, heads, 64, 8)
+    codes = torch.cat([pages[0, i] for i in range(pages.shape[1])], 1)  # (heads, tokens, 8)
+    for head, expected in zip(codes, theirs.calls[0](), strict=True):
+        assert (head.numpy() == expected).mean() > 0.999  # ties aside
+
+
+def test_break_even_lies_between_the_lengths_around_it(tmp_path):
+    records = list(bench(config(lengths=(100, 200, 400), bits=(4,))))
+
+    def with_speedups(*values):
+        return [
+            r.model_copy(update={"metrics": r.metrics | {"speedup": Metric(value=v)}})
+            for r, v in zip(records, values, strict=True)
+        ]
+
+    assert break_even(with_speedups(0.5, 2.0, 3.0)) == pytest.approx(100 * 2**0.5)
+    assert break_even(with_speedups(2.0, 0.5, 2.0)) == pytest.approx(200 * 2**0.5)
+    assert break_even(with_speedups(1.5, 2.0, 3.0)) == 100
+    assert break_even(with_speedups(0.5, 0.6, 0.7)) is None
+    assert break_even([]) is None
+
+
+def test_geometry_that_cannot_be_is_refused():
+    for wrong, message in (
+        ({"heads": 6, "kv_heads": 4}, "multiple of kv_heads"),
+        ({"lengths": ()}, "at least one is needed"),
+        ({"batch": (0,)}, "must be positive"),
+        ({"num_subspaces": 8}, "go together"),
+        ({"bits": ()}, "at least one is needed"),
+        ({"residual": 32}, "smaller than page_size"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            config(**wrong)
+    with pytest.raises(ConfigError, match="not divisible"):
+        list(bench(config(num_subspaces=5, nbits=8, bits=())))
+
+
+def test_a_cell_that_memory_does_not_hold_is_recorded_and_the_grid_goes_on(monkeypatch):
+    from pqkv.speed import bench as module
+
+    def short_of_memory(config, context, *rest):
+        if context == 40:
+            raise MemoryError
+        return synthetic.decode_inputs(config, context, *rest)
+
+    monkeypatch.setattr(module, "decode_inputs", short_of_memory)
+    short, fine = bench(config(bits=(4,)))
+    assert (short.status, short.error, fine.status) == ("failed", "MemoryError", "ok")
+
+
+def test_the_command_prints_a_table_and_json(capsys, tmp_path):
+    from pqkv_cli.main import main
+
+    words = ["bench", "--backend", "reference", "--heads", "4", "--kv-heads", "2", "--head-dim", "16", "--repeats", "6"]
+    words += ["--lengths", "40,80", "--bits", "4", "-o", str(tmp_path)]
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert "fastest exact" in out
+    assert "than exact attention" in out
+    with pytest.raises(SystemExit):
+        main([*words, "--format", "json"])
+    assert [r["kind"] for r in json.loads(capsys.readouterr().out)] == ["bench", "bench"]
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "--heads", "5", "--kv-heads", "2"])
+    assert ended.value.code == 2
+    assert "multiple of kv_heads" in capsys.readouterr().err
