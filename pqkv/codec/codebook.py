@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from pqkv.codec.geometry import code_bits
-from pqkv.codec.nearest import nearest
+from pqkv.codec.nearest import NearestCentroids
 from pqkv.errors import CodebookError
 
 
@@ -26,6 +26,8 @@ class Codebook:
     centroids: Tensor
     channels: Tensor | None = None
     weights: Tensor | None = None
+    # laid out for the search when first encoded with, per dtype
+    _search: dict[torch.dtype, NearestCentroids] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def num_subspaces(self) -> int:
@@ -58,15 +60,11 @@ class Codebook:
             raise CodebookError(f"a codebook for {H} heads of {M * d_sub} elements cannot encode {Hkv} heads of {D}")
         dtype = torch.float64 if vectors.dtype == torch.float64 else torch.float32
         flat = vectors.to(dtype).transpose(0, 1).reshape(H, -1, M * d_sub)  # H = 1 pools the heads
-        centroids = self.centroids.to(dtype)
         if self.channels is not None:
             flat = flat.gather(-1, self.channels[:, None].expand_as(flat))
         if self.weights is not None:
-            weights = self.weights.to(dtype)
-            flat = flat * weights[:, None]
-            centroids = centroids * weights.reshape(H, M, 1, d_sub)
-        codes = nearest(flat, centroids)
-        return codes.reshape(Hkv, B, T, M).transpose(0, 1)
+            flat = flat * self.weights.to(dtype)[:, None]
+        return self._searcher(dtype)(flat).reshape(Hkv, B, T, M).transpose(0, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, Hkv, T, M) -> vectors (B, Hkv, T, D) in the centroids' dtype."""
@@ -80,6 +78,15 @@ class Codebook:
         if self.channels is None:
             return coded
         return coded.gather(-1, self.channels.argsort(-1)[None, :, None].expand_as(coded))
+
+    def _searcher(self, dtype: torch.dtype) -> NearestCentroids:
+        if dtype not in self._search:
+            centroids = self.centroids.to(dtype)
+            if self.weights is not None:
+                H, M, _, d_sub = centroids.shape
+                centroids = centroids * self.weights.to(dtype).reshape(H, M, 1, d_sub)
+            self._search[dtype] = NearestCentroids(centroids)
+        return self._search[dtype]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Codebook:
         """The codebook with `change` applied to each of its tensors."""

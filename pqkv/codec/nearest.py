@@ -1,34 +1,55 @@
 """Nearest centroid per subspace: vectors -> codes.
 
-On the CPU a fused Numba loop (7x the tensor form: no (tokens, C) distance matrix ever reaches memory), elsewhere
-and for other dtypes one batched product and an arg-min. Both take the first of equal minima.
+On the CPU vector code emitted by hand in float32 (the distance matrix never reaches memory) and a plain Numba loop in
+float64, elsewhere and for other dtypes one batched product and an arg-min. All take the first of equal minima.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from torch import Tensor
 
 _TILE = 1024  # tokens whose distance matrix is alive at once in the tensor form
+_LANES, _TOKENS = 8, 2  # centroids in a vector; tokens that share each load of them (more would not fit registers)
+_SPAN = 256  # tokens of one unit of work
+
+
+class NearestCentroids:
+    """Centroids (H, M, C, d_sub) laid out for the search, once for many calls."""
+
+    def __init__(self, centroids: Tensor) -> None:
+        self.centroids = centroids
+        H, M, C, d_sub = centroids.shape
+        if centroids.device.type == "cpu" and centroids.dtype in (torch.float32, torch.float64):
+            # (H * M, d_sub * C): one channel of all centroids is contiguous
+            self.columns = centroids.mT.reshape(H * M, d_sub * C).contiguous().numpy()
+            self.half_norms = (centroids.square().sum(-1) / 2).reshape(H * M, C).contiguous().numpy()
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Codes (H, N, M) int16 (C can be 4096) of vectors (H, N, D) of the same float dtype, D = M * d_sub."""
+        H, M, C, d_sub = self.centroids.shape
+        if vectors.device.type != "cpu" or vectors.dtype not in (torch.float32, torch.float64):
+            return nearest_by_product(vectors, self.centroids)
+        split = vectors.detach().reshape(H, -1, M, d_sub).contiguous().numpy()  # codes have no gradient
+        codes = np.empty((H, vectors.shape[1], M), dtype=np.int16)
+        if vectors.dtype == torch.float32 and C % _LANES == 0:
+            _nearest_vectors(split, self.columns, self.half_norms, codes.reshape(-1), (0,) * d_sub)
+        else:
+            _nearest_loop(split, self.columns.reshape(H, M, d_sub, C), self.half_norms.reshape(H, M, C), codes)
+        return torch.from_numpy(codes)
 
 
 def nearest(vectors: Tensor, centroids: Tensor) -> Tensor:
-    """Codes of the nearest centroids in the Euclidean sense.
-
-    vectors (H, N, D), centroids (H, M, C, d_sub) of the same float dtype with D = M * d_sub;
-    returns (H, N, M) int16 (C can be 4096).
-    """
-    H, M, _, d_sub = centroids.shape
-    split = vectors.detach().unflatten(-1, (M, d_sub))  # (H, N, D) -> (H, N, M, d_sub); codes have no gradient
-    if vectors.device.type == "cpu" and vectors.dtype in (torch.float32, torch.float64):
-        codes = np.empty((H, vectors.shape[1], M), dtype=np.int16)
-        columns = centroids.mT.contiguous()  # (H, M, d_sub, C): one channel of all centroids is contiguous
-        half_norms = centroids.square().sum(-1) / 2
-        _nearest_cpu(split.contiguous().numpy(), columns.numpy(), half_norms.contiguous().numpy(), codes)
-        return torch.from_numpy(codes)
-    return nearest_by_product(vectors, centroids)
+    """Codes (H, N, M) int16 of the nearest centroids in the Euclidean sense; see `NearestCentroids`."""
+    return NearestCentroids(centroids)(vectors)
 
 
 def nearest_by_product(vectors: Tensor, centroids: Tensor) -> Tensor:
@@ -45,9 +66,106 @@ def nearest_by_product(vectors: Tensor, centroids: Tensor) -> Tensor:
     return codes.unflatten(0, (H, M)).transpose(1, 2)  # (H, M, N) -> (H, N, M)
 
 
+@intrinsic
+def _search(typing_context, vectors, first, step, columns, half_norms, entries, codes, place, stride, d_sub):
+    """codes[place + i * stride] = the first c with the smallest half_norms[c] - x.c, for _TOKENS tokens x,
+    vectors[first + i * step ...].
+
+    The length of the tuple `d_sub` is the number of channels; columns[k * entries + c] is channel k of centroid c.
+    """
+    whole = types.intp
+    signature = types.void(vectors, whole, whole, columns, half_norms, whole, codes, whole, whole, d_sub)
+    S = len(d_sub)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def data(i: int) -> Any:
+            return context.make_array(signature.args[i])(context, builder, arguments[i]).data
+
+        vectors, columns, half_norms, codes = (data(i) for i in (0, 3, 4, 6))
+        first, step, entries, place, stride = (arguments[i] for i in (1, 2, 5, 7, 8))
+        f32, i16, i32, i64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+        floats, wholes = ir.VectorType(f32, _LANES), ir.VectorType(i32, _LANES)
+
+        def load(pointer: Any, offset: Any) -> Any:
+            return builder.load(builder.bitcast(builder.gep(pointer, [offset]), floats.as_pointer()), align=4)
+
+        def splat(value: Any, kind: Any) -> Any:
+            lone = builder.insert_element(ir.Constant(kind, ir.Undefined), value, i32(0))
+            return builder.shuffle_vector(lone, ir.Constant(kind, ir.Undefined), ir.Constant(wholes, [0] * _LANES))
+
+        minus = []
+        for i in range(_TOKENS):
+            start = builder.add(first, builder.mul(step, i64(i)))
+            numbers = [builder.load(builder.gep(vectors, [builder.add(start, i64(k))]), align=4) for k in range(S)]
+            minus.append([splat(builder.fneg(number), floats) for number in numbers])
+        infinite = ir.Constant(floats, [float("inf")] * _LANES)
+        lowest = [cgutils.alloca_once_value(builder, infinite) for _ in range(_TOKENS)]
+        found = [cgutils.alloca_once_value(builder, ir.Constant(wholes, list(range(_LANES)))) for _ in range(_TOKENS)]
+        index = cgutils.alloca_once_value(builder, ir.Constant(wholes, list(range(_LANES))))
+        with cgutils.for_range(builder, builder.udiv(entries, i64(_LANES))) as loop:
+            c = builder.mul(loop.index, i64(_LANES))
+            here = builder.load(index)
+            norms = load(half_norms, c)
+            channels = [load(columns, builder.add(builder.mul(entries, i64(k)), c)) for k in range(S)]
+            for i in range(_TOKENS):
+                distance = norms
+                for k in range(S):
+                    product = builder.fmul(minus[i][k], channels[k], flags=("contract",))
+                    distance = builder.fadd(product, distance, flags=("contract",))
+                known = builder.load(lowest[i])
+                less = builder.fcmp_ordered("<", distance, known)
+                builder.store(builder.select(less, distance, known), lowest[i])
+                builder.store(builder.select(less, here, builder.load(found[i])), found[i])
+            builder.store(builder.add(here, ir.Constant(wholes, [_LANES] * _LANES)), index)
+        for i in range(_TOKENS):
+            distance, code = builder.load(lowest[i]), builder.load(found[i])
+            for half in (4, 2, 1):  # lanes against lanes `half` further on, until the first knows the winner
+                turn = ir.Constant(wholes, [(lane + half) % _LANES for lane in range(_LANES)])
+                distance2 = builder.shuffle_vector(distance, ir.Constant(floats, ir.Undefined), turn)
+                code2 = builder.shuffle_vector(code, ir.Constant(wholes, ir.Undefined), turn)
+                earlier = builder.and_(
+                    builder.fcmp_ordered("==", distance2, distance), builder.icmp_signed("<", code2, code)
+                )
+                better = builder.or_(builder.fcmp_ordered("<", distance2, distance), earlier)
+                distance = builder.select(better, distance2, distance)
+                code = builder.select(better, code2, code)
+            target = builder.gep(codes, [builder.add(place, builder.mul(stride, i64(i)))])
+            builder.store(builder.trunc(builder.extract_element(code, i32(0)), i16), target, align=2)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@numba.njit(parallel=True, cache=True)
+def _nearest_vectors(vectors, columns, half_norms, codes, d_sub):
+    H, N, M, S = vectors.shape
+    C = half_norms.shape[1]
+    spans = (N + _SPAN - 1) // _SPAN
+    flat = vectors.reshape(-1)
+    for job in numba.prange(H * spans):
+        h, first = job // spans, job % spans * _SPAN
+        last = min(first + _SPAN, N)
+        spare = np.zeros(_TOKENS * S, np.float32)
+        spare_codes = np.empty(_TOKENS, np.int16)
+        whole = last - (last - first) % _TOKENS
+        for m in range(M):
+            own = columns[h * M + m]
+            norms = half_norms[h * M + m]
+            for n in range(first, whole, _TOKENS):
+                row = (h * N + n) * M + m
+                _search(flat, row * S, M * S, own, norms, C, codes, row, M, d_sub)
+            if whole < last:  # the rest has no full set of tokens
+                for i in range(last - whole):
+                    for k in range(S):
+                        spare[i * S + k] = vectors[h, whole + i, m, k]
+                _search(spare, 0, S, own, norms, C, spare_codes, 0, 1, d_sub)
+                for i in range(last - whole):
+                    codes[(h * N + whole + i) * M + m] = spare_codes[i]
+
+
 # reassoc and contract let LLVM vectorize the two passes over C; NaN semantics are kept (no nnan)
 @numba.njit(parallel=True, fastmath={"reassoc", "contract", "nsz"}, cache=True)
-def _nearest_cpu(vectors: np.ndarray, columns: np.ndarray, half_norms: np.ndarray, codes: np.ndarray) -> None:
+def _nearest_loop(vectors, columns, half_norms, codes):
     H, N, M, d_sub = vectors.shape
     C = half_norms.shape[2]
     for job in numba.prange(H * M):

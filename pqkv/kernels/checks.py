@@ -42,17 +42,18 @@ def check_lengths(pages: PagedTokens | None, sinks: ExactTokens | None, residual
     if pages is None or not pages.context_len.numel():
         return
     _check_range("context_len", pages.context_len, pages.page_table.shape[1] * pages.page_size)
-    used = -(-pages.context_len // pages.page_size)
-    columns = torch.arange(pages.page_table.shape[1], device=used.device)
-    ids = pages.page_table[columns < used[:, None]]
     count = min(pages.keys.pages.shape[0], pages.values.pages.shape[0])
-    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= count):
-        raise KernelError(f"page_table names pages {int(ids.min())} to {int(ids.max())}, but there are {count}")
+    table, lengths = pages.page_table.cpu().numpy(), pages.context_len.cpu().numpy()
+    for row, length in zip(table, lengths, strict=True):
+        ids = row[: -(-int(length) // pages.page_size)]
+        if ids.size and (ids.min() < 0 or ids.max() >= count):
+            raise KernelError(f"page_table names pages {ids.min()} to {ids.max()}, but there are {count}")
 
 
 def _check_range(name: str, lengths: Tensor, most: int) -> None:
-    if int(lengths.min()) < 0 or int(lengths.max()) > most:
-        raise KernelError(f"{name} is {int(lengths.min())} to {int(lengths.max())}, but there is room for 0 to {most}")
+    values = lengths.tolist()
+    if min(values) < 0 or max(values) > most:
+        raise KernelError(f"{name} is {min(values)} to {max(values)}, but there is room for 0 to {most}")
 
 
 def _check_exact(name: str, part: ExactTokens, batch: int, head_dim: int, device: torch.device) -> int:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from pqkv.kernels.cpu.vectors import largest, soften, tag
+
+_SPAN = 64  # tokens whose scores are taken before their softmax
+_ONE, _EIGHT = tag(1), tag(8)
 _SUMS = {"reassoc", "contract", "nsz"}  # sums may be reordered, so that they become vectors; NaN and infinity stay
 
 
@@ -28,30 +32,63 @@ def _widen(data, offset, kind, row):
         row[d] = -magnitude if np.uint32(data[offset + d]) & np.uint32(0x8000) else magnitude
 
 
+# fastmath stays in a function of its own: it would undo the rounding that `soften` relies on
 @numba.njit(cache=True, error_model="numpy", fastmath=_SUMS)
-def _fold(query, b, first_head, keys, values, key_kind, value_kind, offset, stride, count, G, D, state, out, rows):
-    """Add `count` tokens, `stride` numbers apart from `offset` on, to the running softmax of G heads.
+def _dot(query, b, head, row):
+    score = np.float32(0.0)
+    for d in range(len(row)):
+        score += query[b, head, d] * row[d]
+    return score
 
-    state (2, G): largest score (base 2) and mass relative to it; out (G, D) relative to it too.
+
+@numba.njit(cache=True, error_model="numpy")
+def _fold(query, b, first_head, keys, values, key_kind, value_kind, offset, count, G, D, state, out, room):
+    """Add `count` tokens, rows of D numbers from `offset` on, to the running softmax of G heads, a span at a time.
+
+    state (2, G): largest score (base 2) and mass relative to it; out (G, D) relative to it too. room = (row (D,),
+    scores (G * _SPAN,), eight largest scores, eight sums).
     """
-    for t in range(count):
-        place = offset + t * stride
-        _widen(keys, place, key_kind, rows[0])
-        _widen(values, place, value_kind, rows[1])
+    row, scores, top, sums = room
+    for start in range(0, count, _SPAN):
+        n = min(_SPAN, count - start)
+        place = offset + start * D
+        for t in range(n):
+            _widen(keys, place + t * D, key_kind, row)
+            for g in range(G):
+                scores[g * _SPAN + t] = _dot(query, b, first_head + g, row)
         for g in range(G):
-            score = np.float32(0.0)
-            for d in range(D):
-                score += query[b, first_head + g, d] * rows[0, d]
-            if score > state[0, g]:
-                shrink = np.exp2(state[0, g] - score)
-                state[0, g] = score
+            own = scores[g * _SPAN : (g + 1) * _SPAN]
+            own[n:] = -np.inf
+            largest(own, top, _SPAN // len(_EIGHT), _ONE, _EIGHT)
+            best = state[0, g]
+            for i in range(len(_EIGHT)):
+                best = max(best, top[i])
+            if best > state[0, g]:
+                shrink = np.exp2(state[0, g] - best)
+                state[0, g] = best
                 state[1, g] *= shrink
                 for d in range(D):
                     out[g, d] *= shrink
-            mass = np.exp2(score - state[0, g])
-            state[1, g] += mass
-            for d in range(D):
-                out[g, d] += mass * rows[1, d]
+            top[:] = best
+            soften(own, top, sums, _SPAN // len(_EIGHT), _ONE, _EIGHT)
+            for i in range(len(_EIGHT)):
+                state[1, g] += sums[i]
+        for t in range(n):
+            _widen(values, place + t * D, value_kind, row)
+            for g in range(G):
+                mass = scores[g * _SPAN + t]
+                for d in range(D):
+                    out[g, d] += mass * row[d]
+
+
+@numba.njit(cache=True, inline="always")
+def _room(G, D):
+    return (
+        np.empty(D, np.float32),
+        np.empty(G * _SPAN, np.float32),
+        np.empty(len(_EIGHT), np.float32),
+        np.empty(len(_EIGHT), np.float32),
+    )
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
@@ -67,7 +104,7 @@ def attend_exact_pages(
         b = job // (num_kv_heads * stretches)
         h = job // stretches % num_kv_heads
         s = job % stretches
-        rows = np.empty((2, D), np.float32)
+        room = _room(G, D)
         state = np.empty((2, G), np.float32)
         state[0] = -np.inf
         state[1] = 0.0
@@ -79,7 +116,7 @@ def attend_exact_pages(
             n = min(page_size - slot, end - first)
             page = np.int64(table[b, first // page_size])
             offset = ((page * num_kv_heads + h) * page_size + slot) * D
-            _fold(query, b, h * G, keys, values, key_kind, value_kind, offset, D, n, G, D, state, mine, rows)
+            _fold(query, b, h * G, keys, values, key_kind, value_kind, offset, n, G, D, state, mine, room)
             first += n
         for g in range(G):
             top[b, h, s, g] = state[0, g]
@@ -101,7 +138,7 @@ def merge(
     D = query.shape[2]
     for job in numba.prange(B * Hkv):
         b, h = job // Hkv, job % Hkv
-        rows = np.empty((2, D), np.float32)
+        room = _room(G, D)
         state = np.empty((2, G), np.float32)
         state[0] = -np.inf
         state[1] = 0.0
@@ -124,8 +161,8 @@ def merge(
             if length > low:
                 offset = ((b * Hkv + h) * keys.shape[2] + low) * D
                 _fold(
-                    query, b, h * G, keys.reshape(-1), values.reshape(-1), kind, kind, offset, D, length - low, G, D,
-                    state, mine, rows,
+                    query, b, h * G, keys.reshape(-1), values.reshape(-1), kind, kind, offset, length - low, G, D,
+                    state, mine, room,
                 )  # fmt: skip
         for g in range(G):
             mass = state[1, g]
