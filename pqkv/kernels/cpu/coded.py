@@ -21,6 +21,7 @@ from pqkv.kernels.cpu.vectors import (
     fold_scores,
     largest,
     prefetch_lines,
+    prefetch_table,
     score_block,
     soften,
     sum_block,
@@ -209,7 +210,9 @@ def _scores_by_centroid(scores, query, paging, side, heads, b, h, first_page, co
                 lanes[m * W + g * S + e] = query[b, h * G + g, side[3][own, m * S + e]]
     partial = np.zeros(count * W, np.float32)
     scratch = _scratch(side)
+    prefetch_table(book, 0, J * C * S)
     for m in range(0, M, J):
+        prefetch_table(book, (m + J) * C * S, min(J, M - m - J) * C * S)
         start = 0
         while start < count:
             codes, place, stride, n = _codes(scratch, paging, side, b, h, m, first_page, start, count)
@@ -230,7 +233,9 @@ def _scores_by_table(scores, query, paging, side, heads, b, h, first_page, count
     lookup = np.empty(J * C * G, np.float32)
     scores[: count * G] = 0.0
     scratch = _scratch(side)
+    prefetch_table(book, 0, J * C * S)
     for m in range(0, M, J):
+        prefetch_table(book, (m + J) * C * S, min(J, M - m - J) * C * S)
         for j in range(J):
             for e in range(S):
                 for g in range(G):
@@ -251,7 +256,9 @@ def _mix_by_centroid(out, weights, paging, side, heads, b, h, first_page, count)
     book = side[2].reshape(-1)[own * M * C * S : (own + 1) * M * C * S]
     sums = np.empty(J * W, np.float32)
     scratch = _scratch(side)
+    prefetch_table(book, 0, J * C * S)
     for m in range(0, M, J):
+        prefetch_table(book, (m + J) * C * S, min(J, M - m - J) * C * S)
         sums[:] = 0.0
         start = 0
         while start < count:
@@ -275,7 +282,9 @@ def _mix_by_bin(out, weights, paging, side, heads, b, h, first_page, count):
     bins = np.empty(J * C * G, np.float32)
     sums = np.empty(G * S, np.float32)
     scratch = _scratch(side)
+    prefetch_table(book, 0, J * C * S)
     for m in range(0, M, J):
+        prefetch_table(book, (m + J) * C * S, min(J, M - m - J) * C * S)
         bins[:] = 0.0
         start = 0
         while start < count:

@@ -69,8 +69,10 @@ def _lengths(part: PagedTokens | ExactTokens | None, batch: int) -> Array:
 
 def _starts(lengths: list[Array], window: int | None) -> list[Array]:
     """First token of each part that the newest query, which stands at total - 1, sees."""
+    if window is None:
+        return [np.zeros_like(length) for length in lengths]
     total = lengths[0] + lengths[1] + lengths[2]
-    first = np.zeros_like(total) if window is None else np.maximum(total - window, 0)
+    first = np.maximum(total - window, 0)
     before = np.zeros_like(total)
     starts = []
     for length in lengths:

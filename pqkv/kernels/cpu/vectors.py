@@ -97,6 +97,14 @@ class _Codes:
         return builder.zext(builder.load(builder.gep(self.codes, [place])), I64)
 
 
+def _prefetch(builder: Any, pointer: Any, level: int) -> None:
+    """Ask for a line; level 3 is the first-level cache, 2 the second."""
+    byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [builder.bitcast(pointer, byte), i32(0), i32(level), i32(1)])
+
+
 @intrinsic
 def prefetch_lines(typing_context, codes, start, stride, block):
     """Ask for the codes of J subspaces of a transposed page, `stride` bytes apart, before they are needed."""
@@ -105,12 +113,22 @@ def prefetch_lines(typing_context, codes, start, stride, block):
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = _data(context, builder, signature, arguments, 0)
-        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         for j in range(J):
-            line = builder.gep(pointer, [builder.add(arguments[1], builder.mul(arguments[2], I64(j)))])
-            builder.call(function, [builder.bitcast(line, byte), i32(0), i32(3), i32(1)])
+            _prefetch(builder, builder.gep(pointer, [builder.add(arguments[1], builder.mul(arguments[2], I64(j)))]), 3)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def prefetch_table(typing_context, table, start, count):
+    """Ask for `count` floats from `start` on, all at once: codes would fetch them one miss after another."""
+    signature = types.void(table, types.intp, types.intp)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _data(context, builder, signature, arguments, 0)
+        with cgutils.for_range(builder, builder.udiv(builder.add(arguments[2], I64(15)), I64(16))) as loop:
+            _prefetch(builder, builder.gep(pointer, [builder.add(arguments[1], builder.mul(loop.index, I64(16)))]), 2)
         return context.get_dummy_value()
 
     return signature, generate
