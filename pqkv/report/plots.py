@@ -13,9 +13,10 @@ from pqkv.report.axes import tokens
 from pqkv.report.drawing import EXACT, Line, Plot, Point, draw
 from pqkv.report.series import Cell, cells
 
-BY_CONTEXT = ("perplexity_ratio", "kld_mean", "agreement_at_1", "recall")
+BY_CONTEXT = ("perplexity_ratio", "kld_mean", "agreement_at_1", "recall", "latency_ms", "speedup", "bandwidth_gbs")
 BY_CODE_BITS = ("perplexity_ratio", "kld_mean", "agreement_at_1")
-LOGARITHMIC = ("kld_mean",)
+LOGARITHMIC = ("kld_mean", "latency_ms", "speedup")
+AT_ONE = ("perplexity_ratio", "speedup")  # where coded and exact are equal
 
 
 def write_plots(records: Iterable[Record], folder: Path) -> list[Path]:
@@ -68,7 +69,7 @@ def _by_context(ran: list[Cell], metric: str) -> Plot:
         log_x=True,
         log_y=metric in LOGARITHMIC,
         x_ticks=tuple(sorted({point.x for line in lines for point in line.points})),
-        baseline=1.0 if metric == "perplexity_ratio" else None,
+        baseline=1.0 if metric in AT_ONE else None,
     )
 
 
@@ -101,7 +102,7 @@ def _by_code_bits(ran: list[Cell], metric: str) -> Plot:
         hues=tuple(tokens(context) for context in drawn),
         log_y=metric in LOGARITHMIC,
         x_ticks=tuple(sorted({point.x for line in lines for point in line.points})),
-        baseline=1.0 if metric == "perplexity_ratio" else None,
+        baseline=1.0 if metric in AT_ONE else None,
     )
 
 
