@@ -31,7 +31,7 @@ NBITS_RANGE = (1, 12)
 class Settings(BaseModel):
     """Base of all configurations: frozen, strict about keys, with a digest."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     def digest(self) -> str:
         """Twelve hexadecimal digits of SHA-256 over the canonical JSON of this configuration."""
@@ -69,6 +69,7 @@ class TrainConfig(Settings):
     model: str = "reference"
     dtype: Dtype = "float32"
     device: str = "cpu"
+    device_map: str | None = Field(None, description="auto, balanced ...: layers spread over all devices")
     data: str = "stdlib"
     split: Split | None = None
     bits: float | None = None
@@ -124,6 +125,7 @@ class EvalConfig(Settings):
     model: str = "reference"
     dtype: Dtype = "float32"
     device: str = "cpu"
+    device_map: str | None = Field(None, description="auto, balanced ...: layers spread over all devices")
     data: str = "stdlib"
     split: Split | None = None
     codebooks: tuple[str, ...] = ()

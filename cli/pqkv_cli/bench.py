@@ -126,14 +126,14 @@ def _run(wanted: Any, output: Path | None, force: bool) -> list[Record]:  # noqa
 
 
 def _print(records: list[Record], output: Path | None) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from pqkv.report.series import machine_of
     from pqkv.speed.bench import break_even
+    from pqkv_cli.output import console
 
     ran = [record for record in records if record.status == "ok"]
-    console = Console()
+    out = console()
     if ran:
         first = ran[0].config
         table = Table(
@@ -146,7 +146,7 @@ def _print(records: list[Record], output: Path | None) -> None:
             table.add_column(name, justify="left" if name == "fastest exact" else "right")
         for record in ran:
             table.add_row(*_cells(record))
-        console.print(table)
+        out.print(table)
         groups: dict[tuple[float, int], list[Record]] = {}
         for record in ran:
             groups.setdefault((record.config["bits"], record.config["batch"]), []).append(record)
@@ -155,9 +155,9 @@ def _print(records: list[Record], output: Path | None) -> None:
                 found = break_even(members)
                 name = f"{bits:g} bits" if bits else "exact pages"
                 where = "at none of these lengths" if found is None else f"from about {found:.0f} tokens on"
-                console.print(f"{name}, batch {batch}: faster than exact attention {where}")
+                out.print(f"{name}, batch {batch}: faster than exact attention {where}")
     if output is not None:
-        console.print(f"records: {output} (pqkv report {output} -o {output} derives CSV, Markdown and plots)")
+        out.print(f"records: {output} (pqkv report {output} -o {output} derives CSV, Markdown and plots)")
 
 
 def _cells(record: Record) -> list[str]:

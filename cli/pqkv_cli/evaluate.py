@@ -35,6 +35,9 @@ def evaluate(
     model: Annotated[str | None, option("'reference', a transformers id or a folder.", _TEXT, "reference")] = None,
     dtype: Annotated[str | None, option("float32, float64, bfloat16 or float16.", _TEXT, "float32")] = None,
     device: Annotated[str | None, option("A torch device.", _TEXT, "cpu")] = None,
+    device_map: Annotated[
+        str | None, option("Spread the layers over all devices: auto, balanced, sequential.", _TEXT, False)
+    ] = None,
     data: Annotated[
         str | None,
         option("stdlib, a file or folder (text, jsonl, parquet), wikitext2, ptb, c4 or pg19.", _TEXT, "stdlib"),
@@ -104,6 +107,7 @@ def evaluate(
         "model": model,
         "dtype": dtype,
         "device": device,
+        "device_map": device_map,
         "data": data,
         "split": split,
         "allow_contaminated": allow_contaminated,

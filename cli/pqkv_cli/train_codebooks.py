@@ -79,6 +79,9 @@ def train_codebooks(
         str | None, typer.Option(help="float32, float64, bfloat16 or float16.", show_default="float32")
     ] = None,
     device: Annotated[str | None, typer.Option(help="A torch device.", show_default="cpu")] = None,
+    device_map: Annotated[
+        str | None, typer.Option(help="Spread the layers over all devices: auto, balanced, sequential.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML or JSON with the same keys; flags win.", show_default=False)
     ] = None,
@@ -101,6 +104,7 @@ def train_codebooks(
         "seed": seed,
         "dtype": dtype,
         "device": device,
+        "device_map": device_map,
     }
     values, source = layered(config, flags)
     from pqkv.codec.codebook_file import check_writable, save_codebooks
@@ -114,7 +118,7 @@ def train_codebooks(
 
     with ProgressBar() as bar:
         bar.show("load model", 0, 1)
-        lm = load_model(wanted.model, wanted.dtype, wanted.device)
+        lm = load_model(wanted.model, wanted.dtype, wanted.device, wanted.device_map)
         books, header = train(lm, wanted, bar.show)
     save_codebooks(output, books, header)
 

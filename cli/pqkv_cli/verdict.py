@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from pqkv.env import machine_name
 from pqkv.record import Record
+from pqkv_cli.output import console
 
-_FILE_WIDTH = 130  # where no terminal says how wide it is
 _HALF_PRECISION = 16  # bits an element has in the caches people run
 _SMALL_CHANGE, _GOOD_AGREEMENT = 0.01, 0.95
 
@@ -18,9 +17,7 @@ def print_verdict(records: list[Record]) -> None:
     """One row per cell, then memory per coding, then what it means."""
     if not records:
         return
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_FILE_WIDTH)
+    out = console()
     first = records[0]
     config = first.config
     table = Table(
@@ -47,10 +44,10 @@ def print_verdict(records: list[Record]) -> None:
         if probed:
             row.append(_value(record, "softmax_mass_error", ".1e"))
         table.add_row(*row)
-    console.print(table)
-    console.print(_memory_table(records))
+    out.print(table)
+    out.print(_memory_table(records))
     for line in verdicts(records):
-        console.print(line, highlight=False, soft_wrap=True)
+        out.print(line, highlight=False, soft_wrap=True)
 
 
 def verdicts(records: list[Record]) -> list[str]:

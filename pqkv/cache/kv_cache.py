@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from pqkv.cache.coded import CodedLayer
 from pqkv.cache.exact import PagedExactLayer
@@ -68,7 +70,7 @@ class KVCache:
         )
         if self.backend.note:
             _log.warning(self.backend.note)
-        self.layers: list[Layer] = [self._layer(i, self.backend.run) for i in range(num_layers)]
+        self.layers: list[Layer] = [self._layer(i, self.backend.run, geometry) for i in range(num_layers)]
 
     def fork(self, sequence: int) -> int:
         """Append a sequence that continues from `sequence`, sharing its sealed pages; returns its index."""
@@ -114,6 +116,17 @@ class KVCache:
             spare=sum(spare for _, spare in pages),
         )
 
+    def place(self, index: int, device: torch.device) -> Layer:
+        """Layer `index`, moved to `device` while it is empty: a model may be spread over several."""
+        layer = self.layers[index]
+        if layer.geometry.device != device:
+            if any(layer.lengths):
+                raise CacheError(f"layer {index} holds tokens on {layer.geometry.device}, the model brought {device}")
+            geometry = replace(self.geometry, num_sequences=len(layer.lengths), device=device)
+            chosen = choose_backend(self.config.backend, device, geometry.dtype, fallback=self.config.fallback)
+            layer = self.layers[index] = self._layer(index, chosen.run, geometry)
+        return layer
+
     def _release(self) -> None:
         """Give back pages that no layer's tokens take: cropped ones, and those a step that failed had reserved. Two
         sequences must never share a page that is still to be sealed.
@@ -122,13 +135,13 @@ class KVCache:
             counts = zip(*(layer.page_counts() for layer in self.layers), strict=True)
             self.table.truncate([max(count) for count in counts])
 
-    def _layer(self, index: int, backend: AttentionBackend) -> Layer:
+    def _layer(self, index: int, backend: AttentionBackend, geometry: Geometry) -> Layer:
         if self.codebooks is None:
-            return PagedExactLayer(self.table, self.config.page_size, self.geometry, backend, self._copy_page)
-        return CodedLayer(self._store(index, self.codebooks), self.config, self.geometry, backend)
+            return PagedExactLayer(self.table, self.config.page_size, geometry, backend, self._copy_page)
+        return CodedLayer(self._store(index, self.codebooks, geometry), self.config, geometry, backend)
 
-    def _store(self, index: int, codebooks: CodebookSet) -> CodeStore:
-        c, g = self.config, self.geometry
+    def _store(self, index: int, codebooks: CodebookSet, g: Geometry) -> CodeStore:
+        c = self.config
         books = codebooks.keys[index], codebooks.values[index]
         for book in books:
             heads = book.centroids.shape[0]

@@ -45,6 +45,7 @@ class AttentionObserver(Protocol):
 class Layer(Protocol):
     """Keys and values of one layer for a batch of sequences."""
 
+    geometry: Geometry
     lengths: list[int]
     observer: AttentionObserver | None
 

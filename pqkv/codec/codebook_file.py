@@ -153,7 +153,7 @@ def _tensors(books: CodebookSet, scope: Scope) -> dict[str, Tensor]:
             for part in _PARTS:
                 tensor = getattr(book, part)
                 if tensor is not None:
-                    named[f"{_prefix(i, scope)}.{side}.{part}"] = tensor.cpu().contiguous()
+                    named[f"{_prefix(i, scope)}.{side}.{part}"] = tensor.cpu().contiguous().clone()
     return named
 
 

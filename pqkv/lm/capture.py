@@ -48,7 +48,7 @@ def capture(
     for i, window in enumerate(windows):
         positions = torch.from_numpy(chosen[(chosen >= i * T) & (chosen < (i + 1) * T)] - i * T)
         for layer in layers:
-            layer.positions = positions.to(lm.device)
+            layer.positions = positions
         lm.logits(torch.from_numpy(window)[None].to(lm.device), Cache(layers=plan.build(lambda k: layers[k])))
         if progress:
             progress(i + 1, n)
@@ -73,8 +73,9 @@ class _CaptureLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:  # noqa: ANN401
-        self.keys_kept.append(key_states[0, :, self.positions].float().cpu())
-        self.values_kept.append(value_states[0, :, self.positions].float().cpu())
+        positions = self.positions.to(key_states.device)
+        self.keys_kept.append(key_states[0, :, positions].float().cpu())
+        self.values_kept.append(value_states[0, :, positions].float().cpu())
         view = _CaptureView(self, key_states, value_states)
         return view, view
 

@@ -29,7 +29,7 @@ def default_codebooks(
 
     A damaged file in the cache folder is trained again.
     """
-    key = digest_of([_RECIPE, config.model_dump(mode="json", exclude={"model", "device"}), lm.identity()])
+    key = digest_of([_RECIPE, config.model_dump(mode="json", exclude={"model", "device", "device_map"}), lm.identity()])
     path = cache_folder() / "codebooks" / f"{key}.safetensors"
     if path.exists():
         try:

@@ -144,7 +144,7 @@ class _Layer(CacheLayerMixin):
         self.lazy_initialization(key_states, value_states)
         if self.index == 0:
             self.owner.check_even()
-        layer = self.owner.core(key_states).layers[self.index]
+        layer = self.owner.core(key_states).place(self.index, key_states.device)
         view = _StepView(self, layer, key_states, value_states)
         return view, view
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where its inputs go."""
+        """Where its inputs go: its first parameters are the embedding."""
         return next(self.model.parameters()).device
 
     @property
@@ -57,7 +58,7 @@ class LanguageModel:
         """Logits (B, T, V) of ids (B, T); without a cache a plain forward, with one a step on it."""
         with torch.inference_mode():
             out = self.model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
-        logits: Tensor = out.logits
+        logits: Tensor = out.logits.to(ids.device)  # a model spread over devices ends on another
         return logits
 
     def identity(self) -> dict[str, str]:
@@ -65,8 +66,11 @@ class LanguageModel:
         return {"name": self.name, "family": self.family, "config": self.config_digest, "weights": self.fingerprint}
 
 
-def load_model(name: str = REFERENCE, dtype: str = "float32", device: str = "cpu") -> LanguageModel:
-    """Load a model by transformers id or folder, or the bundled one as `reference`.
+def load_model(
+    name: str = REFERENCE, dtype: str = "float32", device: str = "cpu", device_map: str | None = None
+) -> LanguageModel:
+    """Load a model by transformers id or folder, or the bundled one as `reference`; with `device_map` (auto, ...)
+    accelerate spreads its layers over all devices, and `device` is not asked for.
 
     Raises `ModelError` for what cannot be found, read, placed or served.
     """
@@ -76,10 +80,14 @@ def load_model(name: str = REFERENCE, dtype: str = "float32", device: str = "cpu
     logging.disable_progress_bar()  # pqkv reports progress through its own callback
     source = str(REFERENCE_FOLDER) if name == REFERENCE else name
     target = _device(device)
+    if device_map is not None and find_spec("accelerate") is None:
+        raise ModelError("--device-map needs the accelerate package: pip install 'pqkv[device-map]'")
     try:
         config = AutoConfig.from_pretrained(source)
         check_family(name, config)
-        model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=getattr(torch, dtype), device_map=device_map
+        )
         tokenizer = AutoTokenizer.from_pretrained(source)
     except ModelError:
         raise
@@ -89,7 +97,7 @@ def load_model(name: str = REFERENCE, dtype: str = "float32", device: str = "cpu
             f"cannot load the model '{name}': {reason} (give 'reference', a folder with config.json, weights and "
             "tokenizer, or a hub id while the network reaches the hub)"
         ) from error
-    return describe(name, model.eval().to(target), tokenizer)
+    return describe(name, model.eval() if device_map else model.eval().to(target), tokenizer)
 
 
 def describe(name: str, model: Any, tokenizer: Any) -> LanguageModel:  # noqa: ANN401 - transformers types

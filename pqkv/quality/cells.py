@@ -58,7 +58,14 @@ def default_codings(config: EvalConfig, lm: LanguageModel, progress: Progress | 
             found.append(Coding(bits=0))
             continue
         training = TrainConfig.parse(
-            {"model": config.model, "dtype": config.dtype, "device": config.device, "bits": bits, "scope": config.scope}
+            {
+                "model": config.model,
+                "dtype": config.dtype,
+                "device": config.device,
+                "device_map": config.device_map,
+                "bits": bits,
+                "scope": config.scope,
+            }
         )
         found.append(_coding(*default_codebooks(lm, training, progress)))
     return found

@@ -48,7 +48,7 @@ def evaluate(
     tell = report or (lambda progress: None)
     named = named_codings(config)  # a bad file is told before a model is loaded
     check_backend(config.backend)
-    lm = load_model(config.model, config.dtype, config.device)
+    lm = load_model(config.model, config.dtype, config.device, config.device_map)
     if max(config.context) > lm.max_positions:
         raise ConfigError(
             f"context {max(config.context)} is beyond the {lm.max_positions} positions of {lm.name}; "

@@ -36,7 +36,7 @@ def relative_error(run: AttentionBackend, case: DecodeInputs, scale: float, wind
             query = case.query[b : b + 1, :, own].double()
             expected, _ = reference(query, pages, *parts, scale=scale, window=window)
             gap = (out[b : b + 1, :, own].double() - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-30)
-            worst = max(worst, float(torch.nan_to_num(gap, nan=float("inf")).max()))
+            worst = max(worst, float(torch.nan_to_num(gap, nan=torch.inf, posinf=torch.inf).max()))
     return worst
 
 

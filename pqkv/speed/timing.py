@@ -43,11 +43,13 @@ class Timing:
         return self.quantile(0.5)
 
 
-def race(contestants: Sequence[Contestant], repeats: int, slow: float = 8.0) -> dict[str, Timing]:
+def race(
+    contestants: Sequence[Contestant], repeats: int, slow: float = 8.0, always: Sequence[str] = ()
+) -> dict[str, Timing]:
     """Time all contestants `repeats` times, one after another in each round, so that what disturbs one disturbs all.
 
     A first, untimed round warms up (compilation, allocation). Whoever is `slow` times slower there than the fastest
-    runs in every fifth round only: it decides nothing.
+    runs in every fifth round only, unless named in `always`: it decides nothing.
     """
     warm = {c.name: _clock(c.calls[-1]) for c in contestants}
     warm = {c.name: min(warm[c.name], _clock(c.calls[0])) for c in contestants}
@@ -55,7 +57,7 @@ def race(contestants: Sequence[Contestant], repeats: int, slow: float = 8.0) -> 
     seconds: dict[str, list[float]] = {c.name: [] for c in contestants}
     for i in range(repeats):
         for c in contestants:
-            if warm[c.name] <= slow * fastest or i % 5 == 0:
+            if warm[c.name] <= slow * fastest or c.name in always or i % 5 == 0:
                 seconds[c.name].append(_clock(c.calls[i % len(c.calls)]))
     return {name: Timing(name, tuple(found)) for name, found in seconds.items()}
 

@@ -31,6 +31,8 @@ def test_who_is_far_behind_runs_in_every_fifth_round(monkeypatch):
     found = race([Contestant("fast", [lambda: 1.0]), Contestant("slow", [lambda: 9.0])], 11)
     assert len(found["fast"].seconds) == 11
     assert found["slow"].seconds == (9.0,) * 3
+    found = race([Contestant("fast", [lambda: 1.0]), Contestant("slow", [lambda: 9.0])], 11, always=["slow"])
+    assert len(found["slow"].seconds) == 11
 
 
 @given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=50))
