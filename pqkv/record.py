@@ -134,6 +134,12 @@ class RecordStore:
                 raise RecordError(_one_line(f"cannot remove the old failure {stale}: {_cause(error)}")) from error
         return path
 
+    def check_writable(self) -> None:
+        """Raise `RecordError` if the folder cannot take records: better before hours of cells than after the first."""
+        probe = self.folder / f".{secrets.token_hex(4)}.tmp"
+        atomic_write(probe, b"")
+        probe.unlink(missing_ok=True)
+
     def load_all(self) -> list[Record]:
         """Every record of the folder, failures included, sorted by file name; an absent folder holds none."""
         if not self.folder.exists():

@@ -345,6 +345,15 @@ def test_an_interrupt_while_writing_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_whether_a_folder_takes_records_is_known_before_there_are_any(tmp_path):
+    store = RecordStore(tmp_path / "new" / "folder")
+    store.check_writable()
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match="cannot write"):
+        RecordStore(tmp_path / "file" / "folder").check_writable()
+
+
 def test_an_unreadable_path_is_one_line(tmp_path):
     for path in (tmp_path, tmp_path / "absent.json", tmp_path / "null\0byte"):
         with pytest.raises(RecordError, match="cannot read the record"):

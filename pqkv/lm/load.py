@@ -82,6 +82,8 @@ def load_model(
     target = _device(device)
     if device_map is not None and find_spec("accelerate") is None:
         raise ModelError("--device-map needs the accelerate package: pip install 'pqkv[device-map]'")
+    if source.startswith((".", "/", "~")) and not Path(source).is_dir():
+        raise ModelError(f"there is no model folder {source}; give one with config.json, weights and tokenizer")
     try:
         config = AutoConfig.from_pretrained(source)
         check_family(name, config)

@@ -48,6 +48,8 @@ def evaluate(
     tell = report or (lambda progress: None)
     named = named_codings(config)  # a bad file is told before a model is loaded
     check_backend(config.backend)
+    if store is not None:
+        store.check_writable()
     lm = load_model(config.model, config.dtype, config.device, config.device_map)
     if max(config.context) > lm.max_positions:
         raise ConfigError(

@@ -58,6 +58,8 @@ def bench(
         config.backend, torch.device("cpu"), getattr(torch, config.dtype), fallback=config.fallback
     )
     grid = [_Cell(bits, shape, b, n) for n in config.lengths for b in config.batch for bits, shape in _shapes(config)]
+    if store is not None:
+        store.check_writable()
     env, git = environment(), git_state()
     bandwidth = None
     for number, cell in enumerate(grid):

@@ -87,11 +87,6 @@ def one_line_error(*arguments):
     return str(caught.value)
 
 
-def test_a_missing_folder_is_said_to_be_missing(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert one_line_error(str(tmp_path / "nothing")).startswith(f"cannot load the model '{tmp_path / 'nothing'}': ")
-
-
 def test_a_folder_without_config_or_weights_or_tokenizer_is_refused(tiny_folder, tmp_path):
     for missing in ("config.json", "model.safetensors", "tokenizer.json"):
         folder = tmp_path / missing
@@ -122,3 +117,8 @@ def test_cuda_without_a_gpu_is_refused_before_anything_is_loaded():
 
 def test_a_device_that_does_not_exist_is_refused():
     assert "device 'warp' cannot be used" in one_line_error("reference", "float32", "warp")
+
+
+@pytest.mark.parametrize("name", ["/nowhere", "./nowhere", "~/nowhere"])
+def test_a_folder_that_is_not_there_is_called_a_folder(name):
+    assert one_line_error(name).startswith(f"there is no model folder {name}")

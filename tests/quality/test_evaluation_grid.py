@@ -10,7 +10,7 @@ from models import tiny_lm, write_corpus
 
 from pqkv.codec.codebook_file import load_codebooks, save_codebooks
 from pqkv.config import EvalConfig, TrainConfig, digest_of
-from pqkv.errors import CodebookError, ConfigError, ContaminationError, DataError, ModelError
+from pqkv.errors import CodebookError, ConfigError, ContaminationError, DataError, ModelError, RecordError
 from pqkv.lm import load_model
 from pqkv.lm.train import train
 from pqkv.quality.cells import Cell, Coding, describe
@@ -214,6 +214,14 @@ def test_two_codebook_files_of_the_same_bits_are_two_cells(base, lm, folder, cal
     assert records[0].metrics["kld_mean"].value != records[1].metrics["kld_mean"].value
 
 
+def test_a_folder_that_takes_no_records_is_told_before_anything_runs(base, tmp_path):
+    (tmp_path / "file").write_text("")
+    told = []
+    with pytest.raises(RecordError, match="cannot write"):
+        run(base, RecordStore(tmp_path / "file" / "folder"), report=told.append)
+    assert not told
+
+
 def test_pages_that_run_out_and_memory_that_runs_short_give_way_to_the_next_choice(base, monkeypatch):
     grid = {**base, "mode": ("token",), "windows": 2}
     (paged,) = run(grid)
@@ -307,7 +315,7 @@ def test_what_cannot_be_run_is_refused_before_the_first_cell(base, folder):
     no_cell(base, ConfigError, "unknown backend 'nosuch'; known: .*reference", backend="nosuch")
     no_cell(base, DataError, "fewer than one window", context=(60, 2048), data=str(folder / "prose" / "00.txt"))
     no_cell(base, CodebookError, "no codebook file", codebooks=(str(folder / "nothing.safetensors"),))
-    no_cell(base, ModelError, "cannot load the model", model=str(folder / "no-model"))
+    no_cell(base, ModelError, "there is no model folder", model=str(folder / "no-model"))
 
 
 def test_codebooks_of_another_model_are_refused(base, reference, folder, calibration):
