@@ -38,7 +38,8 @@ def print_verdict(records: list[Record]) -> None:
         row = [bits, c["mode"], str(c["context"]), _value(record, "perplexity_exact", ".3f")]
         row += [_interval(record, "perplexity_ratio", ".4f"), _interval(record, "agreement_at_1", ".1%")]
         row += [_interval(record, "kld_mean", ".2g")]
-        row += [f"{_value(record, 'recall', '.0%')} ({_value(record, 'recall_exact', '.0%')})"]
+        recall, exact = _value(record, "recall", ".0%"), _value(record, "recall_exact", ".0%")
+        row.append(f"{recall} ({exact})" if recall else "")
         if controlled:
             row.append(_value(record, "kld_control", ".2g"))
         if probed:
