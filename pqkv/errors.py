@@ -39,3 +39,9 @@ class RecordError(PqkvError):
 
 class KernelError(PqkvError):
     """A backend that cannot run here, or inputs that do not fit together. Raised before anything runs."""
+
+
+def memory_is_short(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice: torch raises a plain `RuntimeError` for the CPU's."""
+    text = f"{type(error).__name__} {error}".lower()
+    return any(words in text for words in ("memoryerror", "out of memory", "allocate memory"))

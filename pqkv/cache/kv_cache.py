@@ -20,6 +20,7 @@ from pqkv.errors import CacheError
 from pqkv.kernels import AttentionBackend, ChosenBackend, choose_backend
 
 _log = logging.getLogger("pqkv")
+_GIVEN = "given"  # a backend that the caller brought
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class KVCache:
         self.table = PageTable(self.pool, geometry.num_sequences)
         self.codebooks = codebooks
         self.backend = (
-            ChosenBackend("given", backend)
+            ChosenBackend(_GIVEN, backend)
             if backend is not None
             else choose_backend(config.backend, geometry.device, geometry.dtype, fallback=config.fallback)
         )
@@ -123,8 +124,14 @@ class KVCache:
             if any(layer.lengths):
                 raise CacheError(f"layer {index} holds tokens on {layer.geometry.device}, the model brought {device}")
             geometry = replace(self.geometry, num_sequences=len(layer.lengths), device=device)
-            chosen = choose_backend(self.config.backend, device, geometry.dtype, fallback=self.config.fallback)
+            chosen = self.backend
+            if chosen.name != _GIVEN:
+                chosen = choose_backend(self.config.backend, device, geometry.dtype, fallback=self.config.fallback)
+            if chosen.note and chosen.note != self.backend.note:
+                _log.warning(chosen.note)
+            observer = layer.observer
             layer = self.layers[index] = self._layer(index, chosen.run, geometry)
+            layer.observer = observer
         return layer
 
     def _release(self) -> None:

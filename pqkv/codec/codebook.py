@@ -89,15 +89,17 @@ class Codebook:
         return self._search[dtype]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Codebook:
-        """The codebook with `change` applied to each of its tensors."""
-        return type(self)(
-            change(self.centroids),
-            None if self.channels is None else change(self.channels),
-            None if self.weights is None else change(self.weights),
-        )
+        """The codebook with `change` applied to each of its tensors; itself if nothing changes."""
+        centroids = change(self.centroids)
+        channels, weights = (None if part is None else change(part) for part in (self.channels, self.weights))
+        if centroids is self.centroids and channels is self.channels and weights is self.weights:
+            return self
+        return type(self)(centroids, channels, weights)
 
     def nbytes(self) -> int:
-        """Bytes of its tensors as they are held."""
+        """Bytes of its tensors. What encoding lays out for its search, about as much again, is not part of a cache that
+        is read.
+        """
         tensors = (self.centroids, self.channels, self.weights)
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 

@@ -42,6 +42,11 @@ def check_lengths(pages: PagedTokens | None, sinks: ExactTokens | None, residual
     if pages is None or not pages.context_len.numel():
         return
     _check_range("context_len", pages.context_len, pages.page_table.shape[1] * pages.page_size)
+    for name, side in (("keys", pages.keys), ("values", pages.values)):
+        if side.channels is not None:
+            channels = side.channels.cpu().numpy()
+            if channels.min() < 0 or channels.max() >= channels.shape[1]:
+                raise KernelError(f"{name}.channels name channels {channels.min()} to {channels.max()}")
     count = min(pages.keys.pages.shape[0], pages.values.pages.shape[0])
     table, lengths = pages.page_table.cpu().numpy(), pages.context_len.cpu().numpy()
     for row, length in zip(table, lengths, strict=True):
@@ -117,8 +122,15 @@ def _check_coded_side(name: str, side: PagedSide, page_size: int, head_dim: int)
         )
     if H not in (1, side.pages.shape[1]):
         raise KernelError(f"{name}.centroids are for {H} heads, the pages hold {side.pages.shape[1]}")
-    if side.channels is not None and tuple(side.channels.shape) != (H, head_dim):
-        raise KernelError(f"{name}.channels have shape {tuple(side.channels.shape)}, not ({H}, {head_dim})")
+    _check_devices(f"{name}.centroids", side.pages.device, side.centroids)
+    if side.channels is None:
+        return
+    _check_devices(f"{name}.channels", side.pages.device, side.channels)
+    if tuple(side.channels.shape) != (H, head_dim) or side.channels.dtype != torch.int64:
+        raise KernelError(
+            f"{name}.channels are {side.channels.dtype} of shape {tuple(side.channels.shape)}, "
+            f"not int64 ({H}, {head_dim})"
+        )
 
 
 def _check_vector(name: str, vector: Tensor, batch: int, device: torch.device) -> None:

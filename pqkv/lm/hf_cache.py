@@ -101,6 +101,9 @@ class PQKVCache(Cache):
         columns, padding = served[0].columns + tokens_to_remove, served[0].padding or []
         if columns < max(padding, default=0):
             raise CacheError(f"cannot crop {-tokens_to_remove} of {served[0].columns} tokens, padding included")
+        for i, layer in enumerate(self.layers):
+            if i not in self.coded_layers and layer.get_seq_length() >= getattr(layer, "sliding_window", columns + 1):
+                raise CacheError(f"cannot crop: the sliding window of layer {i} has forgotten what stood before it")
         self.kv.crop([columns - pad for pad in padding])
         for layer in self.layers:
             layer.crop(tokens_to_remove)

@@ -12,7 +12,7 @@ from torch import Tensor
 from pqkv.cache import effective_bits, footprint
 from pqkv.codec import CodebookSet
 from pqkv.config import EvalConfig
-from pqkv.errors import OutOfPages
+from pqkv.errors import OutOfPages, memory_is_short
 from pqkv.kernels import AttentionBackend
 from pqkv.lm import LanguageModel
 from pqkv.quality.cells import Cell
@@ -66,6 +66,7 @@ class CellRun:
         self.lm, self.config, self.cell, self.exact, self.step = lm, config, cell, exact, step
         self.cache = config.cache()
         self.stepwise = cell.mode in ("token", "chunk")
+        self.backend = backend
         self.probe = SoftmaxMassProbe(backend)
         self.batch = 8
         self._done = self._total = 0
@@ -85,8 +86,8 @@ class CellRun:
                     raise
                 self.cache = self.cache.model_copy(update={"paged": False})
                 notes.append(f"{error}: a contiguous cache ran instead")
-            except (torch.OutOfMemoryError, MemoryError):
-                if not self.config.fallback or self.batch == 1:
+            except (RuntimeError, MemoryError) as error:  # torch's own for the CPU is a plain RuntimeError
+                if not memory_is_short(error) or not self.config.fallback or self.batch == 1:
                     raise
                 self.batch = 1
                 notes.append("memory did not hold several windows at once: they ran one by one")
@@ -96,6 +97,7 @@ class CellRun:
 
     def _measure(self, tokens: np.ndarray) -> dict[str, Any]:
         wanted = self.config.metrics
+        self.probe = SoftmaxMassProbe(self.backend)  # of this attempt
         prompts = build_prompts(self.lm, tokens, self.config.seed) if "recall" in wanted else []
         controls = self.config.control and self.cell.coding.books is not None
         predictions = any(name in wanted for name in ("perplexity", "agreement", "kld"))
@@ -173,7 +175,7 @@ class CellRun:
             self.cache,
             self.cell.mode,
             chunk_size=self.config.chunk_size,
-            probe=self.probe if "softmax-mass" in self.config.metrics else None,
+            probe=self.probe if self.cell.mode == "token" and "softmax-mass" in self.config.metrics else None,
             step=step,
         )
         step(1, 1)

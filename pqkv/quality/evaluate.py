@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pqkv.config import EvalConfig, digest_of
 from pqkv.env import environment, git_state
-from pqkv.errors import ConfigError, PqkvError
+from pqkv.errors import ConfigError, PqkvError, memory_is_short
 from pqkv.kernels import check_backend, choose_backend
 from pqkv.lm import load_model
 from pqkv.lm.contamination import check_contamination
@@ -87,8 +85,8 @@ def evaluate(
         outcome: dict[str, Any] = {"status": "ok"}
         try:
             outcome |= run.measure(window_set.tokens)
-        except (PqkvError, torch.OutOfMemoryError, MemoryError) as error:
-            outcome = {"status": "failed", "error": str(error).splitlines()[0] if str(error) else type(error).__name__}
+        except (PqkvError, RuntimeError, MemoryError) as error:
+            outcome = _failure(error)
         extra = notes[found.index(cell.coding), cell.context]
         if run.stepwise and backend.note:
             extra = [*extra, backend.note]
@@ -109,6 +107,13 @@ def evaluate(
         if store is not None:
             store.write(record)
         yield record
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    """The outcome of a cell that failed for a reason of its own; any other error is raised again."""
+    if not isinstance(error, PqkvError) and not memory_is_short(error):
+        raise error
+    return {"status": "failed", "error": str(error).splitlines()[0] if str(error) else type(error).__name__}
 
 
 def _cell_step(tell: Report, cell: Cell, number: int, total_cells: int) -> Callable[[int, int], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ import torch
 
 from pqkv.codec import code_bits, code_geometry
 from pqkv.config import BenchConfig, CodeShape, digest_of
-from pqkv.env import environment, git_state
-from pqkv.errors import ConfigError, KernelError, PqkvError
+from pqkv.env import environment, git_state, machine_name
+from pqkv.errors import ConfigError, KernelError, PqkvError, memory_is_short
 from pqkv.kernels import ChosenBackend, choose_backend
 from pqkv.record import Metric, Record, RecordStore, utc_now
 from pqkv.speed.baselines import exact_contestants
@@ -51,9 +52,9 @@ def bench(
     `ConfigError` for a geometry that no code shape fits.
     """
     tell = report or (lambda stage, done, total: None)
-    threads = config.threads or torch.get_num_threads()
+    threads = min(config.threads or torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
     torch.set_num_threads(threads)
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(threads)
     backend = choose_backend(
         config.backend, torch.device("cpu"), getattr(torch, config.dtype), fallback=config.fallback
     )
@@ -64,7 +65,7 @@ def bench(
     bandwidth = None
     for number, cell in enumerate(grid):
         tell(cell.label, number, len(grid))
-        described = _describe(config, cell, backend.name, threads)
+        described = _describe(config, cell, backend.name, threads) | {"machine": machine_name({**env, "gpus": []})}
         known = store.find(digest_of(described)) if store is not None and not force else None
         if known is not None:
             yield known
@@ -74,8 +75,8 @@ def bench(
         outcome: dict[str, Any] = {"status": "ok", "notes": [backend.note] if backend.note else []}
         try:
             outcome |= _measure(config, cell, backend, bandwidth)
-        except (PqkvError, torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
+        except (PqkvError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, PqkvError) and not memory_is_short(error):
                 raise
             outcome |= {"status": "failed", "error": str(error).splitlines()[0] if str(error) else type(error).__name__}
         record = Record(
@@ -134,19 +135,19 @@ def _measure(config: BenchConfig, cell: _Cell, backend: ChosenBackend, bandwidth
         raise KernelError(f"wrong result: relative error {error:.1e} is above {limit:.0e}, so nothing was timed")
     inputs = [first] + [
         decode_inputs(config, cell.context, cell.batch, cell.shape, config.seed + i)
-        for i in range(1, copies_beyond_cache(first.nbytes))
+        for i in range(1, copies_beyond_cache(first.read))
     ]
     ours = Contestant(_OURS, [_call(backend, case, scale, config.window) for case in inputs])
     exact = exact_contestants(config, lengths_of(cell.batch, cell.context, config.ragged))
     timings = race([ours, *exact], config.repeats, always=[_OURS])
     strongest = min((timings[c.name] for c in exact), key=lambda timing: timing.median)
     mine = timings[_OURS]
-    ratios = [theirs / own for theirs, own in zip(strongest.seconds, mine.seconds, strict=False)]
-    moved = first.nbytes / (mine.median * 1e-3) / 1e9
+    ratios = [theirs / own for theirs, own in zip(strongest.seconds, mine.seconds, strict=True)]
+    moved = first.read / (mine.median * 1e-3) / 1e9
     metrics = {
         "latency_ms": _metric(mine.median, [1e3 * s for s in mine.seconds], "ms"),
         "exact_latency_ms": _metric(strongest.median, [1e3 * s for s in strongest.seconds], "ms"),
-        "speedup": _metric(strongest.median / mine.median, ratios, "x"),
+        "speedup": _metric(statistics.median(ratios), ratios, "x"),
         "bandwidth_gbs": Metric(value=moved, unit="GB/s"),
         "bandwidth_fraction": Metric(value=moved / bandwidth),
         "cache_bytes": Metric(value=float(first.nbytes), unit="B"),

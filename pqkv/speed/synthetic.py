@@ -15,13 +15,14 @@ from pqkv.kernels.packing import packed_size
 
 @dataclass(frozen=True, slots=True)
 class DecodeInputs:
-    """What a backend gets in one decoding step, and the bytes it has to read."""
+    """What a backend gets in one decoding step, the bytes that hold it, and those of them a step has to read."""
 
     query: Tensor
     pages: PagedTokens
     sinks: ExactTokens | None
     residual: ExactTokens | None
     nbytes: int
+    read: int
 
 
 def lengths_of(batch: int, context: int, ragged: bool) -> list[int]:
@@ -54,8 +55,14 @@ def decode_inputs(
     query = torch.randn(batch, 1, config.heads, D, generator=draw).to(dtype)
     per_page = sum(side.pages[0].numel() * side.pages.element_size() for side in sides)
     books = sum(side.centroids.numel() * 4 for side in sides if side.centroids is not None)
-    exact_bytes = (sum(sinks) + sum(residual)) * 2 * Hkv * D * dtype.itemsize
-    return DecodeInputs(query, pages, exact[0], exact[1], sum(coded) * per_page // P + books + exact_bytes)
+    vector = 2 * Hkv * D * dtype.itemsize
+    held = sum(coded) * per_page // P + books + (sum(sinks) + sum(residual)) * vector
+    read = books
+    for s, c, r in zip(sinks, coded, residual, strict=True):
+        seen = s + c + r if config.window is None else min(config.window, s + c + r)
+        in_residual, in_pages = min(seen, r), min(max(seen - r, 0), c)
+        read += in_pages * per_page // P + (in_residual + max(seen - r - c, 0)) * vector
+    return DecodeInputs(query, pages, exact[0], exact[1], held, read)
 
 
 def _parts(config: BenchConfig, n: int, shape: tuple[int, int] | None) -> tuple[int, int, int]:

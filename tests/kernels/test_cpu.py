@@ -172,7 +172,10 @@ COMPLAINTS = {
     "the other layout": (lambda p: {"values": {"layout": "row"}}, "layout row of 16 codes of 8 bits needs"),
     "exact and coded sides": (lambda p: {"keys": {"centroids": None}}, "both be exact or both be coded"),
     "too many heads of centroids": (lambda p: {"keys": {"centroids": p.keys.centroids.repeat(2, 1, 1, 1)}}, "4 heads"),
-    "channels of another shape": (lambda p: {"keys": {"channels": p.keys.channels[:, :5]}}, "channels have shape"),
+    "channels of another shape": (
+        lambda p: {"keys": {"channels": p.keys.channels[:, :5]}},
+        "channels are torch.int64 of shape",
+    ),
 }
 
 
@@ -200,3 +203,62 @@ def test_exact_parts_that_do_not_fit_are_refused():
         attention(batch.query.repeat(1, 1, 2, 1)[:, :, :3], batch.pages, batch.sinks, r, scale=1.0)
     with pytest.raises(KernelError, match="serves float32 and half precision"):
         attention(batch.query.double(), batch.pages, batch.sinks, r, scale=1.0)
+
+
+def test_exact_parts_of_unlike_or_wide_numbers_are_read_as_what_they_are():
+    batch = build(SMALL.but(group=4))
+    expected = attention(*batch.inputs, scale=0.2)[0]
+    s, r = batch.sinks, batch.residual
+    for sink_dtype, residual_dtype in (
+        (torch.bfloat16, torch.float16),
+        (torch.float32, torch.bfloat16),
+        (torch.float64, torch.float64),
+    ):
+        sinks = ExactTokens(s.keys.to(sink_dtype), s.values.to(sink_dtype), s.length)
+        residual = ExactTokens(r.keys.to(residual_dtype), r.values.to(residual_dtype), r.length)
+        out = attention(batch.query, batch.pages, sinks, residual, scale=0.2)[0]
+        torch.testing.assert_close(out, expected, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("nbits", [None, 8])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_query_that_is_not_a_number_is_not_hidden(nbits, bad):
+    batch = build(SMALL.but(group=4, nbits=nbits))
+    query = batch.query.clone()
+    query[:, 0, 1, 3] = bad
+    out, lse = attention(query, *batch.inputs[1:], scale=0.2)
+    assert not torch.isfinite(out[:, 0, 1]).any()
+    assert not torch.isfinite(lse[:, 0, 1]).any()
+    assert torch.isfinite(out[:, 0, 0]).all()
+
+
+def test_half_precision_keeps_infinity_and_nan():
+    batch = build(SMALL.but(nbits=None, group=1, dtype=torch.float16, unused="zero"))
+    values = batch.residual.values.clone()
+    values[3, 0, 5, 7], values[3, 1, 5, 7] = float("inf"), float("nan")
+    residual = ExactTokens(batch.residual.keys, values, batch.residual.length)
+    out = attention(batch.query, batch.pages, batch.sinks, residual, scale=0.2)[0]
+    assert out[3, 0, 0, 7].isinf()
+    assert out[3, 0, 1, 7].isnan()
+    assert torch.isfinite(out[3, 0, :, 6]).all()
+
+
+def test_views_and_graphs_are_served():
+    """Expanded centroids, pages that are slices, a query that carries a gradient."""
+    batch = build(SMALL.but(group=4, per_head=False, channels=False, heads=2))
+    expected = attention(*batch.inputs, scale=0.2)[0]
+    p = batch.pages
+    wide = torch.cat([p.keys.pages, p.keys.pages], 1)[:, :2]
+    keys = replace(p.keys, pages=wide, centroids=p.keys.centroids.expand(2, -1, -1, -1))
+    got = attention(
+        batch.query.clone().requires_grad_(), replace(p, keys=keys), batch.sinks, batch.residual, scale=0.2
+    )[0]
+    assert torch.equal(got, expected)
+    assert not got.requires_grad
+
+
+def test_channels_that_name_no_channel_are_refused():
+    batch = build(SMALL)
+    for wrong in (batch.pages.keys.channels + 1, batch.pages.keys.channels.int()):
+        with pytest.raises(KernelError, match="channels"):
+            attention(batch.query, changed(batch, keys={"channels": wrong}), batch.sinks, batch.residual, scale=1.0)

@@ -82,3 +82,19 @@ def test_a_step_cut_off_between_two_layers_is_noticed(tiny, books):
         stepwise(tiny.model, ids[:, 30:31], cache)
     cache.reset()
     assert gap(stepwise(tiny.model, ids, cache, 10), stepwise(tiny.model, ids, cache_of(tiny, books), 10)) == 0
+
+
+def test_a_hybrid_model_past_its_window_cannot_be_cropped_and_stays_whole():
+    from models import sampled_books, tiny_lm
+
+    lm = tiny_lm(
+        "gemma3_text", layer_types=["sliding_attention", "full_attention", "full_attention"], sliding_window=8,
+        query_pre_attn_scalar=16,
+    )  # fmt: skip
+    books, ids = sampled_books(lm), random_ids(30)
+    cache, plain = cache_of(lm, books), cache_of(lm, books)
+    for each in (cache, plain):
+        stepwise(lm.model, ids[:, :20], each, 20)
+    with pytest.raises(CacheError, match="the sliding window of layer 0 has forgotten"):
+        cache.crop(-2)
+    assert gap(stepwise(lm.model, ids[:, 20:], cache), stepwise(lm.model, ids[:, 20:], plain)) == 0

@@ -1,7 +1,7 @@
 """One query per sequence over coded pages: scores, softmax and values of a stretch of tokens, head group by head group.
 
-A stretch (some thousand tokens of one sequence and KV head) is one unit of work; its scores stay in the second-level
-cache. Within it the subspaces pass in blocks whose tables fit the first level. Nothing is decoded to memory.
+A stretch (some thousand tokens of one sequence and KV head, in whole pages) is one unit of work; its scores stay in the
+second-level cache. Within it the subspaces pass in blocks whose tables fit the first. Nothing is decoded to memory.
 """
 
 from __future__ import annotations

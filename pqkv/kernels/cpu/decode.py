@@ -35,7 +35,7 @@ def decode(
     """`AttentionBackend` for Tq = 1; returns out in the query's dtype and lse in float64."""
     B, _, Hq, D = query.shape
     Hkv = _kv_heads(pages, sinks, residual, Hq)
-    scaled = (query[:, 0].float() * (scale * math.log2(math.e))).numpy()
+    scaled = (query[:, 0].detach().float() * (scale * math.log2(math.e))).numpy()
     lengths = [_lengths(part, B) for part in (sinks, pages, residual)]
     starts = _starts(lengths, window)
     stretches = _stretches(pages, lengths[1], B * Hkv)
@@ -82,7 +82,10 @@ def _starts(lengths: list[Array], window: int | None) -> list[Array]:
 
 
 def _stretches(pages: PagedTokens | None, lengths: Array, rows: int) -> int:
-    """Units of work the longest sequence is cut into: small enough for the cache, enough of them for the threads."""
+    """Units of work the longest sequence is cut into: small enough for the cache, enough of them for the threads.
+
+    A page is never cut, so a contiguous cache, one page a sequence, is one unit a sequence and head.
+    """
     longest = int(lengths.max(initial=0))
     if pages is None or not longest:
         return 0
@@ -126,7 +129,7 @@ def _side(side: PagedSide, page_size: int, G: int) -> tuple[object, ...]:
     return (
         side.pages.reshape(-1).numpy(),
         packed_size(page_size if transposed else M, side.nbits),
-        side.centroids.float().numpy(),
+        side.centroids.detach().float().contiguous().numpy(),
         _channels(side),
         tag(0 if in_place else 1 if side.nbits < 8 else 2),
         tag(d_sub),
@@ -149,7 +152,8 @@ def _exact(
 ) -> None:
     sides: list[Array | int] = []
     for side in (pages.keys, pages.values):
-        sides += [_flat(side.pages), _KINDS[side.pages.dtype]]
+        pages_ = side.pages if side.pages.dtype in _KINDS else side.pages.float()
+        sides += [_flat(pages_), _KINDS[pages_.dtype]]
     attend_exact_pages(
         query,
         pages.page_table.numpy(),
@@ -176,11 +180,13 @@ def _exact_parts(
     sinks: ExactTokens | None, residual: ExactTokens | None, Hkv: int, D: int
 ) -> tuple[int, list[tuple[Array, Array]]]:
     """Keys and values of both parts, and which kind of number they hold; an absent part has no capacity."""
-    present = sinks or residual
-    dtype = torch.float32 if present is None else present.keys.dtype
+    dtypes = {part.keys.dtype for part in (sinks, residual) if part is not None}
+    dtype = dtypes.pop() if len(dtypes) == 1 and dtypes <= set(_KINDS) else torch.float32
     nothing = torch.empty(0, Hkv, 0, D, dtype=dtype)
     parts = [
-        (_array(nothing), _array(nothing)) if part is None else (_array(part.keys), _array(part.values))
+        (_array(nothing), _array(nothing))
+        if part is None
+        else (_array(part.keys.detach().to(dtype)), _array(part.values.detach().to(dtype)))
         for part in (sinks, residual)
     ]
     return _KINDS[dtype], parts

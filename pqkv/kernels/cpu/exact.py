@@ -28,8 +28,11 @@ def _widen(data, offset, kind, row):
         half = np.uint32(data[offset + d])
         bits[d] = (half & np.uint32(0x7FFF)) << np.uint32(13)
     for d in range(len(row)):
+        half = np.uint32(data[offset + d])
         magnitude = row[d] * np.float32(2.0**112)
-        row[d] = -magnitude if np.uint32(data[offset + d]) & np.uint32(0x8000) else magnitude
+        if half & np.uint32(0x7C00) == np.uint32(0x7C00):  # infinite or NaN
+            magnitude = np.float32(np.nan) if half & np.uint32(0x03FF) else np.float32(np.inf)
+        row[d] = -magnitude if half & np.uint32(0x8000) else magnitude
 
 
 # fastmath stays in a function of its own: it would undo the rounding that `soften` relies on
@@ -69,7 +72,7 @@ def _fold(query, b, first_head, keys, values, key_kind, value_kind, offset, coun
                 state[1, g] *= shrink
                 for d in range(D):
                     out[g, d] *= shrink
-            top[:] = best
+            top[:] = best if best > -np.inf else np.float32(0.0)
             soften(own, top, sums, _SPAN // len(_EIGHT), _ONE, _EIGHT)
             for i in range(len(_EIGHT)):
                 state[1, g] += sums[i]
@@ -149,7 +152,7 @@ def merge(
                 best = max(best, top[b, h, s, g])
             state[0, g] = best
             for s in range(stretches):
-                if top[b, h, s, g] > -np.inf:
+                if total[b, h, s, g] != 0.0:  # NaN is not 0 and goes on
                     weight = np.exp2(top[b, h, s, g] - best)
                     state[1, g] += weight * total[b, h, s, g]
                     for d in range(D):
@@ -167,7 +170,7 @@ def merge(
         for g in range(G):
             mass = state[1, g]
             for d in range(D):
-                result[b, h * G + g, d] = mine[g, d] / mass if mass > 0.0 else np.float32(0.0)
+                result[b, h * G + g, d] = np.float32(0.0) if mass == 0.0 else mine[g, d] / mass
             lse[b, h * G + g] = (
-                (np.float64(state[0, g]) + np.log2(np.float64(mass))) * np.log(2.0) if mass > 0.0 else -np.inf
+                -np.inf if mass == 0.0 else (np.float64(state[0, g]) + np.log2(np.float64(mass))) * np.log(2.0)
             )
