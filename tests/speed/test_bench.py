@@ -83,6 +83,7 @@ def test_an_output_that_is_not_a_number_is_wrong(fault):
     assert relative_error(broken, case, 0.25, None) == float("inf")
 
 
+@pytest.mark.xdist_group("numba")
 @pytest.mark.parametrize("shape", [(8, 8), (16, 4), None])
 @pytest.mark.parametrize("window", [None, 30])
 def test_the_cpu_backend_is_right_on_what_is_timed(shape, window):
