@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 _TILE = 1024  # tokens whose distance matrix is alive at once in the tensor form
-_LANES, _TOKENS = 8, 2  # centroids in a vector; tokens that share each load of them (more would not fit registers)
+_LANES = 8  # centroids in a vector
 _SPAN = 256  # tokens of one unit of work
 
 
@@ -66,9 +66,18 @@ def nearest_by_product(vectors: Tensor, centroids: Tensor) -> Tensor:
     return codes.unflatten(0, (H, M)).transpose(1, 2)  # (H, M, N) -> (H, N, M)
 
 
+@numba.njit(inline="always")
+def _shared(d_sub):
+    """Tokens that share each load of centroids: as many as registers hold with their channels."""
+    return 2 if d_sub <= 2 else 1
+
+
+_tokens = _shared.py_func
+
+
 @intrinsic
 def _search(typing_context, vectors, first, step, columns, half_norms, entries, codes, place, stride, d_sub):
-    """codes[place + i * stride] = the first c with the smallest half_norms[c] - x.c, for _TOKENS tokens x,
+    """codes[place + i * stride] = the first c with the smallest half_norms[c] - x.c, for a few tokens x,
     vectors[first + i * step ...].
 
     The length of the tuple `d_sub` is the number of channels; columns[k * entries + c] is channel k of centroid c.
@@ -76,6 +85,7 @@ def _search(typing_context, vectors, first, step, columns, half_norms, entries, 
     whole = types.intp
     signature = types.void(vectors, whole, whole, columns, half_norms, whole, codes, whole, whole, d_sub)
     S = len(d_sub)
+    tokens = _tokens(S)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def data(i: int) -> Any:
@@ -94,20 +104,20 @@ def _search(typing_context, vectors, first, step, columns, half_norms, entries, 
             return builder.shuffle_vector(lone, ir.Constant(kind, ir.Undefined), ir.Constant(wholes, [0] * _LANES))
 
         minus = []
-        for i in range(_TOKENS):
+        for i in range(tokens):
             start = builder.add(first, builder.mul(step, i64(i)))
             numbers = [builder.load(builder.gep(vectors, [builder.add(start, i64(k))]), align=4) for k in range(S)]
             minus.append([splat(builder.fneg(number), floats) for number in numbers])
         infinite = ir.Constant(floats, [float("inf")] * _LANES)
-        lowest = [cgutils.alloca_once_value(builder, infinite) for _ in range(_TOKENS)]
-        found = [cgutils.alloca_once_value(builder, ir.Constant(wholes, list(range(_LANES)))) for _ in range(_TOKENS)]
+        lowest = [cgutils.alloca_once_value(builder, infinite) for _ in range(tokens)]
+        found = [cgutils.alloca_once_value(builder, ir.Constant(wholes, list(range(_LANES)))) for _ in range(tokens)]
         index = cgutils.alloca_once_value(builder, ir.Constant(wholes, list(range(_LANES))))
         with cgutils.for_range(builder, builder.udiv(entries, i64(_LANES))) as loop:
             c = builder.mul(loop.index, i64(_LANES))
             here = builder.load(index)
             norms = load(half_norms, c)
             channels = [load(columns, builder.add(builder.mul(entries, i64(k)), c)) for k in range(S)]
-            for i in range(_TOKENS):
+            for i in range(tokens):
                 distance = norms
                 for k in range(S):
                     product = builder.fmul(minus[i][k], channels[k], flags=("contract",))
@@ -117,7 +127,7 @@ def _search(typing_context, vectors, first, step, columns, half_norms, entries, 
                 builder.store(builder.select(less, distance, known), lowest[i])
                 builder.store(builder.select(less, here, builder.load(found[i])), found[i])
             builder.store(builder.add(here, ir.Constant(wholes, [_LANES] * _LANES)), index)
-        for i in range(_TOKENS):
+        for i in range(tokens):
             distance, code = builder.load(lowest[i]), builder.load(found[i])
             for half in (4, 2, 1):  # lanes against lanes `half` further on, until the first knows the winner
                 turn = ir.Constant(wholes, [(lane + half) % _LANES for lane in range(_LANES)])
@@ -145,13 +155,14 @@ def _nearest_vectors(vectors, columns, half_norms, codes, d_sub):
     for job in numba.prange(H * spans):
         h, first = job // spans, job % spans * _SPAN
         last = min(first + _SPAN, N)
-        spare = np.zeros(_TOKENS * S, np.float32)
-        spare_codes = np.empty(_TOKENS, np.int16)
-        whole = last - (last - first) % _TOKENS
+        tokens = _shared(S)
+        spare = np.zeros(tokens * S, np.float32)
+        spare_codes = np.empty(tokens, np.int16)
+        whole = last - (last - first) % tokens
         for m in range(M):
             own = columns[h * M + m]
             norms = half_norms[h * M + m]
-            for n in range(first, whole, _TOKENS):
+            for n in range(first, whole, tokens):
                 row = (h * N + n) * M + m
                 _search(flat, row * S, M * S, own, norms, C, codes, row, M, d_sub)
             if whole < last:  # the rest has no full set of tokens

@@ -6,6 +6,10 @@ Each line (last axis) starts at a byte boundary.
 
 from __future__ import annotations
 
+import math
+
+import numba
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +23,17 @@ def pack(codes: Tensor, nbits: int) -> Tensor:
     """Pack integer codes (..., n), each below 2**nbits, into uint8 (..., packed_size(n, nbits))."""
     if nbits == 8:
         return codes.to(torch.uint8)
+    count = codes.shape[-1]
+    if codes.device.type == "cpu":
+        lines = codes.to(torch.int16).reshape(math.prod(codes.shape[:-1]), count).contiguous().numpy()
+        packed_lines = np.zeros((len(lines), packed_size(count, nbits)), np.uint8)
+        _pack_lines(lines, nbits, packed_lines)
+        return torch.from_numpy(packed_lines).reshape(*codes.shape[:-1], packed_lines.shape[1])
+    return pack_by_tensors(codes, nbits)
+
+
+def pack_by_tensors(codes: Tensor, nbits: int) -> Tensor:
+    """`pack` on any device."""
     count = codes.shape[-1]
     groups = -(-count // 8)  # 8 codes fill nbits bytes exactly
     padded = torch.nn.functional.pad(codes.to(torch.int32), (0, groups * 8 - count)).unflatten(-1, (groups, 8))
@@ -45,3 +60,19 @@ def unpack(packed: Tensor, nbits: int, count: int) -> Tensor:
     if nbits > 9:
         words = words | (packed[..., (first + 2).clamp(max=last)].to(torch.int64) << 16)
     return (words >> shift) & ((1 << nbits) - 1)
+
+
+@numba.njit(cache=True)
+def _pack_lines(codes: np.ndarray, nbits: int, packed: np.ndarray) -> None:
+    for line in range(codes.shape[0]):
+        word, filled, place = numba.uint64(0), 0, 0
+        for i in range(codes.shape[1]):
+            word |= numba.uint64(codes[line, i]) << numba.uint64(filled)
+            filled += nbits
+            while filled >= 8:
+                packed[line, place] = word & numba.uint64(255)
+                word >>= numba.uint64(8)
+                filled -= 8
+                place += 1
+        if filled:
+            packed[line, place] = word & numba.uint64(255)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pqkv.kernels.packing import pack, packed_size, unpack
+from pqkv.kernels.packing import pack, pack_by_tensors, packed_size, unpack
 
 widths = pytest.mark.parametrize("nbits", range(1, 13))
 
@@ -88,3 +88,10 @@ def test_codes_that_do_not_lie_one_after_another_are_packed_as_they_read(nbits):
     assert torch.equal(pack(codes, nbits), pack(codes.contiguous(), nbits))
     packed = pack(codes, nbits).T.contiguous().T
     assert torch.equal(unpack(packed, nbits, 4), codes)
+
+
+@pytest.mark.parametrize("nbits", [1, 3, 6, 7, 9, 12])
+@pytest.mark.parametrize("count", [1, 7, 8, 33, 64])
+def test_the_form_for_other_devices_packs_the_same_bytes(nbits, count):
+    codes = torch.randint(0, 2**nbits, (3, 2, count), generator=torch.Generator().manual_seed(nbits))
+    assert torch.equal(pack_by_tensors(codes, nbits), pack(codes, nbits))
