@@ -12,21 +12,19 @@ import numba
 import numpy as np
 from numba.extending import overload
 
-from pqkv.kernels.cpu.unpack import unpack_lines, unpack_rows
-from pqkv.kernels.cpu.vectors import (
+from pqkv.kernels.cpu.lookups import (
     ROW,
     bin_block,
     empty_bins,
     fill_table,
-    fold_scores,
-    largest,
     prefetch_lines,
     prefetch_table,
     score_block,
-    soften,
     sum_block,
     value_block,
 )
+from pqkv.kernels.cpu.softmax import fold_scores, largest, soften
+from pqkv.kernels.cpu.unpack import unpack_lines, unpack_rows
 
 REGISTER = 8  # floats of one vector register; more lanes than this and tables or bins cost less than centroids
 _SPAN = 64  # tokens unpacked at once
@@ -45,7 +43,7 @@ def attend_coded(
     query (B, Hq, D) float32, scaled to base 2. Sequence b has context_len[b] tokens in the pages of table[b], of which
     those before lowest[b] are not seen. Of each side: flat uint8 pages, bytes of a line, centroids (H, M, C, d_sub),
     channels (H, D), and tags: bytes of an unpacked code (0 where codes are read where they lie), d_sub, J, nbits, order
-    (see `vectors`). Per (b, head, stretch): out (..., G, D), largest score `top` and mass `total` (..., G); -inf and 0
+    (see `lookups`). Per (b, head, stretch): out (..., G, D), largest score `top` and mass `total` (..., G); -inf and 0
     for what is empty.
     """
     stretches = out.shape[2]

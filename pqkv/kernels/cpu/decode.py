@@ -11,9 +11,10 @@ from torch import Tensor
 
 from pqkv.kernels.cpu.coded import REGISTER, attend_coded
 from pqkv.kernels.cpu.exact import attend_exact_pages, merge
-from pqkv.kernels.cpu.vectors import ROW, TRANSPOSED, TRANSPOSED_64, tag
+from pqkv.kernels.cpu.lookups import ROW, TRANSPOSED, TRANSPOSED_64
 from pqkv.kernels.packing import packed_size
 from pqkv.kernels.types import ExactTokens, PagedSide, PagedTokens
+from pqkv.vector_code import tag
 
 _STRETCH = 8192  # tokens of one unit of work: their scores stay in the second-level cache, tables come often from it
 _SHORTEST = 256  # a unit this short pays for being handed to a thread

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from pqkv.kernels.cpu.vectors import largest, soften, tag
+from pqkv.kernels.cpu.softmax import largest, soften
+from pqkv.vector_code import tag
 
 _SPAN = 64  # tokens whose scores are taken before their softmax
 _ONE, _EIGHT = tag(1), tag(8)
