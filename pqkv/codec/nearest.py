@@ -14,8 +14,25 @@ import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 from torch import Tensor
+
+from pqkv.vector_code import (
+    I16,
+    I32,
+    I64,
+    add_product,
+    constant,
+    data,
+    drop_stale_code,
+    floats,
+    number,
+    shuffle,
+    splat,
+    tag,
+    variable,
+    vector,
+)
 
 _TILE = 1024  # tokens whose distance matrix is alive at once in the tensor form
 _LANES = 8  # centroids in a vector
@@ -41,7 +58,7 @@ class NearestCentroids:
         split = vectors.detach().reshape(H, -1, M, d_sub).contiguous().numpy()  # codes have no gradient
         codes = np.empty((H, vectors.shape[1], M), dtype=np.int16)
         if vectors.dtype == torch.float32 and C % _LANES == 0:
-            _nearest_vectors(split, self.columns, self.half_norms, codes.reshape(-1), (0,) * d_sub)
+            _nearest_vectors(split, self.columns, self.half_norms, codes.reshape(-1), tag(d_sub))
         else:
             _nearest_loop(split, self.columns.reshape(H, M, d_sub, C), self.half_norms.reshape(H, M, C), codes)
         return torch.from_numpy(codes)
@@ -66,13 +83,22 @@ def nearest_by_product(vectors: Tensor, centroids: Tensor) -> Tensor:
     return codes.unflatten(0, (H, M)).transpose(1, 2)  # (H, M, N) -> (H, N, M)
 
 
-@numba.njit(inline="always")
+@register_jitable
 def _shared(d_sub):
     """Tokens that share each load of centroids: as many as registers hold with their channels."""
     return 2 if d_sub <= 2 else 1
 
 
-_tokens = _shared.py_func
+def _first_lowest(builder: Any, distance: Any, code: Any) -> Any:
+    """Of vectors of distances and codes the code of the smallest distance, the lowest such code, in 16 bits."""
+    for half in (4, 2, 1):  # lanes against lanes `half` further on, until the first knows the winner
+        turn = [(lane + half) % _LANES for lane in range(_LANES)]
+        distance2, code2 = shuffle(builder, distance, turn), shuffle(builder, code, turn)
+        earlier = builder.and_(builder.fcmp_ordered("==", distance2, distance), builder.icmp_signed("<", code2, code))
+        better = builder.or_(builder.fcmp_ordered("<", distance2, distance), earlier)
+        distance = builder.select(better, distance2, distance)
+        code = builder.select(better, code2, code)
+    return builder.trunc(builder.extract_element(code, I32(0)), I16)
 
 
 @intrinsic
@@ -85,62 +111,38 @@ def _search(typing_context, vectors, first, step, columns, half_norms, entries, 
     whole = types.intp
     signature = types.void(vectors, whole, whole, columns, half_norms, whole, codes, whole, whole, d_sub)
     S = len(d_sub)
-    tokens = _tokens(S)
+    tokens = _shared(S)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        def data(i: int) -> Any:
-            return context.make_array(signature.args[i])(context, builder, arguments[i]).data
-
-        vectors, columns, half_norms, codes = (data(i) for i in (0, 3, 4, 6))
+        vectors, columns, half_norms, codes = (data(context, builder, signature, arguments, i) for i in (0, 3, 4, 6))
         first, step, entries, place, stride = (arguments[i] for i in (1, 2, 5, 7, 8))
-        f32, i16, i32, i64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-        floats, wholes = ir.VectorType(f32, _LANES), ir.VectorType(i32, _LANES)
-
-        def load(pointer: Any, offset: Any) -> Any:
-            return builder.load(builder.bitcast(builder.gep(pointer, [offset]), floats.as_pointer()), align=4)
-
-        def splat(value: Any, kind: Any) -> Any:
-            lone = builder.insert_element(ir.Constant(kind, ir.Undefined), value, i32(0))
-            return builder.shuffle_vector(lone, ir.Constant(kind, ir.Undefined), ir.Constant(wholes, [0] * _LANES))
-
+        wholes = ir.VectorType(I32, _LANES)
         minus = []
         for i in range(tokens):
-            start = builder.add(first, builder.mul(step, i64(i)))
-            numbers = [builder.load(builder.gep(vectors, [builder.add(start, i64(k))]), align=4) for k in range(S)]
-            minus.append([splat(builder.fneg(number), floats) for number in numbers])
-        infinite = ir.Constant(floats, [float("inf")] * _LANES)
-        lowest = [cgutils.alloca_once_value(builder, infinite) for _ in range(tokens)]
-        found = [cgutils.alloca_once_value(builder, ir.Constant(wholes, list(range(_LANES)))) for _ in range(tokens)]
-        index = cgutils.alloca_once_value(builder, ir.Constant(wholes, list(range(_LANES))))
-        with cgutils.for_range(builder, builder.udiv(entries, i64(_LANES))) as loop:
-            c = builder.mul(loop.index, i64(_LANES))
+            start = builder.add(first, builder.mul(step, I64(i)))
+            channels = [number(builder, vectors, builder.add(start, I64(k))) for k in range(S)]
+            minus.append([splat(builder, builder.fneg(channel), _LANES) for channel in channels])
+        lowest = [variable(builder, constant(floats(_LANES), [float("inf")] * _LANES)) for _ in range(tokens)]
+        found = [variable(builder, constant(wholes, [*range(_LANES)])) for _ in range(tokens)]
+        index = variable(builder, constant(wholes, [*range(_LANES)]))
+        with cgutils.for_range(builder, builder.udiv(entries, I64(_LANES))) as loop:
+            c = builder.mul(loop.index, I64(_LANES))
             here = builder.load(index)
-            norms = load(half_norms, c)
-            channels = [load(columns, builder.add(builder.mul(entries, i64(k)), c)) for k in range(S)]
+            norms = vector(builder, half_norms, c, _LANES)
+            rows = [vector(builder, columns, builder.add(builder.mul(entries, I64(k)), c), _LANES) for k in range(S)]
             for i in range(tokens):
                 distance = norms
                 for k in range(S):
-                    product = builder.fmul(minus[i][k], channels[k], flags=("contract",))
-                    distance = builder.fadd(product, distance, flags=("contract",))
+                    distance = add_product(builder, minus[i][k], rows[k], distance)
                 known = builder.load(lowest[i])
                 less = builder.fcmp_ordered("<", distance, known)
                 builder.store(builder.select(less, distance, known), lowest[i])
                 builder.store(builder.select(less, here, builder.load(found[i])), found[i])
-            builder.store(builder.add(here, ir.Constant(wholes, [_LANES] * _LANES)), index)
+            builder.store(builder.add(here, constant(wholes, [_LANES] * _LANES)), index)
         for i in range(tokens):
-            distance, code = builder.load(lowest[i]), builder.load(found[i])
-            for half in (4, 2, 1):  # lanes against lanes `half` further on, until the first knows the winner
-                turn = ir.Constant(wholes, [(lane + half) % _LANES for lane in range(_LANES)])
-                distance2 = builder.shuffle_vector(distance, ir.Constant(floats, ir.Undefined), turn)
-                code2 = builder.shuffle_vector(code, ir.Constant(wholes, ir.Undefined), turn)
-                earlier = builder.and_(
-                    builder.fcmp_ordered("==", distance2, distance), builder.icmp_signed("<", code2, code)
-                )
-                better = builder.or_(builder.fcmp_ordered("<", distance2, distance), earlier)
-                distance = builder.select(better, distance2, distance)
-                code = builder.select(better, code2, code)
-            target = builder.gep(codes, [builder.add(place, builder.mul(stride, i64(i)))])
-            builder.store(builder.trunc(builder.extract_element(code, i32(0)), i16), target, align=2)
+            code = _first_lowest(builder, builder.load(lowest[i]), builder.load(found[i]))
+            target = builder.gep(codes, [builder.add(place, builder.mul(stride, I64(i)))])
+            builder.store(code, target, align=2)
         return context.get_dummy_value()
 
     return signature, generate
@@ -198,3 +200,6 @@ def _nearest_loop(vectors, columns, half_norms, codes):
                     code = c
                     break
             codes[h, n, m] = code
+
+
+drop_stale_code(_nearest_vectors)
