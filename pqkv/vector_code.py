@@ -7,12 +7,15 @@ tuples (`tag`), which are part of an argument's type, so that Numba compiles and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils
+from numba.extending import overload
 
 FLOAT, I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _FUSE = ("contract", "nsz")  # a product and a sum may become one instruction
@@ -33,6 +36,19 @@ def drop_stale_code(function: Any) -> None:
         for path in Path(function.stats.cache_path).glob("*.nb[ic]"):
             if path.stat().st_mtime < newest:
                 path.unlink()
+
+
+def chosen(choose: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: compiled code that calls `choose` runs the function that it returns. `choose` is given the Numba types
+    of the arguments; the function takes the same arguments under the same names.
+    """
+
+    @wraps(choose)
+    def placeholder(*arguments: Any) -> Any:
+        raise TypeError(f"{choose.__name__} runs in compiled code only")
+
+    overload(placeholder)(choose)
+    return placeholder
 
 
 def data(context: Any, builder: Any, signature: Any, arguments: Any, index: int) -> Any:

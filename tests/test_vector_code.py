@@ -5,7 +5,7 @@ from pathlib import Path
 import numba
 import pytest
 
-from pqkv.vector_code import drop_stale_code
+from pqkv.vector_code import chosen, drop_stale_code, tag
 
 SOURCE = """
 import numba
@@ -59,3 +59,20 @@ def test_a_change_in_the_shared_helpers_drops_what_was_compiled(function, tmp_pa
         os.utime(path, (2, 2))
     drop_stale_code(function)
     assert not compiled(function)
+
+
+@chosen
+def length_or_number(x):
+    """The length of a tuple, or a number as it is."""
+    return (lambda x: len(x)) if isinstance(x, numba.types.BaseTuple) else (lambda x: x)
+
+
+def test_a_chooser_sees_types_and_what_it_returns_is_compiled():
+    run = numba.njit(lambda x: length_or_number(x))
+    assert (run(tag(3)), run(()), run(5)) == (3, 0, 5)
+
+
+def test_a_chooser_keeps_its_name_and_docstring_and_refuses_to_run_uncompiled():
+    assert length_or_number.__doc__ == "The length of a tuple, or a number as it is."
+    with pytest.raises(TypeError, match="length_or_number runs in compiled code only"):
+        length_or_number((1, 2))

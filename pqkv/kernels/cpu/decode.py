@@ -12,6 +12,7 @@ from torch import Tensor
 from pqkv.kernels.cpu.coded import REGISTER, attend_coded
 from pqkv.kernels.cpu.exact import attend_exact_pages, merge
 from pqkv.kernels.cpu.lookups import ROW, TRANSPOSED, TRANSPOSED_64
+from pqkv.kernels.cpu.paging import Side
 from pqkv.kernels.packing import packed_size
 from pqkv.kernels.types import ExactTokens, PagedSide, PagedTokens
 from pqkv.vector_code import tag
@@ -119,24 +120,23 @@ def _coded(
     )
 
 
-def _side(side: PagedSide, page_size: int, G: int) -> tuple[object, ...]:
-    """Of keys or values, what `attend_coded` takes."""
+def _side(side: PagedSide, page_size: int, G: int) -> Side:
     assert side.centroids is not None
     M, _, d_sub = side.centroids.shape[1:]
     transposed = side.layout == "transposed"
     block = next(j for j in (8, 4, 2, 1) if M % j == 0 and (j == 1 or j * G * d_sub <= _LANES))
     in_place = side.nbits == 8
     order = ROW if not transposed else TRANSPOSED_64 if page_size == 64 or not in_place else TRANSPOSED
-    return (
-        side.pages.reshape(-1).numpy(),
-        packed_size(page_size if transposed else M, side.nbits),
-        side.centroids.detach().float().contiguous().numpy(),
-        _channels(side),
-        tag(0 if in_place else 1 if side.nbits < 8 else 2),
-        tag(d_sub),
-        tag(block),
-        tag(8 if in_place else 0),
-        tag(order),
+    return Side(
+        pages=side.pages.reshape(-1).numpy(),
+        line=packed_size(page_size if transposed else M, side.nbits),
+        centroids=side.centroids.detach().float().contiguous().numpy(),
+        channels=_channels(side),
+        unpacked=tag(0 if in_place else 1 if side.nbits < 8 else 2),
+        d_sub=tag(d_sub),
+        block=tag(block),
+        nbits=tag(8 if in_place else 0),
+        order=tag(order),
     )
 
 
