@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pqkv.kernels.checks import check_inputs, check_lengths
 from pqkv.kernels.packing import unpack
 from pqkv.kernels.types import ExactTokens, PagedSide, PagedTokens
 
@@ -28,6 +29,8 @@ def attention(
     window: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `AttentionBackend`."""
+    check_inputs(query, pages, sinks, residual)
+    check_lengths(pages, sinks, residual)
     compute = torch.float64 if query.dtype == torch.float64 else torch.float32
     B, Tq, Hq, D = query.shape
     out = query.new_zeros(B, Tq, Hq, D)

@@ -43,7 +43,7 @@ class PagedTokens:
 
 @dataclass(frozen=True, slots=True)
 class ExactTokens:
-    """Exact tokens of a batch: keys and values (B, Hkv, capacity, D), of which the first `length[b]` count."""
+    """Exact tokens of a batch: keys and values (B, Hkv, capacity, D); the first length[b] count, length (B,) int32."""
 
     keys: Tensor
     values: Tensor

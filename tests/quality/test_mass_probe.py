@@ -15,6 +15,10 @@ SMALL = CacheConfig(page_size=8, residual=16, sink_tokens=2)
 right = get_backend("reference")
 
 
+def lengths(numbers):
+    return torch.tensor(numbers, dtype=torch.int32)
+
+
 def unnormalised(query, *parts, **more):
     out, lse = right(query, *parts, **more)
     return out * 1.001, lse
@@ -113,7 +117,7 @@ def test_a_faulty_backend_is_seen(probed, tiny, books, fault):
 
 def test_the_worst_deviation_is_kept_and_nan_stays(tiny):
     probe = SoftmaxMassProbe(right)
-    tokens = ExactTokens(*(torch.randn(1, 1, 4, 8) for _ in range(2)), torch.tensor([4]))
+    tokens = ExactTokens(*(torch.randn(1, 1, 4, 8) for _ in range(2)), lengths([4]))
     query = torch.randn(1, 1, 2, 8)
     out, lse = right(query, None, None, tokens, scale=0.3)
     look = lambda lse: probe(query, None, None, tokens, scale=0.3, window=None, out=out, lse=lse)
@@ -128,7 +132,7 @@ def test_one_nan_in_an_output_is_seen():
         return torch.where(torch.arange(out.shape[-1]) == 5, math.nan, out), lse
 
     probe = SoftmaxMassProbe(nan_out)
-    tokens = ExactTokens(*(torch.randn(1, 1, 4, 8) for _ in range(2)), torch.tensor([4]))
+    tokens = ExactTokens(*(torch.randn(1, 1, 4, 8) for _ in range(2)), lengths([4]))
     query = torch.randn(1, 1, 2, 8)
     out, lse = right(query, None, None, tokens, scale=0.3)
     probe(query, None, None, tokens, scale=0.3, window=None, out=out, lse=lse)
@@ -139,7 +143,7 @@ def test_one_nan_in_an_output_is_seen():
 def test_padding_queries_do_not_count():
     """Three queries on two tokens: the first stands at position -1 and sees nothing."""
     probe = SoftmaxMassProbe(right)
-    tokens = ExactTokens(*(torch.randn(2, 2, 5, 8) for _ in range(2)), torch.tensor([2, 5]))
+    tokens = ExactTokens(*(torch.randn(2, 2, 5, 8) for _ in range(2)), lengths([2, 5]))
     query = torch.randn(2, 3, 4, 8)
     out, lse = right(query, None, None, tokens, scale=0.3)
     assert bool(lse[0, 0].isinf().all())
@@ -149,7 +153,7 @@ def test_padding_queries_do_not_count():
 
 def test_a_sliding_window_is_probed_over_its_columns():
     probe = SoftmaxMassProbe(right)
-    tokens = ExactTokens(*(torch.randn(1, 2, 9, 8) for _ in range(2)), torch.tensor([9]))
+    tokens = ExactTokens(*(torch.randn(1, 2, 9, 8) for _ in range(2)), lengths([9]))
     query = torch.randn(1, 3, 4, 8)
     out, lse = right(query, None, None, tokens, scale=0.3, window=4)
     probe(query, None, None, tokens, scale=0.3, window=4, out=out, lse=lse)
@@ -161,7 +165,7 @@ def test_a_sliding_window_is_probed_over_its_columns():
 def test_an_inactive_probe_looks_at_nothing():
     probe = SoftmaxMassProbe(lambda *_, **__: pytest.fail("it looked"))
     probe.active = False
-    tokens = ExactTokens(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4), torch.tensor([1]))
+    tokens = ExactTokens(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4), lengths([1]))
     query = torch.zeros(1, 1, 1, 4)
     probe(query, None, None, tokens, scale=1, window=None, out=query, lse=torch.zeros(1, 1, 1))
     assert probe.calls == 0
