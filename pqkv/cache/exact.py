@@ -64,6 +64,7 @@ class PagedExactLayer:
             self.table.as_tensor(keys.device),
             length_tensor(self.lengths, keys.device),
             self.page_size,
+            trusted=True,
         )
         out, lse = self.backend(query, pages, None, None, scale=scale, window=window)
         if self.observer is not None:

@@ -96,7 +96,7 @@ class PagedCodeStore:
     def tokens(self, context_len: Tensor) -> PagedTokens:
         """See `CodeStore`."""
         table = self.table.as_tensor(context_len.device)
-        return PagedTokens(self.keys.side(), self.values.side(), table, context_len, self.keys.page_size)
+        return PagedTokens(self.keys.side(), self.values.side(), table, context_len, self.keys.page_size, trusted=True)
 
     def select(self, sequences: Sequence[int]) -> None:
         """See `CodeStore`."""
@@ -145,7 +145,7 @@ class ContiguousCodeStore:
         """See `CodeStore`."""
         table = torch.arange(self._sequences, dtype=torch.int32, device=context_len.device)[:, None]
         sides = [side.side(rows) for rows, side in zip(self._rows, (self.keys, self.values), strict=True)]
-        return PagedTokens(sides[0], sides[1], table, context_len, self._rows[0].shape[2])
+        return PagedTokens(sides[0], sides[1], table, context_len, self._rows[0].shape[2], trusted=True)
 
     def select(self, sequences: Sequence[int]) -> None:
         """See `CodeStore`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
@@ -35,7 +36,7 @@ class ChosenBackend:
 
 
 _ENTRIES: dict[str, _Entry] = {}
-_PREFERENCE = ("cpu", "reference")  # of `auto`, and of what stands in for a backend that cannot run
+_PREFERENCE = ("cuda", "cpu", "reference")  # of `auto`, and of what stands in for a backend that cannot run
 
 
 def register_backend(
@@ -108,5 +109,24 @@ def _cpu_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+def _cuda() -> AttentionBackend:
+    from pqkv.kernels.cuda.backend import attention
+
+    return attention
+
+
+def _cuda_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda":
+        return f"the model is on {device}, not on an NVIDIA GPU"
+    if dtype == torch.float64:
+        return "it accumulates in float32 and the model in float64"
+    if find_spec("numba_cuda") is None:
+        return "the package numba-cuda is not installed; pip install 'pqkv[cuda]'"
+    from numba import cuda
+
+    return None if cuda.is_available() else "Numba finds no CUDA driver; nvidia-smi shows whether one is installed"
+
+
 register_backend("reference", _reference)
 register_backend("cpu", _cpu, _cpu_obstacle)
+register_backend("cuda", _cuda, _cuda_obstacle)

@@ -32,6 +32,8 @@ class PagedTokens:
     """The paged tokens of a batch: sequence b holds `context_len[b]` of them, in the pages of row b of the table.
 
     page_table (B, max_pages) int32, context_len (B,) int32. Nothing past `context_len` is read, whatever lies there.
+    `trusted` says that ids and lengths were made on the host by a cache's own table: a backend on another device need
+    not wait for them to look at them again.
     """
 
     keys: PagedSide
@@ -39,6 +41,7 @@ class PagedTokens:
     page_table: Tensor
     context_len: Tensor
     page_size: int
+    trusted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

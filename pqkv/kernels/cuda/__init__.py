@@ -1,0 +1,1 @@
+"""Attention on pages by Numba kernels for NVIDIA GPUs."""

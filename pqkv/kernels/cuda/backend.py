@@ -1,0 +1,185 @@
+"""Backend `cuda`: one decoding step on paged codes or paged exact vectors, by Numba kernels on an NVIDIA GPU.
+
+Pages, sinks and residual are cut into splits that write partial results; one kernel merges them all by log-sum-exp.
+Several queries at once are prefill, which decodes a tile of pages for all of them: torch does that on the GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pqkv.errors import KernelError
+from pqkv.kernels.checks import check_inputs, check_lengths
+from pqkv.kernels.cuda.coded import CodedVariant, Codes, coded_kernel
+from pqkv.kernels.cuda.exact import ExactVariant, exact_kernel, fitting
+from pqkv.kernels.cuda.launch import DeviceArray, array, compiled, launch, multiprocessors, words
+from pqkv.kernels.cuda.merge import merge_kernel
+from pqkv.kernels.cuda.plain import PlainVariant, plain_kernel
+from pqkv.kernels.cuda.splits import choose_splits
+from pqkv.kernels.reference import attention as reference
+from pqkv.kernels.types import ExactTokens, PagedSide, PagedTokens
+
+_HEADS = 8  # query heads of a group that one block serves; larger groups take several blocks
+_MOST_SPLITS = 128
+_SHORTEST = 256  # tokens of a split: fewer cost more to merge than to read
+_BLOCKS_EACH = 4  # blocks that a multiprocessor runs at a time, as registers and shared memory of the variants allow
+_SINKS, _PAGES, _RESIDUAL = range(3)
+
+Plan = tuple[int, Callable[[DeviceArray, int, int], None]]  # slots that it fills, and its launch
+
+
+def attention(
+    query: Tensor,
+    pages: PagedTokens | None,
+    sinks: ExactTokens | None,
+    residual: ExactTokens | None,
+    *,
+    scale: float,
+    window: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `AttentionBackend`."""
+    check_inputs(query, pages, sinks, residual)
+    B, Tq, Hq, _ = query.shape
+    if query.dtype == torch.float64:
+        raise KernelError("backend 'cuda' accumulates in float32; it serves float32 and half precision")
+    if B * Hq == 0 or (pages is None and sinks is None and residual is None):
+        return torch.zeros_like(query), query.new_full((B, Tq, Hq), -math.inf, dtype=torch.float32)
+    if pages is None or not pages.trusted:
+        check_lengths(pages, sinks, residual)
+    if Tq > 1:
+        out, lse = reference(query, pages, sinks, residual, scale=scale, window=window)
+        return out, lse.float()
+    return _Step(query, pages, sinks, residual, scale, window or 0).run()
+
+
+class _Step:
+    """The launches of one decoding step: every part of the cache writes partial results into slots of its own."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        pages: PagedTokens | None,
+        sinks: ExactTokens | None,
+        residual: ExactTokens | None,
+        scale: float,
+        window: int,
+    ) -> None:
+        self.B, _, self.Hq, self.D = query.shape
+        self.query, self.window = query, window
+        self.pages = pages
+        self.exact = [(part, tokens) for part, tokens in ((_SINKS, sinks), (_RESIDUAL, residual)) if tokens is not None]
+        first = pages.keys.pages if pages is not None else self.exact[0][1].keys
+        self.kv_heads = first.shape[1]
+        group = self.Hq // self.kv_heads
+        self.group = max(n for n in range(1, min(group, _HEADS) + 1) if group % n == 0)
+        self.chunks = group // self.group
+        none = torch.zeros(self.B, dtype=torch.int32, device=query.device)
+        present = {part: tokens.length for part, tokens in self.exact}
+        lengths = [
+            present.get(_SINKS, none),
+            none if pages is None else pages.context_len,
+            present.get(_RESIDUAL, none),
+        ]
+        self.lengths = array(torch.cat(lengths))
+        # the kernels' softmax is in powers of two
+        self.scaled = array(query.reshape(self.B, self.Hq, self.D).float() * (scale * math.log2(math.e)))
+
+    def run(self) -> tuple[Tensor, Tensor]:
+        """Launch everything; returns out in the query's dtype and lse in float32."""
+        plans = [self._exact_plan(part, _as_pages(tokens)) for part, tokens in self.exact]
+        if self.pages is not None and self.pages.page_table.shape[1]:
+            coded = self.pages.keys.centroids is not None
+            plans.append(self._coded_plan(self.pages) if coded else self._exact_plan(_PAGES, self.pages))
+        slots = sum(splits for splits, _ in plans)
+        device = self.query.device
+        partial = torch.empty(self.B * self.Hq * max(1, slots) * (self.D + 2), dtype=torch.float32, device=device)
+        first = 0
+        for splits, start in plans:
+            start(array(partial), first, slots)
+            first += splits
+        out = torch.empty(self.B, self.Hq, self.D, dtype=torch.float32, device=device)
+        lse = torch.empty(self.B, self.Hq, dtype=torch.float32, device=device)
+        merge = compiled(merge_kernel, self.D)
+        launch(merge, (self.Hq, self.B), min(128, self.D), array(partial), slots, array(out), array(lse))
+        return out[:, None].to(self.query.dtype), lse[:, None]
+
+    def _splits(self, tokens: int) -> int:
+        units = self.B * self.kv_heads * self.chunks
+        return choose_splits(
+            units, tokens, multiprocessors(self.query.device),
+            blocks_each=_BLOCKS_EACH, shortest=_SHORTEST, most=_MOST_SPLITS,
+        )  # fmt: skip
+
+    def _exact_plan(self, part: int, pages: PagedTokens) -> Plan:
+        dtype = pages.keys.pages.dtype
+        variant = fitting(ExactVariant(str(dtype).removeprefix("torch."), self.D, self.group))
+        kernel = compiled(exact_kernel, variant)
+        splits = self._splits(self._longest(pages))
+        key_words, value_words = words(pages.keys.pages), words(pages.values.pages)
+
+        def start(partial: DeviceArray, first: int, slots: int) -> None:
+            launch(
+                kernel, (splits, self.kv_heads * self.chunks, self.B), variant.block,
+                self.scaled, key_words, value_words, array(pages.page_table), self.lengths, partial, pages.page_size,
+                pages.page_table.shape[1], self.kv_heads, self.chunks, part, self.window, splits, first, slots,
+            )  # fmt: skip
+
+        return splits, start
+
+    def _coded_plan(self, pages: PagedTokens) -> Plan:
+        sides = pages.keys, pages.values
+        keys, values = (_codes(side) for side in sides)
+        fast = CodedVariant(self.group, keys, values, block=64 if self.group > 4 else 128)
+        half = self.query.dtype != torch.float32 and fast.obstacle(pages.page_size) is None
+        variant = fast if half else PlainVariant(self.group, keys, values)
+        kernel = compiled(coded_kernel if half else plain_kernel, variant)
+        longest, together = self._longest(pages), fast.together if half else 1
+        share = -(-longest // self._splits(longest))
+        share = min(variant.tokens, -(-share // together) * together)
+        # a window starts its first split on a multiple of `together`, up to that much before its first token
+        splits = -(-(longest + together - 1) // share)
+        codes = [
+            words(side.pages) if half and (side is pages.keys or side.layout == "transposed") else array(side.pages)
+            for side in sides
+        ]
+        books = [side.centroids.float().contiguous() for side in sides if side.centroids is not None]
+        channels = [_channels(side, self.D) for side in sides]
+
+        def start(partial: DeviceArray, first: int, slots: int) -> None:
+            launch(
+                kernel, (splits, self.kv_heads * self.chunks, self.B), variant.block,
+                self.scaled, *codes, *map(array, books), *map(array, channels), array(pages.page_table), self.lengths,
+                partial, pages.page_size, pages.page_table.shape[1], self.kv_heads, self.chunks,
+                *(book.shape[0] for book in books), self.window, share, first, slots,
+            )  # fmt: skip
+
+        return splits, start
+
+    def _longest(self, pages: PagedTokens) -> int:
+        """Tokens that the longest sequence may have: lengths are on the device, the table's width is known here."""
+        return pages.page_table.shape[1] * pages.page_size
+
+
+def _codes(side: PagedSide) -> Codes:
+    assert side.centroids is not None
+    return Codes(side.centroids.shape[1], side.nbits, side.centroids.shape[3], side.layout)
+
+
+def _channels(side: PagedSide, head_dim: int) -> Tensor:
+    """(H, D) int64, the natural order where none is given."""
+    assert side.centroids is not None
+    if side.channels is not None:
+        return side.channels.contiguous()
+    return torch.arange(head_dim, device=side.pages.device).repeat(side.centroids.shape[0], 1)
+
+
+def _as_pages(tokens: ExactTokens) -> PagedTokens:
+    """Contiguous rows as pages: one as large as the row for each sequence."""
+    B, _, capacity, _ = tokens.keys.shape
+    table = torch.arange(B, dtype=torch.int32, device=tokens.keys.device)[:, None]
+    sides = PagedSide(tokens.keys.contiguous()), PagedSide(tokens.values.contiguous())
+    return PagedTokens(*sides, table, tokens.length, capacity)

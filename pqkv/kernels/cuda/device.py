@@ -1,0 +1,67 @@
+"""What kernels need and Numba has no word for: 128-bit loads, halves taken apart, fp16x2 arithmetic, lane exchange.
+
+On a device these are intrinsics of one or a few PTX instructions; under the simulator the same names are plain Python
+that does the same to NumPy arrays. Kernels use nothing else that differs between the two.
+"""
+
+from numba.core import config
+
+SIMULATED = bool(config.ENABLE_CUDASIM)
+
+if SIMULATED:
+    from pqkv.kernels.cuda.simulated import (
+        add_halves,
+        bits_of,
+        bits_of_halves,
+        exchange,
+        float_of,
+        floats_of_halves,
+        high_twice,
+        load_bfloats,
+        load_floats,
+        load_halves,
+        low_twice,
+        multiply_add_halves,
+        power_of_two,
+        shared_word,
+    )
+else:
+    from pqkv.kernels.cuda.intrinsics import (
+        add_halves,
+        bits_of,
+        bits_of_halves,
+        exchange,
+        float_of,
+        floats_of_halves,
+        high_twice,
+        load_bfloats,
+        load_floats,
+        load_halves,
+        low_twice,
+        multiply_add_halves,
+        power_of_two,
+        shared_word,
+    )
+
+# A maximum over nothing. Finite, so that the difference of two is 0 and not NaN; far below any score, so that
+# 2**(LOWEST - score) is 0.
+LOWEST = -1e30
+
+__all__ = [
+    "LOWEST",
+    "SIMULATED",
+    "add_halves",
+    "bits_of",
+    "bits_of_halves",
+    "exchange",
+    "float_of",
+    "floats_of_halves",
+    "high_twice",
+    "load_bfloats",
+    "load_floats",
+    "load_halves",
+    "low_twice",
+    "multiply_add_halves",
+    "power_of_two",
+    "shared_word",
+]

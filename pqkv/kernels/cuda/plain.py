@@ -1,0 +1,146 @@
+"""Attention on codes of any width, in float32 throughout: centroids are read from global memory, nothing is rounded.
+
+Slower than `coded.py`, whose tables are fp16 in shared memory; it serves float32 queries and every shape that the other
+cannot: odd widths, pages of odd sizes, tables too large for shared memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from numba import cuda, float32, int32, int64, uint32, uint64
+
+from pqkv.kernels.cuda.coded import Codes
+from pqkv.kernels.cuda.device import LOWEST, power_of_two
+
+
+@dataclass(frozen=True, slots=True)
+class PlainVariant:
+    """What the kernel is compiled for; `tokens` are those of a split at most."""
+
+    group: int
+    keys: Codes
+    values: Codes
+    block: int = 128
+    tokens: int = 512
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block."""
+        return 4 * self.group * (self.tokens + self.keys.num_subspaces * self.keys.d_sub + self.block)
+
+
+def plain_kernel(variant: PlainVariant) -> Callable[..., Any]:
+    """The kernel, not compiled yet; arguments as those of `coded_kernel`, but all codes are bytes."""
+    GROUP, BLOCK, TILE = variant.group, variant.block, variant.tokens
+    keys, values = variant.keys, variant.values
+    KM, KBITS, KSUB, KC, KROW = keys.num_subspaces, keys.nbits, keys.d_sub, keys.entries, keys.layout == "row"
+    VM, VBITS, VSUB, VC, VROW = values.num_subspaces, values.nbits, values.d_sub, values.entries, values.layout == "row"
+    D = KM * KSUB
+    QUERY, WEIGHTS, RED = GROUP * D, GROUP * TILE, GROUP * BLOCK
+
+    def kernel(
+        query, key_codes, value_codes, key_centroids, value_centroids, key_channels, value_channels, table, lengths,
+        partial, page_size, table_stride, kv_heads, chunks, key_heads, value_heads, window, share, first_slot, slots,
+    ):  # fmt: skip
+        q = cuda.shared.array(QUERY, float32)
+        weights = cuda.shared.array(WEIGHTS, float32)
+        meeting = cuda.shared.array(RED, float32)
+        score = cuda.local.array(GROUP, float32)
+        acc = cuda.local.array(VSUB, float32)
+
+        split, kv, b = cuda.blockIdx.x, cuda.blockIdx.y // chunks, cuda.blockIdx.z
+        batch = cuda.gridDim.z
+        head = cuda.blockIdx.y * GROUP
+        heads = kv_heads * chunks * GROUP
+        thread = cuda.threadIdx.x
+        key_book, value_book = min(kv, key_heads - 1), min(kv, value_heads - 1)
+        length, residual = lengths[batch + b], lengths[2 * batch + b]
+        low = int32(0)
+        if window > 0:
+            low = min(max(length + residual - window, 0), length)
+        start = low + split * share
+        end = min(start + share, length)
+        at = ((b * heads + head) * slots + first_slot + split) * (D + 2)
+        if start >= end:
+            for g in range(thread, GROUP, BLOCK):
+                partial[uint64(at + g * slots * (D + 2) + D + 1)] = 0.0
+            return
+
+        for index in range(thread, GROUP * D, BLOCK):
+            channel = int64(key_channels[uint64(key_book * D + index % D)])
+            q[index] = query[uint64((b * heads + head + index // D) * D + channel)]
+        cuda.syncthreads()
+        for t in range(thread, end - start, BLOCK):
+            token = start + t
+            page = int64(table[uint64(b * table_stride + token // page_size)])
+            slot = token % page_size
+            for g in range(GROUP):
+                score[g] = 0.0
+            for m in range(KM):
+                line = page_size if KROW else KM
+                row = (page * kv_heads + kv) * line + (slot if KROW else m)
+                bit = (m if KROW else slot) * KBITS
+                byte = row * (((KM if KROW else page_size) * KBITS + 7) // 8) + bit // 8
+                code = uint32(key_codes[uint64(byte)])
+                if bit % 8 + KBITS > 8:
+                    code |= uint32(key_codes[uint64(byte + 1)]) << uint32(8)
+                if bit % 8 + KBITS > 16:
+                    code |= uint32(key_codes[uint64(byte + 2)]) << uint32(16)
+                code = (code >> uint32(bit % 8)) & uint32(KC - 1)
+                source = ((int64(key_book) * KM + m) * KC + int64(code)) * KSUB
+                for e in range(KSUB):
+                    c = key_centroids[uint64(source + e)]
+                    for g in range(GROUP):
+                        score[g] += q[g * D + m * KSUB + e] * c
+            for g in range(GROUP):
+                weights[t * GROUP + g] = score[g]
+        cuda.syncthreads()
+        for g in range(GROUP):
+            top = float32(LOWEST)
+            for t in range(thread, end - start, BLOCK):
+                top = max(top, weights[t * GROUP + g])
+            meeting[thread * GROUP + g] = top
+        cuda.syncthreads()
+        for g in range(GROUP):
+            top = float32(LOWEST)
+            for other in range(BLOCK):
+                top = max(top, meeting[other * GROUP + g])
+            for t in range(thread, end - start, BLOCK):
+                weights[t * GROUP + g] = power_of_two(weights[t * GROUP + g] - top)
+            if thread == 0:
+                partial[uint64(at + g * slots * (D + 2) + D)] = top
+        cuda.syncthreads()
+        for g in range(thread, GROUP, BLOCK):
+            mass = float32(0.0)
+            for t in range(end - start):
+                mass += weights[t * GROUP + g]
+            partial[uint64(at + g * slots * (D + 2) + D + 1)] = mass
+        for index in range(thread, VM * GROUP, BLOCK):
+            m, g = index // GROUP, index % GROUP
+            for e in range(VSUB):
+                acc[e] = 0.0
+            for t in range(end - start):
+                token = start + t
+                page = int64(table[uint64(b * table_stride + token // page_size)])
+                slot = token % page_size
+                line = page_size if VROW else VM
+                row = (page * kv_heads + kv) * line + (slot if VROW else m)
+                bit = (m if VROW else slot) * VBITS
+                byte = row * (((VM if VROW else page_size) * VBITS + 7) // 8) + bit // 8
+                code = uint32(value_codes[uint64(byte)])
+                if bit % 8 + VBITS > 8:
+                    code |= uint32(value_codes[uint64(byte + 1)]) << uint32(8)
+                if bit % 8 + VBITS > 16:
+                    code |= uint32(value_codes[uint64(byte + 2)]) << uint32(16)
+                code = (code >> uint32(bit % 8)) & uint32(VC - 1)
+                source = ((int64(value_book) * VM + m) * VC + int64(code)) * VSUB
+                for e in range(VSUB):
+                    acc[e] += weights[t * GROUP + g] * value_centroids[uint64(source + e)]
+            for e in range(VSUB):
+                channel = int64(value_channels[uint64(value_book * D + m * VSUB + e)])
+                partial[uint64(at + g * slots * (D + 2) + channel)] = acc[e]
+
+    return kernel

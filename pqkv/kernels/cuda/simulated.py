@@ -1,0 +1,118 @@
+"""The simulator's twins of `intrinsics.py`: the same results from NumPy scalars, a barrier per group of lanes."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+_WAIT = 60  # seconds until a lane that never comes is an error and not a hang
+_lock = threading.Lock()
+
+
+def load_four(words: Any, index: int) -> tuple[np.uint32, ...]:
+    """See `intrinsics.load_four`; a misaligned index is an error, as it is on a device."""
+    if int(index) % 4:
+        raise IndexError(f"a 128-bit load from word {int(index)}, which is not a multiple of 4")
+    return tuple(words[int(index) + i] for i in range(4))
+
+
+def floats_of_halves(word: Any) -> tuple[np.float32, np.float32]:
+    """See `intrinsics.floats_of_halves`."""
+    low, high = np.array([word], np.uint32).view(np.float16).astype(np.float32)
+    return low, high
+
+
+def load_floats(words: Any, index: int, target: Any, at: int) -> None:
+    """See `intrinsics.load_floats`."""
+    target[at : at + 4] = np.array(load_four(words, index), np.uint32).view(np.float32)
+
+
+def load_halves(words: Any, index: int, target: Any, at: int) -> None:
+    """See `intrinsics.load_halves`."""
+    target[at : at + 8] = np.array(load_four(words, index), np.uint32).view(np.float16)
+
+
+def load_bfloats(words: Any, index: int, target: Any, at: int) -> None:
+    """See `intrinsics.load_bfloats`."""
+    bits = np.array(load_four(words, index), np.uint32).view(np.uint16)
+    target[at : at + 8] = (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def bits_of_halves(low: Any, high: Any) -> np.uint32:
+    """See `intrinsics.bits_of_halves`."""
+    with np.errstate(over="ignore"):
+        word: np.uint32 = np.array([low, high], np.float32).astype(np.float16).view(np.uint32)[0]
+    return word
+
+
+def multiply_add_halves(a: Any, b: Any, c: Any) -> np.uint32:
+    """See `intrinsics.multiply_add_halves`; products of halves are exact in float32, so one rounding is left."""
+    x, y, z = (np.array([word], np.uint32).view(np.float16).astype(np.float64) for word in (a, b, c))
+    with np.errstate(over="ignore", invalid="ignore"):
+        word: np.uint32 = (x * y + z).astype(np.float16).view(np.uint32)[0]
+    return word
+
+
+def add_halves(a: Any, b: Any) -> np.uint32:
+    """See `intrinsics.add_halves`."""
+    return multiply_add_halves(a, 0x3C003C00, b)
+
+
+def power_of_two(x: Any) -> np.float32:
+    """See `intrinsics.power_of_two`."""
+    with np.errstate(under="ignore", over="ignore"):
+        value = np.exp2(np.float32(x))
+    return np.float32(0) if value < np.finfo(np.float32).tiny else value
+
+
+def exchange(mask: Any, value: Any, offset: Any) -> np.float32:
+    """See `intrinsics.exchange`: lanes of `mask` meet at a barrier of their own, write, and read their partner's."""
+    thread: Any = threading.current_thread()  # the simulator's own kind, which knows its place in the block
+    lane, warp, named = thread.thread_id % 32, thread.thread_id // 32, int(mask)
+    if not named >> lane & 1:
+        raise RuntimeError(f"lane {lane} exchanges without being in the mask {named:#010x}")
+    with _lock:
+        meetings = thread._manager.__dict__.setdefault("_pqkv_meetings", {})
+        key = (str(thread.blockIdx), warp, named)
+        if key not in meetings:
+            meetings[key] = (threading.Barrier(named.bit_count()), [None] * 32)
+        barrier, slots = meetings[key]
+    slots[lane] = np.float32(value)
+    barrier.wait(_WAIT)
+    result = slots[lane ^ int(offset)]
+    barrier.wait(_WAIT)
+    if result is None:
+        raise RuntimeError(f"lane {lane} reads lane {lane ^ int(offset)}, which is not in the mask {named:#010x}")
+    return result
+
+
+def float_of(word: Any) -> np.float32:
+    """See `intrinsics.float_of`."""
+    value: np.float32 = np.array([word], np.uint32).view(np.float32)[0]
+    return value
+
+
+def bits_of(value: Any) -> np.uint32:
+    """See `intrinsics.bits_of`."""
+    word: np.uint32 = np.array([value], np.float32).view(np.uint32)[0]
+    return word
+
+
+def low_twice(word: Any) -> np.uint32:
+    """See `intrinsics.low_twice`."""
+    return np.uint32((int(word) & 0xFFFF) * 0x10001)
+
+
+def high_twice(word: Any) -> np.uint32:
+    """See `intrinsics.high_twice`."""
+    return np.uint32((int(word) >> 16) * 0x10001)
+
+
+def shared_word(table: Any, offset: Any) -> np.uint32:
+    """See `intrinsics.shared_word`."""
+    if int(offset) % 4:
+        raise IndexError(f"a word at byte {int(offset)}, which is not a multiple of 4")
+    word: np.uint32 = table[int(offset) // 4]
+    return word
