@@ -90,6 +90,10 @@ def _check_pages(pages: PagedTokens, batch: int, head_dim: int, device: torch.de
     for name, side in (("keys", pages.keys), ("values", pages.values)):
         _check_devices(f"{name}.pages", device, side.pages)
         check(name, side, pages.page_size, head_dim)
+    if pages.keys.pages.dtype != pages.values.pages.dtype:
+        raise KernelError(
+            f"pages have keys in {pages.keys.pages.dtype} and values in {pages.values.pages.dtype}; both need one dtype"
+        )
     return {side.pages.shape[1] for side in (pages.keys, pages.values)}
 
 

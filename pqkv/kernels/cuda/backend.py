@@ -50,7 +50,8 @@ def attention(
         return torch.zeros_like(query), query.new_full((B, Tq, Hq), -math.inf, dtype=torch.float32)
     if pages is None or not pages.trusted:
         check_lengths(pages, sinks, residual)
-    if Tq > 1:
+    wide = pages is not None and pages.keys.pages.dtype == torch.float64
+    if Tq > 1 or wide or query.shape[3] % 8:  # rows are read 128 bits at a time
         out, lse = reference(query, pages, sinks, residual, scale=scale, window=window)
         return out, lse.float()
     return _Step(query, pages, sinks, residual, scale, window or 0).run()
@@ -124,8 +125,8 @@ class _Step:
         def start(partial: DeviceArray, first: int, slots: int) -> None:
             launch(
                 kernel, (splits, self.kv_heads * self.chunks, self.B), variant.block,
-                self.scaled, key_words, value_words, array(pages.page_table), self.lengths, partial, pages.page_size,
-                pages.page_table.shape[1], self.kv_heads, self.chunks, part, self.window, splits, first, slots,
+                self.scaled, key_words, value_words, array(pages.page_table), self.lengths, partial,
+                *self._paging(pages), part, self.window, splits, first, slots,
             )  # fmt: skip
 
         return splits, start
@@ -153,11 +154,16 @@ class _Step:
             launch(
                 kernel, (splits, self.kv_heads * self.chunks, self.B), variant.block,
                 self.scaled, *codes, *map(array, books), *map(array, channels), array(pages.page_table), self.lengths,
-                partial, pages.page_size, pages.page_table.shape[1], self.kv_heads, self.chunks,
-                *(book.shape[0] for book in books), self.window, share, first, slots,
+                partial, *self._paging(pages), *(book.shape[0] for book in books), self.window, share, first, slots,
             )  # fmt: skip
 
         return splits, start
+
+    def _paging(self, pages: PagedTokens) -> tuple[int, ...]:
+        size = pages.page_size
+        # a division takes as long as ten look-ups, so kernels shift where they can
+        shift = size.bit_length() - 1 if size.bit_count() == 1 else -1
+        return size, shift, pages.page_table.shape[1], self.kv_heads, self.chunks
 
     def _longest(self, pages: PagedTokens) -> int:
         """Tokens that the longest sequence may have: lengths are on the device, the table's width is known here."""
@@ -181,5 +187,7 @@ def _as_pages(tokens: ExactTokens) -> PagedTokens:
     """Contiguous rows as pages: one as large as the row for each sequence."""
     B, _, capacity, _ = tokens.keys.shape
     table = torch.arange(B, dtype=torch.int32, device=tokens.keys.device)[:, None]
-    sides = PagedSide(tokens.keys.contiguous()), PagedSide(tokens.values.contiguous())
-    return PagedTokens(*sides, table, tokens.length, capacity)
+    keys, values = (
+        (part.float() if part.dtype == torch.float64 else part).contiguous() for part in (tokens.keys, tokens.values)
+    )
+    return PagedTokens(PagedSide(keys), PagedSide(values), table, tokens.length, capacity)

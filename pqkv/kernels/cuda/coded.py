@@ -216,7 +216,8 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
 
     def kernel(
         query, key_codes, value_codes, key_centroids, value_centroids, key_channels, value_channels, table, lengths,
-        partial, page_size, table_stride, kv_heads, chunks, key_heads, value_heads, window, share, first_slot, slots,
+        partial, page_size, page_shift, table_stride, kv_heads, chunks, key_heads, value_heads, window, share,
+        first_slot, slots,
     ):  # fmt: skip
         tables = cuda.shared.array(TABLE, uint32)
         weights = cuda.shared.array(WEIGHT_ROOM, uint32)
@@ -272,11 +273,12 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
         alive = token < end
         place = int64(0)
         if alive:
-            page = int64(table[uint64(b * table_stride + token // page_size)])
+            number = token >> page_shift if page_shift >= 0 else token // page_size
+            page, inside = int64(table[uint64(b * table_stride + number)]), token - number * page_size
             if KROW:
-                place = ((page * kv_heads + kv) * page_size + token % page_size) * key_line
+                place = ((page * kv_heads + kv) * page_size + inside) * key_line
             else:
-                place = (page * kv_heads + kv) * KM * key_line + token % page_size * KBITS // 32
+                place = (page * kv_heads + kv) * KM * key_line + inside * KBITS // 32
         for stage in range(0, KM, KSTAGE):
             cuda.syncthreads()
             for index in range(thread, KSTAGE * KC, BLOCK):
@@ -405,13 +407,12 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
                 chunk = team
                 while start + chunk * VT < end:
                     token = start + chunk * VT
-                    page = int64(table[uint64(b * table_stride + token // page_size)])
+                    number = token >> page_shift if page_shift >= 0 else token // page_size
+                    page, inside = int64(table[uint64(b * table_stride + number)]), token - number * page_size
                     for slot in range(SLOTS):
                         m = slot * OWNERS + own
                         if not VROW:
-                            base = (
-                                (page * kv_heads + kv) * VM + stage + m
-                            ) * value_line + token % page_size * VBITS // 32
+                            base = ((page * kv_heads + kv) * VM + stage + m) * value_line + inside * VBITS // 32
                             for w in range(VHELD):
                                 line[w] = uint32(value_codes[uint64(base + w)])
                         for j in range(VT):
@@ -421,7 +422,7 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
                             code = uint32(0)
                             if VROW:
                                 bit = (stage + m) * VBITS
-                                row = (page * kv_heads + kv) * page_size + token % page_size + j
+                                row = (page * kv_heads + kv) * page_size + inside + j
                                 byte = row * value_line + bit // 8
                                 code = uint32(value_codes[uint64(byte)])
                                 if bit % 8 + VBITS > 8:

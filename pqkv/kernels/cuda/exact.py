@@ -70,7 +70,7 @@ def exact_kernel(variant: ExactVariant) -> Callable[..., Any]:
     query (B, Hq, D) float32, times scale and log2(e); keys, values: words of pages (pages, Hkv, page_size, D); table
     (B, table_stride) int32; lengths (3, B) int32 of sinks, pages, residual, of which `part` is read here; partial
     (B, Hq, slots, D + 2) float32: mixed values, maximum of the scores in powers of two, sum; split i writes slot
-    first_slot + i. The newest `window` columns are seen, all if it is 0.
+    first_slot + i. The newest `window` columns are seen, all if it is 0. page_shift is log2 of the page size, or -1.
     """
     D, GROUP, BLOCK, U = variant.head_dim, variant.group, variant.block, variant.tokens
     VECTOR, LANES = variant.vector, variant.lanes
@@ -83,8 +83,8 @@ def exact_kernel(variant: ExactVariant) -> Callable[..., Any]:
     HALVINGS = LANES.bit_length() - 1
 
     def kernel(
-        query, keys, values, table, lengths, partial, page_size, table_stride, kv_heads, chunks, part, window, splits,
-        first_slot, slots,
+        query, keys, values, table, lengths, partial, page_size, page_shift, table_stride, kv_heads, chunks, part,
+        window, splits, first_slot, slots,
     ):  # fmt: skip
         maxima = cuda.shared.array(TEAM_HEADS, float32)
         sums = cuda.shared.array(TEAM_HEADS, float32)
@@ -129,8 +129,9 @@ def exact_kernel(variant: ExactVariant) -> Callable[..., Any]:
                 for u in range(U):
                     # past the end the last token is read again and counted with weight 0
                     t = min(token + u, end - 1)
-                    page = int64(table[uint64(b * table_stride + t // page_size)])
-                    place[u] = ((page * kv_heads + kv) * page_size + t % page_size) * WORDS
+                    number = t >> page_shift if page_shift >= 0 else t // page_size
+                    page = int64(table[uint64(b * table_stride + number)])
+                    place[u] = ((page * kv_heads + kv) * page_size + t - number * page_size) * WORDS
                 for u in range(U):
                     for i in range(LOADS):
                         LOAD(keys, place[u] + (i * LANES + lane) * 4, row, i * VECTOR)

@@ -43,7 +43,8 @@ def plain_kernel(variant: PlainVariant) -> Callable[..., Any]:
 
     def kernel(
         query, key_codes, value_codes, key_centroids, value_centroids, key_channels, value_channels, table, lengths,
-        partial, page_size, table_stride, kv_heads, chunks, key_heads, value_heads, window, share, first_slot, slots,
+        partial, page_size, _page_shift, table_stride, kv_heads, chunks, key_heads, value_heads, window, share,
+        first_slot, slots,
     ):  # fmt: skip
         q = cuda.shared.array(QUERY, float32)
         weights = cuda.shared.array(WEIGHTS, float32)
