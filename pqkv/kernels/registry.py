@@ -115,6 +115,12 @@ def _cuda() -> AttentionBackend:
     return attention
 
 
+def _cuda_naive() -> AttentionBackend:
+    from pqkv.kernels.cuda.naive import attention
+
+    return attention
+
+
 def _cuda_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda":
         return f"the model is on {device}, not on an NVIDIA GPU"
@@ -130,3 +136,4 @@ def _cuda_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 register_backend("reference", _reference)
 register_backend("cpu", _cpu, _cpu_obstacle)
 register_backend("cuda", _cuda, _cuda_obstacle)
+register_backend("cuda-naive", _cuda_naive, _cuda_obstacle)

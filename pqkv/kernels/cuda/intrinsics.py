@@ -65,6 +65,16 @@ def floats_of_halves(typing_context, word):
 
 
 @intrinsic
+def floats_of_bfloats(typing_context, word):
+    """uint32 holding two bfloat16 -> (low, high) float32."""
+
+    def generate(context, builder, signature, arguments):
+        return context.make_tuple(builder, _PAIR, _bfloats(builder, arguments[0]))
+
+    return _PAIR(types.uint32), generate
+
+
+@intrinsic
 def bits_of_halves(typing_context, low, high):
     """Two float32 -> uint32 of both rounded to float16, `low` in the low half."""
 

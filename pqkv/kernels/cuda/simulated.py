@@ -24,6 +24,12 @@ def floats_of_halves(word: Any) -> tuple[np.float32, np.float32]:
     return low, high
 
 
+def floats_of_bfloats(word: Any) -> tuple[np.float32, np.float32]:
+    """See `intrinsics.floats_of_bfloats`."""
+    low, high = np.array([int(word) << 16 & 0xFFFFFFFF, int(word) & 0xFFFF0000], np.uint32).view(np.float32)
+    return low, high
+
+
 def load_floats(words: Any, index: int, target: Any, at: int) -> None:
     """See `intrinsics.load_floats`."""
     target[at : at + 4] = np.array(load_four(words, index), np.uint32).view(np.float32)

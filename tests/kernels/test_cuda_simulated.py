@@ -1,0 +1,37 @@
+"""Runs `tests/kernels/cuda` under Numba's simulator, which is chosen before numba is imported: its own process."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'pqkv[cuda]'")
+FOLDER = Path(__file__).parent / "cuda"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("test_*.py")))
+def test_kernels_under_the_simulator(file):
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(FOLDER / file)],
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "OMP_NUM_THREADS": "1"},
+        cwd=FOLDER.parent.parent.parent, capture_output=True, text=True, timeout=850, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert int(re.search(r"(\d+) passed", run.stdout).group(1)) > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_backend_that_cannot_run_says_why_and_what_would_help():
+    from pqkv.errors import KernelError
+    from pqkv.kernels import choose_backend
+
+    chosen = choose_backend("cuda", torch.device("cpu"), torch.float32)
+    assert chosen.name == "cpu"
+    assert "not on an NVIDIA GPU" in chosen.note
+    with pytest.raises(KernelError, match="backend 'cuda' cannot run: the model is on cpu"):
+        choose_backend("cuda", torch.device("cpu"), torch.float32, fallback=False)
