@@ -74,7 +74,7 @@ def evaluate(
     exact = ExactLogits(lm)
     for number, cell in enumerate(grid, 1):
         window_set = chosen[cell.context]
-        run = CellRun(lm, config, cell, backend.run, exact, _cell_step(tell, cell, number, len(grid)))
+        run = CellRun(lm, config, cell, backend, exact, _cell_step(tell, cell, number, len(grid)))
         extra = list(notes[found.index(cell.coding), cell.context])
         if run.stepwise and backend.note:
             extra.append(backend.note)
