@@ -70,7 +70,7 @@ class Record(BaseModel):
 
     @field_validator("error", mode="before")
     @classmethod
-    def _encodable(cls, value: Any) -> Any:  # noqa: ANN401
+    def _encodable(cls, value: Any) -> Any:  # noqa: ANN401 - not validated yet
         # A message can quote an undecodable file name; it must not keep its own failure from being recorded.
         return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 

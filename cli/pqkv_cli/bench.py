@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from pqkv_cli.evaluate import EvalFormat
 from pqkv_cli.flags import layered, option, split_list
+from pqkv_cli.options import (
+    CACHE,
+    Config,
+    Fallback,
+    Force,
+    Format,
+    Layout,
+    PageSize,
+    RecordFolder,
+    Residual,
+    SinkTokens,
+)
+from pqkv_cli.records import RecordFormat, gather, print_records, raise_if_failed
 
 if TYPE_CHECKING:
-    from pqkv.record import Record
+    from pqkv.record import Record, RecordStore
+    from pqkv_cli.progress import ProgressBar
 
-_GRID, _SHAPE, _CACHE, _MEASURE, _OUT = "Grid", "Attention", "Cache", "Measuring", "Output"
+_GRID, _SHAPE, _MEASURE = "Grid", "Attention", "Measuring"
 
 
 def bench(
@@ -38,26 +48,20 @@ def bench(
     dtype: Annotated[
         str | None, option("Of query and exact parts: float32, bfloat16, float16.", _SHAPE, "float32")
     ] = None,
-    page_size: Annotated[int | None, option("Tokens in a page.", _CACHE, "64")] = None,
-    residual: Annotated[int | None, option("Capacity of the exact window of newest tokens.", _CACHE, "128")] = None,
-    sink_tokens: Annotated[int | None, option("First tokens that stay exact.", _CACHE, "4")] = None,
-    key_layout: Annotated[str | None, option("row or transposed.", _CACHE, "transposed")] = None,
-    value_layout: Annotated[str | None, option("row or transposed.", _CACHE, "transposed")] = None,
-    backend: Annotated[str | None, option("cpu, reference or auto.", _MEASURE, "auto")] = None,
-    fallback: Annotated[
-        bool | None,
-        option("Where a backend cannot run, take the next and say so.", _MEASURE, "on", "--fallback/--no-fallback"),
-    ] = None,
+    page_size: PageSize = None,
+    residual: Residual = None,
+    sink_tokens: SinkTokens = None,
+    key_layout: Layout = None,
+    value_layout: Layout = None,
+    backend: Annotated[str | None, option("cpu, reference or auto.", CACHE, "auto")] = None,
+    fallback: Fallback = None,
     repeats: Annotated[int | None, option("Timed rounds of a cell.", _MEASURE, "21")] = None,
     threads: Annotated[int | None, option("Threads of everything that is timed.", _MEASURE, "as torch has")] = None,
     seed: Annotated[int | None, option("Of the random cache.", _MEASURE, "0")] = None,
-    config: Annotated[Path | None, option("TOML or JSON with the same keys; flags win.", _OUT, False)] = None,
-    output: Annotated[
-        Path | None,
-        option("Folder for one record per cell; finished cells are not run again.", _OUT, False, "-o", "--output"),
-    ] = None,
-    force: Annotated[bool, option("Run cells that have a record again.", _OUT, False, "--force")] = False,
-    format: Annotated[EvalFormat, option("What to print.", _OUT, "table")] = EvalFormat.table,
+    config: Config = None,
+    output: RecordFolder = None,
+    force: Force = False,
+    format: Format = RecordFormat.table,
 ) -> None:
     """Time decoding attention on codes beside the strongest exact attention of the same run.
 
@@ -91,76 +95,51 @@ def bench(
     from pqkv.config import BenchConfig
 
     wanted = BenchConfig.parse(values, source=source)
-    records = _run(wanted, output, force)
-    if format is EvalFormat.json:
-        typer.echo(json.dumps([record.model_dump(mode="json") for record in records], indent=1, allow_nan=False))
-    elif format is EvalFormat.csv:
-        from pqkv.report import to_frame
 
-        typer.echo(to_frame(records).to_csv(index=False), nl=False)
-    else:
-        _print(records, output)
-    failed = [record for record in records if record.status == "failed"]
-    if failed:
-        from pqkv.errors import PqkvError
+    def cells(store: RecordStore | None, bar: ProgressBar) -> Iterator[Record]:
+        from pqkv.speed.bench import bench
 
-        raise PqkvError(f"{len(failed)} of {len(records)} cells failed: {failed[0].error}")
+        return bench(wanted, store, force=force, report=bar.show)
+
+    records = gather(cells, output)
+    print_records(records, format, output, _table)
+    raise_if_failed(records)
 
 
-def _run(wanted: Any, output: Path | None, force: bool) -> list[Record]:  # noqa: ANN401 - BenchConfig, imported late
-    from pqkv.record import RecordStore
-    from pqkv_cli.progress import ProgressBar
-
-    store = RecordStore(output) if output is not None else None
-    records = []
-    with ProgressBar() as bar:
-        from pqkv.speed.bench import bench as run
-
-        for record in run(wanted, store, force=force, report=bar.show):
-            records.append(record)
-            for note in record.notes:
-                bar.say(f"note: {note}")
-            if record.status == "failed":
-                bar.say(f"failed: {record.error}")
-    return records
-
-
-def _print(records: list[Record], output: Path | None) -> None:
+def _table(records: list[Record]) -> None:
+    if not records:
+        return
     from rich.table import Table
 
     from pqkv.report.series import machine_of
     from pqkv.speed.bench import break_even
     from pqkv_cli.output import console
 
-    ran = [record for record in records if record.status == "ok"]
     out = console()
-    if ran:
-        first = ran[0].config
-        table = Table(
-            title=f"decoding attention, {first['model']}, backend {first['backend']}, {first['threads']} threads",
-            caption=f"medians of {first['repeats']} cold runs, 95% intervals; exact: the fastest of torch's forms in "
-            f"the same rounds; of copy: bytes read a second over the copy bandwidth of this run; {machine_of(ran[0])}",
-            box=None,
-        )
-        for name in ("bits", "batch", "tokens", "ms", "exact ms", "speed-up", "fastest exact", "GB/s", "of copy"):
-            table.add_column(name, justify="left" if name == "fastest exact" else "right")
-        for record in ran:
-            table.add_row(*_cells(record))
-        out.print(table)
-        groups: dict[tuple[float, int], list[Record]] = {}
-        for record in ran:
-            groups.setdefault((record.config["bits"], record.config["batch"]), []).append(record)
-        for (bits, batch), members in groups.items():
-            if len(members) > 1:
-                found = break_even(members)
-                name = f"{bits:g} bits" if bits else "exact pages"
-                where = "at none of these lengths" if found is None else f"from about {found:.0f} tokens on"
-                out.print(f"{name}, batch {batch}: faster than exact attention {where}")
-    if output is not None:
-        out.print(f"records: {output} (pqkv report {output} -o {output} derives CSV, Markdown and plots)")
+    first = records[0].config
+    table = Table(
+        title=f"decoding attention, {first['model']}, backend {first['backend']}, {first['threads']} threads",
+        caption=f"medians of {first['repeats']} cold runs, 95% intervals; exact: the fastest of torch's forms in "
+        f"the same rounds; of copy: bytes read a second over the copy bandwidth of this run; {machine_of(records[0])}",
+        box=None,
+    )
+    for name in ("bits", "batch", "tokens", "ms", "exact ms", "speed-up", "fastest exact", "GB/s", "of copy"):
+        table.add_column(name, justify="left" if name == "fastest exact" else "right")
+    for record in records:
+        table.add_row(*_row(record))
+    out.print(table)
+    groups: dict[tuple[float, int], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.config["bits"], record.config["batch"]), []).append(record)
+    for (bits, batch), members in groups.items():
+        if len(members) > 1:
+            found = break_even(members)
+            name = f"{bits:g} bits" if bits else "exact pages"
+            where = "at none of these lengths" if found is None else f"from about {found:.0f} tokens on"
+            out.print(f"{name}, batch {batch}: faster than exact attention {where}")
 
 
-def _cells(record: Record) -> list[str]:
+def _row(record: Record) -> list[str]:
     c, m = record.config, record.metrics
     ratio = m["speedup"]
     interval = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.2f}, {ratio.high:.2f}]"

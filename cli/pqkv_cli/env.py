@@ -31,9 +31,13 @@ def env(
 
     table = Table(title=machine_name(found), show_header=False)
     for key, value in {**found, "git": git_state()}.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{name} {item}" for name, item in value.items())  # noqa: PLW2901
-        elif isinstance(value, list):
-            value = ", ".join(str(item) for item in value) or "none"  # noqa: PLW2901
-        table.add_row(key, str(value))
+        table.add_row(key, _text(value))
     Console().print(table)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value) or "none"
+    return str(value)

@@ -5,86 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from pqkv_cli.flags import layered, option
+from pqkv_cli.options import OUTPUT, TEXT, Config, Data, Device, DeviceMap, Dtype, Model
 
-from pqkv_cli.flags import layered
-
-_CODES, _TEXT = "Codes", "Calibration"
+_CODES, _CALIBRATION = "Codes", "Calibration"
 
 
 def train_codebooks(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where the codebook file goes.", show_default=False)],
-    model: Annotated[
-        str | None, typer.Option(help="'reference', a transformers id or a folder.", show_default="reference")
-    ] = None,
-    bits: Annotated[
-        float | None,
-        typer.Option(help="Bits per element: 4, 3, 2, 1.5 or 1.", rich_help_panel=_CODES, show_default="4"),
-    ] = None,
-    num_subspaces: Annotated[
-        int | None, typer.Option(help="Codes per vector (M), with --nbits.", rich_help_panel=_CODES, show_default=False)
-    ] = None,
-    nbits: Annotated[
-        int | None, typer.Option(help="Bits per code, 1 to 12.", rich_help_panel=_CODES, show_default=False)
-    ] = None,
-    scope: Annotated[
-        str | None,
-        typer.Option(help="One codebook per head, layer or global.", rich_help_panel=_CODES, show_default="head"),
-    ] = None,
+    output: Annotated[Path, option("Where the codebook file goes.", OUTPUT, False, "-o", "--output")],
+    model: Model = None,
+    bits: Annotated[float | None, option("Bits per element: 4, 3, 2, 1.5 or 1.", _CODES, "4")] = None,
+    num_subspaces: Annotated[int | None, option("Codes per vector (M), with --nbits.", _CODES, False)] = None,
+    nbits: Annotated[int | None, option("Bits per code, 1 to 12.", _CODES, False)] = None,
+    scope: Annotated[str | None, option("One codebook per head, layer or global.", _CODES, "head")] = None,
     channels: Annotated[
         str | None,
-        typer.Option(
-            help="balanced: subspaces of like variance; adjacent: neighbouring channels, as MILLION.",
-            rich_help_panel=_CODES,
-            show_default="balanced",
+        option(
+            "balanced: subspaces of like variance; adjacent: neighbouring channels, as MILLION.", _CODES, "balanced"
         ),
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(
-            help="Nearest key centroid: query (weighted by the queries' channels) or euclidean.",
-            rich_help_panel=_CODES,
-            show_default="query",
-        ),
+        option("Nearest key centroid: query (weighted by the queries' channels) or euclidean.", _CODES, "query"),
     ] = None,
-    iterations: Annotated[
-        int | None, typer.Option(help="k-means iterations.", rich_help_panel=_CODES, show_default="25")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="stdlib, a file or folder (text, jsonl, parquet), wikitext2, ptb, c4 or pg19.",
-            rich_help_panel=_TEXT,
-            show_default="stdlib",
-        ),
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            help="calibration, test or all.", rich_help_panel=_TEXT, show_default="calibration; all for files"
-        ),
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option(help="Vectors per codebook.", rich_help_panel=_TEXT, show_default="16384")
-    ] = None,
-    calibration_tokens: Annotated[
-        int | None,
-        typer.Option(help="Tokens run through the model.", rich_help_panel=_TEXT, show_default="65536"),
-    ] = None,
-    context: Annotated[
-        int | None, typer.Option(help="Length of a calibration window.", rich_help_panel=_TEXT, show_default="4096")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(show_default="0")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, float64, bfloat16 or float16.", show_default="float32")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="A torch device.", show_default="cpu")] = None,
-    device_map: Annotated[
-        str | None, typer.Option(help="Spread the layers over all devices: auto, balanced, sequential.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML or JSON with the same keys; flags win.", show_default=False)
-    ] = None,
+    iterations: Annotated[int | None, option("k-means iterations.", _CODES, "25")] = None,
+    data: Data = None,
+    split: Annotated[str | None, option("calibration, test or all.", TEXT, "calibration; all for files")] = None,
+    samples: Annotated[int | None, option("Vectors per codebook.", _CALIBRATION, "16384")] = None,
+    calibration_tokens: Annotated[int | None, option("Tokens run through the model.", _CALIBRATION, "65536")] = None,
+    context: Annotated[int | None, option("Length of a calibration window.", _CALIBRATION, "4096")] = None,
+    seed: Annotated[int | None, option("Of the sample and of k-means.", _CALIBRATION, "0")] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    device_map: DeviceMap = None,
+    config: Config = None,
 ) -> None:
     """Train codebooks for a model on calibration text and write them, with their provenance, to one file."""
     flags: dict[str, Any] = {

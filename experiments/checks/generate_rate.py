@@ -25,6 +25,7 @@ caches = {
     "PQKVCache, exact pages": lambda: PQKVCache(lm.model.config, None, CacheConfig()),
 }
 rates: dict[str, list[float]] = {name: [] for name in caches}
+backends = set()  # that the coded and paged caches chose
 for i in range(rounds + 1):  # the first round compiles
     for name, make in caches.items():
         cache = make()
@@ -34,10 +35,12 @@ for i in range(rounds + 1):  # the first round compiles
             for _ in range(new):
                 logits = lm.model(logits.argmax(-1), past_key_values=cache).logits
             seconds = time.perf_counter() - start
+        if isinstance(cache, PQKVCache) and cache.kv is not None:
+            backends.add(cache.kv.backend.name)
         if i:
             rates[name].append(new / seconds)
-backend = "cpu"
-print(f"{new} tokens after {prompt}, {torch.get_num_threads()} threads, median of {rounds}, backend {backend}")
+threads, backend = torch.get_num_threads(), ", ".join(sorted(backends))
+print(f"{new} tokens after {prompt}, {threads} threads, median of {rounds}, backend {backend}")
 for name, found in rates.items():
     ratio = statistics.median(a / b for a, b in zip(found, rates["DynamicCache, sdpa"], strict=True))
     print(f"{name}: {statistics.median(found):.1f} tokens/s ({ratio:.2f}x)")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pqkv.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # Families whose attention hands exactly what the cache's `update` returned to the attention function (read in their
 # source and tested): any other may touch keys or values in between, which a cache of codes cannot serve.
@@ -22,7 +25,7 @@ _REASONS = {
 }
 
 
-def check_family(name: str, config: Any) -> None:  # noqa: ANN401 - transformers' PreTrainedConfig
+def check_family(name: str, config: PreTrainedConfig) -> None:
     """Raise `ModelError`, with the list of supported families, for a configuration that cannot run on codes."""
     text = config.get_text_config(decoder=True)
     family = text.model_type

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
 from pqkv.lm.layers import layer_plan
 from pqkv.lm.plugin import View, exact_attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 class PQKVCache(Cache):
@@ -31,7 +34,7 @@ class PQKVCache(Cache):
 
     def __init__(
         self,
-        model_config: Any,  # noqa: ANN401 - transformers' PreTrainedConfig
+        model_config: PreTrainedConfig,
         codebooks: CodebookSet | None = None,
         config: CacheConfig | None = None,
     ) -> None:
@@ -143,7 +146,7 @@ class _Layer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:  # noqa: ANN401
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[View, View]:
         self.lazy_initialization(key_states, value_states)
         if self.index == 0:
             self.owner.check_even()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, CacheLayerMixin, get_layer_types_and_kwargs
 
 from pqkv.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class LayerPlan:
         return f"{len(self.coded)} of {len(self.types)} layers"
 
 
-def layer_plan(model_config: Any) -> LayerPlan:  # noqa: ANN401 - transformers' PreTrainedConfig
+def layer_plan(model_config: PreTrainedConfig) -> LayerPlan:
     """Read a transformers configuration. Raises `ModelError` if no layer has full attention."""
     types, settings = get_layer_types_and_kwargs(model_config.get_text_config(decoder=True))
     plan = LayerPlan(tuple(types), tuple(settings))

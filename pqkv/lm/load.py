@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from pqkv.errors import ModelError
 from pqkv.lm.families import check_family
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 REFERENCE = "reference"
 REFERENCE_FOLDER = Path(__file__).parent / "reference"
@@ -54,7 +56,7 @@ class LanguageModel:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
-    def logits(self, ids: Tensor, cache: Any = None) -> Tensor:  # noqa: ANN401 - a transformers Cache
+    def logits(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits (B, T, V) of ids (B, T); without a cache a plain forward, with one a step on it."""
         with torch.inference_mode():
             out = self.model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
@@ -102,7 +104,7 @@ def load_model(
     return describe(name, model.eval() if device_map else model.eval().to(target), tokenizer)
 
 
-def describe(name: str, model: Any, tokenizer: Any) -> LanguageModel:  # noqa: ANN401 - transformers types
+def describe(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> LanguageModel:
     """Wrap a loaded transformers model; raises `ModelError` if its family is not supported."""
     from pqkv.lm.layers import layer_plan
 
@@ -153,10 +155,13 @@ def _fingerprint(model: nn.Module) -> str:
     """
     named: list[tuple[str, Tensor]] = [(n, p) for n, p in model.named_parameters() if ".self_attn." in n]
     hashed = hashlib.sha256()
-    layer_of: Callable[[str], str] = lambda n: n.split(".self_attn.")[0]  # noqa: E731
-    edges = {layer_of(named[0][0]), layer_of(named[-1][0])} if named else set()
+    edges = {_layer_of(named[0][0]), _layer_of(named[-1][0])} if named else set()
     for name, parameter in named:
-        if layer_of(name) in edges:
+        if _layer_of(name) in edges:
             data = parameter.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy()
             hashed.update(name.encode() + data.tobytes())
     return hashed.hexdigest()[:16]
+
+
+def _layer_of(parameter: str) -> str:
+    return parameter.split(".self_attn.", maxsplit=1)[0]

@@ -7,11 +7,14 @@ reads pages: the model does not know.
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor, nn
 
 from pqkv.errors import CacheError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ATTENTION = "pqkv"
 
@@ -34,7 +37,7 @@ class View:
         )
 
 
-def attach(model: Any) -> None:  # noqa: ANN401 - a transformers PreTrainedModel
+def attach(model: PreTrainedModel) -> None:
     """Make `model` able to run on pqkv caches; it still runs on any other cache as under sdpa.
 
     Raises `ModelError` for families whose attention was not checked.
@@ -69,7 +72,7 @@ def _attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **kwargs: Any,  # noqa: ANN401 - transformers' own
+    **kwargs: Any,  # noqa: ANN401 - handed on to transformers, whose they are
 ) -> tuple[Tensor, None]:
     if isinstance(key, View):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 
 import torch
@@ -58,7 +59,7 @@ def train(
             seed=config.seed,
             balance=config.channels == "balanced",
             weights=metric,
-            progress=lambda done, of, side=side: report(f"train {side}", done, of),  # type: ignore[misc]
+            progress=partial(report, f"train {side}"),
         )
         errors[side] = [relative_error(b, layer[:, rest]) for b, layer in zip(trained[side], vectors, strict=True)]
     header = CodebookHeader(

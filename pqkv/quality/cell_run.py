@@ -13,7 +13,7 @@ from pqkv.cache import effective_bits, footprint
 from pqkv.codec import CodebookSet
 from pqkv.config import EvalConfig
 from pqkv.errors import OutOfPages, memory_is_short
-from pqkv.kernels import AttentionBackend
+from pqkv.kernels import ChosenBackend
 from pqkv.lm import LanguageModel
 from pqkv.quality.cells import Cell
 from pqkv.quality.control import shuffled
@@ -59,15 +59,15 @@ class CellRun:
         lm: LanguageModel,
         config: EvalConfig,
         cell: Cell,
-        backend: AttentionBackend,
+        backend: ChosenBackend,
         exact: ExactLogits,
         step: Callable[[int, int], None],
     ) -> None:
         self.lm, self.config, self.cell, self.exact, self.step = lm, config, cell, exact, step
-        self.cache = config.cache()
+        # by the name that was chosen: a cache that chose again would say once more, for every batch, what gave way
+        self.cache = config.cache().model_copy(update={"backend": backend.name})
         self.stepwise = cell.mode in ("token", "chunk")
         self.backend = backend
-        self.probe = SoftmaxMassProbe(backend)
         self.batch = 8
         self._done = self._total = 0
 
@@ -97,7 +97,8 @@ class CellRun:
 
     def _measure(self, tokens: np.ndarray) -> dict[str, Any]:
         wanted = self.config.metrics
-        self.probe = SoftmaxMassProbe(self.backend)  # of this attempt
+        probed = self.cell.mode == "token" and "softmax-mass" in wanted
+        probe = SoftmaxMassProbe(self.backend.run) if probed else None
         prompts = build_prompts(self.lm, tokens, self.config.seed) if "recall" in wanted else []
         controls = self.config.control and self.cell.coding.books is not None
         predictions = any(name in wanted for name in ("perplexity", "agreement", "kld"))
@@ -113,7 +114,7 @@ class CellRun:
                 f"{coded} of {total} layers are coded (and counted); the others keep their exact sliding windows"
             )
         if predictions:
-            measures = self._compare(tokens, self.cell.coding.books)
+            measures = self._compare(tokens, self.cell.coding.books, probe)
             metrics |= summarize(measures, wanted, self.config.seed)
             tables["by_position"] = by_position(measures)
             samples |= {
@@ -122,33 +123,37 @@ class CellRun:
                 "kld_mean": [float(m.kld.mean()) for m in measures],
             }
             if controls and self.cell.coding.books is not None:
-                control = self._compare(tokens, shuffled(self.cell.coding.books))
+                control = self._compare(tokens, shuffled(self.cell.coding.books), probe)
                 metrics["kld_control"] = summarize(control, ("kld",), self.config.seed)["kld_mean"]
         if prompts:
-            found, table = self._recall(prompts)
+            found, table = self._recall(prompts, probe)
             metrics |= found
             tables["by_depth"] = table
         elif "recall" in wanted:
             notes.append(f"recall not measured: {self.cell.context} tokens leave no room for a fact and its question")
-        if self.cell.mode == "token" and "softmax-mass" in wanted and self.probe.calls:
-            metrics["softmax_mass_error"] = Metric(value=self.probe.mass_error, n=self.probe.calls)
-            metrics["lse_mass_error"] = Metric(value=self.probe.lse_error, n=self.probe.calls)
+        if probe is not None and probe.calls:
+            metrics["softmax_mass_error"] = Metric(value=probe.mass_error, n=probe.calls)
+            metrics["lse_mass_error"] = Metric(value=probe.lse_error, n=probe.calls)
         return {"metrics": metrics, "tables": tables, "samples": samples, "notes": notes}
 
-    def _compare(self, tokens: np.ndarray, books: CodebookSet | None) -> list[PositionMeasures]:
+    def _compare(
+        self, tokens: np.ndarray, books: CodebookSet | None, probe: SoftmaxMassProbe | None
+    ) -> list[PositionMeasures]:
         found = []
         for ids in self._batches(tokens):
-            coded = self._run(ids, books)
+            coded = self._run(ids, books, probe)
             exact = self.exact(ids)
             found += [compare(exact[b, :-1], coded[b, :-1], ids[b, 1:], self.config.topk) for b in range(len(ids))]
         return found
 
-    def _recall(self, prompts: list[RecallPrompt]) -> tuple[dict[str, Metric], list[dict[str, Any]]]:
+    def _recall(
+        self, prompts: list[RecallPrompt], probe: SoftmaxMassProbe | None
+    ) -> tuple[dict[str, Metric], list[dict[str, Any]]]:
         tokens = np.stack([prompt.ids for prompt in prompts])
         coded, exact = [], []
         rest = iter(prompts)
         for ids in self._batches(tokens):
-            for got, reference in zip(self._run(ids, self.cell.coding.books), self.exact(ids), strict=True):
+            for got, reference in zip(self._run(ids, self.cell.coding.books, probe), self.exact(ids), strict=True):
                 prompt = next(rest)
                 coded.append(answered(prompt, got))
                 exact.append(answered(prompt, reference))
@@ -160,7 +165,7 @@ class CellRun:
             metrics[name] = Metric(value=float(right.sum() / asked.sum()), low=low, high=high, n=int(asked.sum()))
         return metrics, by_depth(coded, exact)
 
-    def _run(self, ids: Tensor, books: CodebookSet | None) -> Tensor:
+    def _run(self, ids: Tensor, books: CodebookSet | None, probe: SoftmaxMassProbe | None) -> Tensor:
         before = self._done
         B, T = ids.shape
 
@@ -175,7 +180,7 @@ class CellRun:
             self.cache,
             self.cell.mode,
             chunk_size=self.config.chunk_size,
-            probe=self.probe if self.cell.mode == "token" and "softmax-mass" in self.config.metrics else None,
+            probe=probe,
             step=step,
         )
         step(1, 1)

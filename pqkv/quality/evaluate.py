@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from pqkv.config import EvalConfig, digest_of
+from pqkv.cell import run_cell
+from pqkv.config import EvalConfig
 from pqkv.env import environment, git_state
-from pqkv.errors import ConfigError, PqkvError, memory_is_short
+from pqkv.errors import ConfigError
 from pqkv.kernels import check_backend, choose_backend
 from pqkv.lm import load_model
 from pqkv.lm.contamination import check_contamination
 from pqkv.lm.train import check_codebooks
 from pqkv.quality.cell_run import CellRun, ExactLogits
 from pqkv.quality.cells import Cell, cells, default_codings, describe, named_codings
-from pqkv.record import Record, RecordStore, utc_now
+from pqkv.record import Record, RecordStore
 from pqkv.text import load_corpus, tokenize, windows
 
 
@@ -74,46 +74,23 @@ def evaluate(
     exact = ExactLogits(lm)
     for number, cell in enumerate(grid, 1):
         window_set = chosen[cell.context]
-        described = describe(cell, config, lm, corpus, len(window_set.tokens), backend.name)
-        digest = digest_of(described)
-        known = store.find(digest) if store is not None and not force else None
-        if known is not None:
-            yield known
-            continue
-        started, clock = utc_now(), time.perf_counter()
-        run = CellRun(lm, config, cell, backend.run, exact, _cell_step(tell, cell, number, len(grid)))
-        outcome: dict[str, Any] = {"status": "ok"}
-        try:
-            outcome |= run.measure(window_set.tokens)
-        except (PqkvError, RuntimeError, MemoryError) as error:
-            outcome = _failure(error)
-        extra = notes[found.index(cell.coding), cell.context]
+        run = CellRun(lm, config, cell, backend, exact, _cell_step(tell, cell, number, len(grid)))
+        extra = list(notes[found.index(cell.coding), cell.context])
         if run.stepwise and backend.note:
-            extra = [*extra, backend.note]
+            extra.append(backend.note)
         if len(window_set.tokens) < (config.windows or 0):
-            extra = [*extra, f"{config.windows} windows asked for, the text has {len(window_set.tokens)}"]
-        outcome["notes"] = [*outcome.get("notes", []), *extra]
-        record = Record(
+            extra.append(f"{config.windows} windows asked for, the text has {len(window_set.tokens)}")
+        yield run_cell(
+            partial(run.measure, window_set.tokens),
             kind="eval",
-            config=described,
-            digest=digest,
+            config=describe(cell, config, lm, corpus, len(window_set.tokens), backend.name),
+            seed=config.seed,
             env=env,
             git=git,
-            seed=config.seed,
-            started_at=started,
-            seconds=time.perf_counter() - clock,
-            **outcome,
+            notes=extra,
+            store=store,
+            force=force,
         )
-        if store is not None:
-            store.write(record)
-        yield record
-
-
-def _failure(error: Exception) -> dict[str, Any]:
-    """The outcome of a cell that failed for a reason of its own; any other error is raised again."""
-    if not isinstance(error, PqkvError) and not memory_is_short(error):
-        raise error
-    return {"status": "failed", "error": str(error).splitlines()[0] if str(error) else type(error).__name__}
 
 
 def _cell_step(tell: Report, cell: Cell, number: int, total_cells: int) -> Callable[[int, int], None]:

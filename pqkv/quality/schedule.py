@@ -8,7 +8,7 @@ call over a key buffer whose coded prefix grows in place: the cost is a causal f
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
@@ -21,6 +21,9 @@ from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
 from pqkv.lm.layers import layer_plan
 from pqkv.lm.plugin import View
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _TILE = 512  # rows attended to at once where one stretch would be the whole window
 
@@ -44,7 +47,7 @@ class ScheduleCache(Cache):
 
     def __init__(
         self,
-        model_config: Any,  # noqa: ANN401 - transformers' PreTrainedConfig
+        model_config: PreTrainedConfig,
         codebooks: CodebookSet,
         config: CacheConfig,
         *,
@@ -68,7 +71,7 @@ class _ScheduleLayer(CacheLayerMixin):
         )
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:  # noqa: ANN401
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[View, View]:
         if self.is_initialized:
             raise CacheError("a schedule cache serves one forward")
         self.lazy_initialization(key_states, value_states)

@@ -40,20 +40,20 @@ def summarize(windows: Sequence[PositionMeasures], metrics: Sequence[str], seed:
         low, high = bootstrap(columns, statistic, seed)
         found[name] = Metric(value=float(statistic(*columns)), low=low, high=high, unit=unit, n=count)
 
-    def means(pick: Callable[[PositionMeasures], torch.Tensor]) -> np.ndarray:
-        return np.array([float(pick(w).mean()) for w in windows])  # windows are equally long: plain means are fair
+    def means(parts: Sequence[torch.Tensor]) -> np.ndarray:
+        return np.array([float(part.mean()) for part in parts])  # windows are equally long: plain means are fair
 
     if "perplexity" in metrics:
-        nll, exact = means(lambda w: w.nll), means(lambda w: w.nll_exact)
+        nll, exact = means([w.nll for w in windows]), means([w.nll_exact for w in windows])
         add("perplexity", [nll], lambda x: np.exp(x.mean(-1)))
         add("perplexity_exact", [exact], lambda x: np.exp(x.mean(-1)))
         add("perplexity_ratio", [nll, exact], lambda x, y: np.exp((x - y).mean(-1)))
     if "agreement" in metrics:
         for k in windows[0].agreement:
-            add(f"agreement_at_{k}", [means(lambda w, k=k: w.agreement[k])], lambda x: x.mean(-1))  # type: ignore[misc]
-            add(f"top1_in_top_{k}", [means(lambda w, k=k: w.top1_in_topk[k])], lambda x: x.mean(-1))  # type: ignore[misc]
+            add(f"agreement_at_{k}", [means([w.agreement[k] for w in windows])], lambda x: x.mean(-1))
+            add(f"top1_in_top_{k}", [means([w.top1_in_topk[k] for w in windows])], lambda x: x.mean(-1))
     if "kld" in metrics:
-        add("kld_mean", [means(lambda w: w.kld)], lambda x: x.mean(-1), "nats")
+        add("kld_mean", [means([w.kld for w in windows])], lambda x: x.mean(-1), "nats")
         every = torch.cat([w.kld for w in windows]).numpy()
         for name, value in (
             ("kld_median", np.median(every)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -80,10 +81,14 @@ def _cell_columns(members: list[Cell]) -> list[_Column]:
 
 def _metric_columns(formats: dict[str, str], members: list[Cell]) -> list[_Column]:
     return [
-        _Column(name, lambda cell, name=name, spec=spec: _figure(cell.record.metrics.get(name), spec))  # type: ignore[misc]
+        _Column(name, partial(_metric_figure, name=name, spec=spec))
         for name, spec in formats.items()
         if any(cell.value(name) is not None for cell in members)
     ]
+
+
+def _metric_figure(cell: Cell, name: str, spec: str) -> str:
+    return _figure(cell.record.metrics.get(name), spec)
 
 
 def _figure(metric: Metric | None, spec: str) -> str:

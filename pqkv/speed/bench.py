@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 import numba
 import torch
 
+from pqkv.cell import run_cell
 from pqkv.codec import code_bits, code_geometry
-from pqkv.config import BenchConfig, CodeShape, digest_of
+from pqkv.config import BenchConfig, CodeShape
 from pqkv.env import environment, git_state, machine_name
-from pqkv.errors import ConfigError, KernelError, PqkvError, memory_is_short
+from pqkv.errors import ConfigError, KernelError
 from pqkv.kernels import ChosenBackend, choose_backend
-from pqkv.record import Metric, Record, RecordStore, utc_now
+from pqkv.record import Metric, Record, RecordStore
 from pqkv.speed.baselines import exact_contestants
 from pqkv.speed.check import TOLERANCE, relative_error
 from pqkv.speed.encoding import encoding_contestants, tokens_of
@@ -62,37 +63,20 @@ def bench(
     if store is not None:
         store.check_writable()
     env, git = environment(), git_state()
-    bandwidth = None
+    bandwidth = functools.cache(copy_bandwidth)  # of this machine now: measured once, and only if a cell is
     for number, cell in enumerate(grid):
         tell(cell.label, number, len(grid))
-        described = _describe(config, cell, backend.name, threads) | {"machine": machine_name({**env, "gpus": []})}
-        known = store.find(digest_of(described)) if store is not None and not force else None
-        if known is not None:
-            yield known
-            continue
-        bandwidth = bandwidth or copy_bandwidth()
-        started, clock = utc_now(), time.perf_counter()
-        outcome: dict[str, Any] = {"status": "ok", "notes": [backend.note] if backend.note else []}
-        try:
-            outcome |= _measure(config, cell, backend, bandwidth)
-        except (PqkvError, MemoryError, RuntimeError) as error:
-            if not isinstance(error, PqkvError) and not memory_is_short(error):
-                raise
-            outcome |= {"status": "failed", "error": str(error).splitlines()[0] if str(error) else type(error).__name__}
-        record = Record(
+        yield run_cell(
+            functools.partial(_measure, config, cell, backend, bandwidth),
             kind="bench",
-            config=described,
-            digest=digest_of(described),
+            config=_describe(config, cell, backend.name, threads) | {"machine": machine_name({**env, "gpus": []})},
+            seed=config.seed,
             env=env,
             git=git,
-            seed=config.seed,
-            started_at=started,
-            seconds=time.perf_counter() - clock,
-            **outcome,
+            notes=[backend.note] if backend.note else [],
+            store=store,
+            force=force,
         )
-        if store is not None:
-            store.write(record)
-        yield record
     tell("done", len(grid), len(grid))
 
 
@@ -126,8 +110,10 @@ def _describe(config: BenchConfig, cell: _Cell, backend: str, threads: int) -> d
     }
 
 
-def _measure(config: BenchConfig, cell: _Cell, backend: ChosenBackend, bandwidth: float) -> dict[str, Any]:
-    scale = config.head_dim**-0.5
+def _measure(
+    config: BenchConfig, cell: _Cell, backend: ChosenBackend, bandwidth: Callable[[], float]
+) -> dict[str, Any]:
+    scale, copied = config.head_dim**-0.5, bandwidth()
     first = decode_inputs(config, cell.context, cell.batch, cell.shape, config.seed)
     error = relative_error(backend.run, first, scale, config.window)
     limit = TOLERANCE[first.query.dtype]
@@ -149,7 +135,7 @@ def _measure(config: BenchConfig, cell: _Cell, backend: ChosenBackend, bandwidth
         "exact_latency_ms": _metric(strongest.median, [1e3 * s for s in strongest.seconds], "ms"),
         "speedup": _metric(statistics.median(ratios), ratios, "x"),
         "bandwidth_gbs": Metric(value=moved, unit="GB/s"),
-        "bandwidth_fraction": Metric(value=moved / bandwidth),
+        "bandwidth_fraction": Metric(value=moved / copied),
         "cache_bytes": Metric(value=float(first.nbytes), unit="B"),
     }
     tables: dict[str, Any] = {"contestants": [_row(timing, mine) for timing in timings.values()]}
@@ -159,7 +145,7 @@ def _measure(config: BenchConfig, cell: _Cell, backend: ChosenBackend, bandwidth
         rates = {name: tokens_of(config) / (timing.median * 1e-3) for name, timing in encoding.items()}
         metrics["encode_tokens_per_s"] = Metric(value=rates[_OURS], unit="tokens/s", n=config.repeats)
         tables["encoding"] = [{"name": name, "tokens_per_s": rate} for name, rate in rates.items()]
-    tables["check"] = [{"relative_error": error, "limit": limit, "copy_bandwidth_gbs": bandwidth}]
+    tables["check"] = [{"relative_error": error, "limit": limit, "copy_bandwidth_gbs": copied}]
     samples = {timing.name: [1e3 * s for s in timing.seconds] for timing in timings.values()}
     return {"metrics": metrics, "tables": tables, "samples": samples}
 

@@ -25,7 +25,7 @@ def encoding_contestants(config: BenchConfig, shape: tuple[int, int]) -> list[Co
     book = Codebook(torch.randn(config.kv_heads, M, 2**nbits, config.head_dim // M, generator=draw))
     vectors = [torch.randn(1, config.kv_heads, count, config.head_dim, generator=draw) for _ in range(4)]
     side = CodeSide(book, config.key_layout, config.kv_heads, P, torch.device("cpu"))
-    found = [Contestant("pqkv", [lambda v=v: side.encode(v) for v in vectors])]  # type: ignore[misc]
+    found = [Contestant("pqkv", [_pqkv_call(side, v) for v in vectors])]
     if find_spec("faiss") is not None:
         found.append(Contestant("faiss sa_encode", [_faiss_call(book, v[0].numpy()) for v in vectors]))
     return found
@@ -34,6 +34,10 @@ def encoding_contestants(config: BenchConfig, shape: tuple[int, int]) -> list[Co
 def tokens_of(config: BenchConfig) -> int:
     """Tokens that one call of a contestant encodes."""
     return -(-TOKENS // config.page_size) * config.page_size
+
+
+def _pqkv_call(side: CodeSide, vectors: torch.Tensor) -> Callable[[], object]:
+    return lambda: side.encode(vectors)
 
 
 def _faiss_call(book: Codebook, vectors: np.ndarray) -> Callable[[], object]:

@@ -48,12 +48,12 @@ def race(
 ) -> dict[str, Timing]:
     """Time all contestants `repeats` times, one after another in each round, so that what disturbs one disturbs all.
 
-    A first, untimed round warms up (compilation, allocation). Whoever is `slow` times slower there than the fastest
-    runs in every fifth round only, unless named in `always`: it decides nothing.
+    A first, untimed round warms up (compilation, allocation). Whoever is `slow` times slower there than the fastest of
+    those not named in `always` runs in every fifth round only: it decides nothing. Those in `always` run in every one.
     """
     warm = {c.name: _clock(c.calls[-1]) for c in contestants}
     warm = {c.name: min(warm[c.name], _clock(c.calls[0])) for c in contestants}
-    fastest = min(seconds for name, seconds in warm.items() if name not in always or len(always) == len(warm))
+    fastest = min((found for name, found in warm.items() if name not in always), default=math.inf)
     seconds: dict[str, list[float]] = {c.name: [] for c in contestants}
     for i in range(repeats):
         for c in contestants:

@@ -6,22 +6,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from naive import Pair
+from pairs import KINDS, kinds, make_pair, table_of
 
-from pqkv.config import CacheConfig
 from pqkv.errors import CacheError, OutOfPages
-
-KINDS = {"exact": {}, "paged": {"key_layout": "row"}, "contiguous": {"paged": False}}
-kinds = pytest.mark.parametrize("kind", KINDS)
-
-
-def make_pair(kind, *, layers=2, **more):
-    config = CacheConfig(page_size=4, residual=8, sink_tokens=1, max_pages=more.pop("max_pages", None), **KINDS[kind])
-    return Pair(config, exact=kind == "exact", layers=layers, **more)
-
-
-def table_of(cache):
-    return [cache.table.pages(sequence) for sequence in range(len(cache.table))]
 
 
 class Sharing(RuleBasedStateMachine):
@@ -211,91 +198,6 @@ def test_a_sequence_that_is_not_there_cannot_be_forked(sequence):
     pair = make_pair("paged")
     with pytest.raises(CacheError, match=f"cannot fork sequence {sequence} of 2"):
         pair.cache.fork(sequence)
-
-
-@pytest.mark.parametrize("kind", ["exact", "paged"])
-@pytest.mark.parametrize("by", ["append", "attend"])
-def test_out_of_pages_changes_nothing_and_a_retry_after_release_works(kind, by):
-    pair = make_pair(kind, max_pages=5)
-    pair.append(10, [0, 3])
-    with pytest.raises(OutOfPages, match=r"5 free|of 5 free"):
-        getattr(pair, by)(16)
-    pair.probe()
-    before = pair.lengths, table_of(pair.cache), pair.cache.pool.stats()
-    with pytest.raises(OutOfPages):
-        getattr(pair, by)(40, [0, 40])
-    assert before == ([layer.lengths for layer in pair.cache.layers], table_of(pair.cache), pair.cache.pool.stats())
-    pair.probe()
-    pair.select([1])
-    getattr(pair, by)(10)
-    pair.attend()
-
-
-def test_out_of_pages_for_a_copy_on_write_is_raised_before_the_copy():
-    pair = make_pair("exact", sequences=1, max_pages=2)
-    pair.append(6)
-    pair.fork(0)
-    before = table_of(pair.cache)
-    with pytest.raises(OutOfPages, match="1 needed, 0 of 2 free"):
-        pair.attend()
-    assert table_of(pair.cache) == before
-    pair.probe()
-    pair.select([1])  # its only owner now: no copy is needed
-    pair.attend()
-
-
-def test_new_pages_and_copies_are_counted_together_before_either_is_made():
-    pair = make_pair("exact", sequences=1, max_pages=3)
-    pair.append(6)
-    pair.fork(0)
-    before = table_of(pair.cache), pair.cache.pool.stats()
-    with pytest.raises(OutOfPages, match="2 needed, 1 of 3 free"):
-        pair.attend(3, [0, 3])  # a copy of the shared page, and one page more
-    assert (table_of(pair.cache), pair.cache.pool.stats()) == before
-    pair.probe()
-
-
-def test_the_last_page_of_a_pool_can_be_used():
-    pair = make_pair("exact", sequences=1, max_pages=3)
-    pair.append(11)
-    pair.attend()
-    with pytest.raises(OutOfPages, match="1 needed, 0 of 3 free"):
-        pair.attend()
-
-
-@kinds
-def test_tokens_are_cropped_and_written_again(kind):
-    """Right after a page was sealed, too: the page stays and the window fills up behind it once more."""
-    pair = make_pair(kind)
-    pair.append(9)  # 1 sink, 4 in a page, 4 left; exact: 3 pages
-    pair.crop([6, 8])
-    for size in (1, 1, 5, 1):
-        pair.attend(size)
-    pair.crop([n - 2 for n in pair.lengths[0]])
-    pair.attend(1)
-
-
-@kinds
-def test_a_crop_that_cannot_be_changes_nothing(kind):
-    pair = make_pair(kind)
-    pair.append(9)
-    for wanted in ([10, 9], [-1, 9], [9]):
-        with pytest.raises(CacheError, match="cannot crop"):
-            pair.cache.crop(wanted)
-    if kind != "exact":
-        with pytest.raises(CacheError, match=r"cannot crop sequence 1 from 9 to 4 tokens: 5 of them are sinks"):
-            pair.cache.crop([9, 4])
-    pair.attend(1)
-
-
-def test_a_cropped_exact_cache_gives_its_pages_back():
-    pair = make_pair("exact", max_pages=6)
-    pair.append(12)
-    assert pair.cache.pool.stats().free == 0
-    pair.crop([12, 4])
-    assert pair.cache.pool.stats().free == 2
-    pair.append(8, [8, 0])
-    pair.attend(0)
 
 
 def test_sequences_that_fork_after_a_failed_step_seal_into_pages_of_their_own():

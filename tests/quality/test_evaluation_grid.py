@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import tiny_lm, write_corpus
+from grids import run, trained
+from models import tiny_lm
 
-from pqkv.codec.codebook_file import load_codebooks, save_codebooks
-from pqkv.config import EvalConfig, TrainConfig, digest_of
+from pqkv.codec.codebook_file import load_codebooks
+from pqkv.config import EvalConfig, digest_of
 from pqkv.errors import CodebookError, ConfigError, ContaminationError, DataError, ModelError, RecordError
-from pqkv.lm import load_model
-from pqkv.lm.train import train
 from pqkv.quality.cells import Cell, Coding, describe
 from pqkv.quality.evaluate import evaluate
 from pqkv.quality.measures import compare
@@ -20,55 +19,6 @@ from pqkv.quality.modes import run_coded
 from pqkv.quality.recall import answered, build_prompts, by_depth
 from pqkv.record import RecordStore
 from pqkv.text import load_corpus, tokenize, windows
-
-NAMES = [f"{i:02}.txt" for i in range(4)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("grid")
-
-
-@pytest.fixture(scope="module")
-def text(folder):
-    return write_corpus(folder / "prose", NAMES)
-
-
-@pytest.fixture(scope="module")
-def calibration(folder):
-    return write_corpus(folder / "calibration", NAMES, seed=1)
-
-
-def trained(lm, path, calibration, seed=0, nbits=4):
-    training = TrainConfig(
-        data=str(calibration), num_subspaces=lm.head_dim // 4, nbits=nbits, calibration_tokens=1000, context=200,
-        samples=500, iterations=2, seed=seed,
-    )  # fmt: skip
-    save_codebooks(path, *train(lm, training))
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def lm(tiny_folder):
-    return load_model(str(tiny_folder))
-
-
-@pytest.fixture(scope="module")
-def file4(lm, folder, calibration):
-    return trained(lm, folder / "four.safetensors", calibration)
-
-
-@pytest.fixture(scope="module")
-def base(tiny_folder, text, file4):
-    """Two windows of 150 tokens whose cache seals pages from the fortieth on."""
-    return {
-        "model": str(tiny_folder), "data": str(text), "codebooks": (file4,), "context": (150,), "windows": 2,
-        "page_size": 16, "residual": 32,
-    }  # fmt: skip
-
-
-def run(values, store=None, **more):
-    return list(evaluate(EvalConfig(**values), store, **more))
 
 
 def test_the_bundled_model_end_to_end(reference, folder, text, calibration, tmp_path):
@@ -188,25 +138,6 @@ def test_a_record_is_named_after_all_its_figures_depend_on_and_nothing_else(base
     assert digest("token", chunk_size=7) == digest("token")
 
 
-def test_a_cell_that_fails_is_recorded_and_the_grid_goes_on(base, tmp_path):
-    store = RecordStore(tmp_path)
-    grid = {**base, "mode": ("token", "exact-schedule"), "max_pages": 1, "fallback": False}
-    failed, fine = run(grid, store)
-    assert (failed.status, fine.status) == ("failed", "ok")
-    assert "out of pages" in failed.error
-    assert failed.metrics == {}
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [f"{failed.digest}.failure.json", f"{fine.digest}.json"]
-    )
-    # a failure is tried again, a success is not
-    told = []
-    again = run(grid, store, report=told.append)
-    assert again[1] == fine
-    assert {news.cell for news in told} <= {1}
-    assert again[0].status == "failed"
-    assert again[0].started_at >= failed.started_at
-
-
 def test_two_codebook_files_of_the_same_bits_are_two_cells(base, lm, folder, calibration, tmp_path):
     other = trained(lm, folder / "other.safetensors", calibration, seed=1)
     records = run({**base, "codebooks": (base["codebooks"][0], other)}, RecordStore(tmp_path))
@@ -220,27 +151,6 @@ def test_a_folder_that_takes_no_records_is_told_before_anything_runs(base, tmp_p
     with pytest.raises(RecordError, match="cannot write"):
         run(base, RecordStore(tmp_path / "file" / "folder"), report=told.append)
     assert not told
-
-
-def test_pages_that_run_out_and_memory_that_runs_short_give_way_to_the_next_choice(base, monkeypatch):
-    grid = {**base, "mode": ("token",), "windows": 2}
-    (paged,) = run(grid)
-    (fallen,) = run({**grid, "max_pages": 1})
-    assert fallen.status == "ok"
-    assert fallen.metrics["kld_mean"] == paged.metrics["kld_mean"]
-    assert [note for note in fallen.notes if "a contiguous cache ran instead" in note]
-
-    def short_of_memory(lm, ids, *args, **more):
-        if len(ids) > 1:
-            raise torch.OutOfMemoryError
-        return run_coded(lm, ids, *args, **more)
-
-    monkeypatch.setattr("pqkv.quality.cell_run.run_coded", short_of_memory)
-    (single,) = run(grid)
-    assert single.metrics["kld_mean"].value == pytest.approx(paged.metrics["kld_mean"].value, rel=1e-3)
-    assert [note for note in single.notes if "they ran one by one" in note]
-    (failed,) = run({**grid, "fallback": False})
-    assert failed.status == "failed"
 
 
 def test_the_grid_is_contexts_by_codings_by_modes(base, lm, folder, calibration):

@@ -1,0 +1,41 @@
+"""Options that several commands share: one declaration, one wording."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pqkv_cli.flags import option
+from pqkv_cli.records import RecordFormat
+
+CACHE, TEXT, OUTPUT = "Cache", "Model and text", "Output"
+
+PageSize = Annotated[int | None, option("Tokens in a page.", CACHE, "64")]
+Residual = Annotated[int | None, option("Capacity of the exact window of newest tokens.", CACHE, "128")]
+SinkTokens = Annotated[int | None, option("First tokens that stay exact.", CACHE, "4")]
+Layout = Annotated[str | None, option("row or transposed.", CACHE, "transposed")]
+Fallback = Annotated[
+    bool | None,
+    option(
+        "Where a backend cannot run or pages run out, take the next choice and say so.",
+        CACHE,
+        "on",
+        "--fallback/--no-fallback",
+    ),
+]
+Model = Annotated[str | None, option("'reference', a transformers id or a folder.", TEXT, "reference")]
+Dtype = Annotated[str | None, option("float32, float64, bfloat16 or float16.", TEXT, "float32")]
+Device = Annotated[str | None, option("A torch device.", TEXT, "cpu")]
+DeviceMap = Annotated[
+    str | None, option("Spread the layers over all devices: auto, balanced, sequential.", TEXT, False)
+]
+Data = Annotated[
+    str | None, option("stdlib, a file or folder (text, jsonl, parquet), wikitext2, ptb, c4 or pg19.", TEXT, "stdlib")
+]
+Config = Annotated[Path | None, option("TOML or JSON with the same keys; flags win.", OUTPUT, False)]
+RecordFolder = Annotated[
+    Path | None,
+    option("Folder for one record per cell; finished cells are not run again.", OUTPUT, False, "-o", "--output"),
+]
+Force = Annotated[bool, option("Run cells that have a record again.", OUTPUT, False, "--force")]
+Format = Annotated[RecordFormat, option("What to print.", OUTPUT, "table")]
