@@ -196,6 +196,7 @@ class BenchConfig(Settings):
     """`pqkv bench`: a grid of code shapes x batch x context on one attention geometry, random numbers in the cache."""
 
     backend: str = "auto"
+    device: Literal["cpu", "cuda"] | None = Field(None, description="where the backend runs, unless given")
     fallback: bool = True
     lengths: tuple[int, ...] = (128, 512, 1024, 2048, 4096, 8192, 32768)
     batch: tuple[int, ...] = (1,)

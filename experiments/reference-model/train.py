@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from refmodel.batches import Batches
+    from refmodel.recipe import Recipe
+    from transformers import LlamaForCausalLM
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -22,7 +27,7 @@ Minutes = Annotated[float | None, typer.Option(help="stop after this long; run a
 Threads = Annotated[int | None, typer.Option(help="CPU threads; the same number resumes bit for bit")]
 
 
-def _recipe(name: str) -> Any:
+def _recipe(name: str) -> Recipe:
     from refmodel.recipe import RECIPES, Recipe
 
     if name in RECIPES:
@@ -32,7 +37,7 @@ def _recipe(name: str) -> Any:
     raise typer.BadParameter(f"'{name}' is neither a file nor one of {', '.join(RECIPES)}", param_hint="--recipe")
 
 
-def _prepared(recipe: Any, corpora: list[Path], out: Path, init_from: Path | None) -> Any:
+def _prepared(recipe: Recipe, corpora: list[Path], out: Path, init_from: Path | None) -> Batches:
     from refmodel import tokens
     from refmodel.batches import Batches
     from refmodel.facts import FactWriter, frequent_words
@@ -84,7 +89,6 @@ def run(
 ) -> None:
     """Train until the recipe or the minutes end, then save the weights as of now into OUT/model."""
     import torch
-
     from refmodel.training import train
 
     if threads:
@@ -119,10 +123,9 @@ def card(
     typer.echo(tables(figures))
 
 
-def _export(model: Any, out: Path) -> None:
+def _export(model: LlamaForCausalLM, out: Path) -> None:
     """The transformers folder: bfloat16 weights in files under 15 MiB, and the tokenizer."""
     import torch
-
     from refmodel.tokens import load_tokenizer
 
     folder = out / "model"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from pqkv.config import Layout
@@ -26,6 +27,11 @@ class PagedSide:
     channels: Tensor | None = None
     nbits: int = 8
 
+    def to(self, device: torch.device) -> PagedSide:
+        """On another device."""
+        centroids, channels = (None if t is None else t.to(device) for t in (self.centroids, self.channels))
+        return replace(self, pages=self.pages.to(device), centroids=centroids, channels=channels)
+
 
 @dataclass(frozen=True, slots=True)
 class PagedTokens:
@@ -43,6 +49,16 @@ class PagedTokens:
     page_size: int
     trusted: bool = False
 
+    def to(self, device: torch.device) -> PagedTokens:
+        """On another device."""
+        return replace(
+            self,
+            keys=self.keys.to(device),
+            values=self.values.to(device),
+            page_table=self.page_table.to(device),
+            context_len=self.context_len.to(device),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ExactTokens:
@@ -51,6 +67,10 @@ class ExactTokens:
     keys: Tensor
     values: Tensor
     length: Tensor
+
+    def to(self, device: torch.device) -> ExactTokens:
+        """On another device."""
+        return ExactTokens(self.keys.to(device), self.values.to(device), self.length.to(device))
 
 
 class AttentionBackend(Protocol):

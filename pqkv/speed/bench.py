@@ -26,6 +26,7 @@ from pqkv.speed.timing import Contestant, Timing, copies_beyond_cache, copy_band
 
 Report = Callable[[str, int, int], None]
 _OURS = "pqkv"
+_NOT_OF_A_CELL = {"lengths", "batch", "bits", "fallback", "threads", "backend", "device"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +57,21 @@ def bench(
     threads = min(config.threads or torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
     torch.set_num_threads(threads)
     numba.set_num_threads(threads)
-    backend = choose_backend(
-        config.backend, torch.device("cpu"), getattr(torch, config.dtype), fallback=config.fallback
-    )
+    device = _device(config)
+    backend = choose_backend(config.backend, device, getattr(torch, config.dtype), fallback=config.fallback)
     grid = [_Cell(bits, shape, b, n) for n in config.lengths for b in config.batch for bits, shape in _shapes(config)]
     if store is not None:
         store.check_writable()
     env, git = environment(), git_state()
-    bandwidth = functools.cache(copy_bandwidth)  # of this machine now: measured once, and only if a cell is
+    machine = machine_name(env if device.type == "cuda" else {**env, "gpus": []})
+    # of this machine now: measured once, and only if a cell is
+    bandwidth = functools.cache(functools.partial(copy_bandwidth, device=device))
     for number, cell in enumerate(grid):
         tell(cell.label, number, len(grid))
         yield run_cell(
-            functools.partial(_measure, config, cell, backend, bandwidth),
+            functools.partial(_measure, config, cell, backend, device, bandwidth),
             kind="bench",
-            config=_describe(config, cell, backend.name, threads) | {"machine": machine_name({**env, "gpus": []})},
+            config=_describe(config, cell, backend.name, threads) | {"device": device.type, "machine": machine},
             seed=config.seed,
             env=env,
             git=git,
@@ -94,12 +96,11 @@ def _shapes(config: BenchConfig) -> list[tuple[float, tuple[int, int] | None]]:
 
 def _describe(config: BenchConfig, cell: _Cell, backend: str, threads: int) -> dict[str, Any]:
     M, nbits = cell.shape or (None, None)
-    settings = config.model_dump(mode="json", exclude={"lengths", "batch", "bits", "fallback", "threads", "backend"})
+    settings = config.model_dump(mode="json", exclude=_NOT_OF_A_CELL)
     return settings | {
         "model": f"{config.heads} query heads on {config.kv_heads} KV heads of {config.head_dim}",
         "data": "random numbers",
         "mode": f"decode, batch {cell.batch}{', ragged' if config.ragged and cell.batch > 1 else ''}",
-        "device": "cpu",
         "backend": backend,
         "bits": cell.bits,
         "num_subspaces": M,
@@ -111,21 +112,22 @@ def _describe(config: BenchConfig, cell: _Cell, backend: str, threads: int) -> d
 
 
 def _measure(
-    config: BenchConfig, cell: _Cell, backend: ChosenBackend, bandwidth: Callable[[], float]
+    config: BenchConfig, cell: _Cell, backend: ChosenBackend, device: torch.device, bandwidth: Callable[[], float]
 ) -> dict[str, Any]:
     scale, copied = config.head_dim**-0.5, bandwidth()
-    first = decode_inputs(config, cell.context, cell.batch, cell.shape, config.seed)
+
+    def inputs_of(seed: int) -> DecodeInputs:
+        return decode_inputs(config, cell.context, cell.batch, cell.shape, seed).to(device)
+
+    first = inputs_of(config.seed)
     error = relative_error(backend.run, first, scale, config.window)
     limit = TOLERANCE[first.query.dtype]
     if not error <= limit:
         raise KernelError(f"wrong result: relative error {error:.1e} is above {limit:.0e}, so nothing was timed")
-    inputs = [first] + [
-        decode_inputs(config, cell.context, cell.batch, cell.shape, config.seed + i)
-        for i in range(1, copies_beyond_cache(first.read))
-    ]
+    inputs = [first] + [inputs_of(config.seed + i) for i in range(1, copies_beyond_cache(first.read, device))]
     ours = Contestant(_OURS, [_call(backend, case, scale, config.window) for case in inputs])
-    exact = exact_contestants(config, lengths_of(cell.batch, cell.context, config.ragged))
-    timings = race([ours, *exact], config.repeats, always=[_OURS])
+    exact, missing = exact_contestants(config, lengths_of(cell.batch, cell.context, config.ragged), device)
+    timings = race([ours, *exact], config.repeats, always=[_OURS], device=device)
     strongest = min((timings[c.name] for c in exact), key=lambda timing: timing.median)
     mine = timings[_OURS]
     ratios = [theirs / own for theirs, own in zip(strongest.seconds, mine.seconds, strict=True)]
@@ -141,13 +143,28 @@ def _measure(
     tables: dict[str, Any] = {"contestants": [_row(timing, mine) for timing in timings.values()]}
     if cell.shape is not None:
         metrics["code_bits"] = Metric(value=code_bits(*cell.shape, config.head_dim), unit="bits")
-        encoding = race(encoding_contestants(config, cell.shape), config.repeats)
+        encoding = race(encoding_contestants(config, cell.shape, device), config.repeats, device=device)
         rates = {name: tokens_of(config) / (timing.median * 1e-3) for name, timing in encoding.items()}
         metrics["encode_tokens_per_s"] = Metric(value=rates[_OURS], unit="tokens/s", n=config.repeats)
         tables["encoding"] = [{"name": name, "tokens_per_s": rate} for name, rate in rates.items()]
     tables["check"] = [{"relative_error": error, "limit": limit, "copy_bandwidth_gbs": copied}]
     samples = {timing.name: [1e3 * s for s in timing.seconds] for timing in timings.values()}
-    return {"metrics": metrics, "tables": tables, "samples": samples}
+    notes = [f"not run: {reason}" for reason in missing]
+    if device.type == "cuda" and not mine.captured:
+        notes.append("pqkv could not be captured into a CUDA graph: its times hold the launches from Python")
+    return {"metrics": metrics, "tables": tables, "samples": samples, "notes": notes}
+
+
+def _device(config: BenchConfig) -> torch.device:
+    """Where to run: as asked, else where the backend runs."""
+    if config.device is not None:
+        return torch.device(config.device)
+    on_gpu = config.backend.startswith("cuda") or (config.backend == "auto" and torch.cuda.is_available())
+    if on_gpu and not torch.cuda.is_available():
+        reason = "torch finds no NVIDIA GPU; nvidia-smi shows whether there is one, `pqkv env` what torch was built for"
+        if not config.fallback:
+            raise KernelError(f"backend '{config.backend}' cannot run: {reason}")
+    return torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
 
 
 def _call(backend: ChosenBackend, case: DecodeInputs, scale: float, window: int | None) -> Callable[[], object]:

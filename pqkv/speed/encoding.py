@@ -13,20 +13,21 @@ from pqkv.codec import Codebook
 from pqkv.config import BenchConfig
 from pqkv.speed.timing import Contestant
 
+_CPU = torch.device("cpu")
 TOKENS = 512  # encoded in one call: a few pages
 
 
-def encoding_contestants(config: BenchConfig, shape: tuple[int, int]) -> list[Contestant]:
-    """Keys of all heads into packed pages, by pqkv and, where FAISS is installed, by its `sa_encode`."""
+def encoding_contestants(config: BenchConfig, shape: tuple[int, int], device: torch.device = _CPU) -> list[Contestant]:
+    """Keys of all heads into packed pages, by pqkv and, on a CPU where FAISS is installed, by its `sa_encode`."""
     M, nbits = shape
     draw = torch.Generator().manual_seed(config.seed)
     P = config.page_size
     count = -(-TOKENS // P) * P
     book = Codebook(torch.randn(config.kv_heads, M, 2**nbits, config.head_dim // M, generator=draw))
-    vectors = [torch.randn(1, config.kv_heads, count, config.head_dim, generator=draw) for _ in range(4)]
-    side = CodeSide(book, config.key_layout, config.kv_heads, P, torch.device("cpu"))
+    vectors = [torch.randn(1, config.kv_heads, count, config.head_dim, generator=draw).to(device) for _ in range(4)]
+    side = CodeSide(book.map(lambda t: t.to(device)), config.key_layout, config.kv_heads, P, device)
     found = [Contestant("pqkv", [_pqkv_call(side, v) for v in vectors])]
-    if find_spec("faiss") is not None:
+    if device.type == "cpu" and find_spec("faiss") is not None:
         found.append(Contestant("faiss sa_encode", [_faiss_call(book, v[0].numpy()) for v in vectors]))
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +23,12 @@ class DecodeInputs:
     residual: ExactTokens | None
     nbytes: int
     read: int
+
+    def to(self, device: torch.device) -> DecodeInputs:
+        """On another device. Ids and lengths were made here, so a backend there need not look at them again."""
+        pages = replace(self.pages.to(device), trusted=True)
+        sinks, residual = (None if part is None else part.to(device) for part in (self.sinks, self.residual))
+        return replace(self, query=self.query.to(device), pages=pages, sinks=sinks, residual=residual)
 
 
 def lengths_of(batch: int, context: int, ragged: bool) -> list[int]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-Call = Callable[[], object]
+from pqkv.speed.clock import Call, stopwatch
+
+_CPU = torch.device("cpu")
 _CACHE_BYTES = 64 << 20  # taken for the last-level cache where the machine does not tell
 
 
@@ -28,6 +29,7 @@ class Timing:
 
     name: str
     seconds: tuple[float, ...]
+    captured: bool = False  # replayed by the device as one graph, so without the time of launches
 
     def quantile(self, q: float) -> float:
         """The q-quantile in milliseconds, by linear interpolation."""
@@ -44,22 +46,27 @@ class Timing:
 
 
 def race(
-    contestants: Sequence[Contestant], repeats: int, slow: float = 8.0, always: Sequence[str] = ()
+    contestants: Sequence[Contestant],
+    repeats: int,
+    slow: float = 8.0,
+    always: Sequence[str] = (),
+    device: torch.device = _CPU,
 ) -> dict[str, Timing]:
     """Time all contestants `repeats` times, one after another in each round, so that what disturbs one disturbs all.
 
     A first, untimed round warms up (compilation, allocation). Whoever is `slow` times slower there than the fastest of
     those not named in `always` runs in every fifth round only: it decides nothing. Those in `always` run in every one.
     """
-    warm = {c.name: _clock(c.calls[-1]) for c in contestants}
-    warm = {c.name: min(warm[c.name], _clock(c.calls[0])) for c in contestants}
+    clocks = {c.name: stopwatch(device, c.calls) for c in contestants}
+    warm = {name: clock.seconds() for name, clock in clocks.items()}
+    warm = {name: min(warm[name], clock.seconds()) for name, clock in clocks.items()}
     fastest = min((found for name, found in warm.items() if name not in always), default=math.inf)
     seconds: dict[str, list[float]] = {c.name: [] for c in contestants}
     for i in range(repeats):
         for c in contestants:
             if warm[c.name] <= slow * fastest or c.name in always or i % 5 == 0:
-                seconds[c.name].append(_clock(c.calls[i % len(c.calls)]))
-    return {name: Timing(name, tuple(found)) for name, found in seconds.items()}
+                seconds[c.name].append(clocks[c.name].seconds())
+    return {name: Timing(name, tuple(found), clocks[name].captured) for name, found in seconds.items()}
 
 
 def median_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
@@ -77,13 +84,16 @@ def median_interval(values: Sequence[float]) -> tuple[float | None, float | None
     return ordered[below], ordered[n - 1 - below]
 
 
-def copies_beyond_cache(nbytes: int) -> int:
+def copies_beyond_cache(nbytes: int, device: torch.device = _CPU) -> int:
     """How many buffers of `nbytes` together are twice the last-level cache."""
-    return max(1, -(-2 * last_level_cache() // max(1, nbytes)))
+    return max(1, -(-2 * last_level_cache(device) // max(1, nbytes)))
 
 
-def last_level_cache() -> int:
-    """Bytes of the largest cache the processor tells of."""
+def last_level_cache(device: torch.device = _CPU) -> int:
+    """Bytes of a GPU's L2, or of the largest cache the processor tells of."""
+    if device.type == "cuda":
+        size: int = torch.cuda.get_device_properties(device).L2_cache_size
+        return size
     sizes = [0]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text(encoding="ascii").strip()
@@ -91,15 +101,11 @@ def last_level_cache() -> int:
     return max(sizes) or _CACHE_BYTES
 
 
-def copy_bandwidth(repeats: int = 7) -> float:
+def copy_bandwidth(repeats: int = 7, device: torch.device = _CPU) -> float:
     """GB/s (decimal, bytes read plus bytes written) of copying a buffer of four times the last-level cache."""
-    source = torch.ones(4 * last_level_cache(), dtype=torch.uint8)
+    size = 4 * last_level_cache(device)
+    # a GPU reaches its bandwidth on far larger buffers only
+    source = torch.ones(max(size, 1 << 30) if device.type == "cuda" else size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    times = race([Contestant("copy", [lambda: target.copy_(source)])], repeats)["copy"]
+    times = race([Contestant("copy", [lambda: target.copy_(source)])], repeats, device=device)["copy"]
     return 2 * source.numel() / (times.median * 1e-3) / 1e9
-
-
-def _clock(call: Call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start

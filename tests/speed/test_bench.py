@@ -21,7 +21,7 @@ TINY = {"heads": 4, "kv_heads": 2, "head_dim": 16, "lengths": (40, 300), "repeat
 @pytest.fixture(autouse=True)
 def little_cache(monkeypatch):
     """Two buffers of a tiny cache are beyond it, and the number of threads stays the tests' own."""
-    monkeypatch.setattr(timing, "last_level_cache", lambda: 4096)
+    monkeypatch.setattr(timing, "last_level_cache", lambda *_: 4096)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
 
 

@@ -50,8 +50,8 @@ def tables(figures: dict[str, Any]) -> str:
     texts, recall = figures["text"], figures["recall"]
     cpu = figures["env"].get("cpu", "")
     lines = [
-        f"**Measured** in float32, disjoint windows ({figures['parameters']:,} parameters; {cpu}); the same figures with",
-        "the environment are in `card.json`.",
+        f"**Measured** in float32, disjoint windows ({figures['parameters']:,} parameters; {cpu});",
+        "`card.json` holds the same figures and the environment.",
         "",
         "| text | " + " | ".join(f"PPL at {n:,}" for n in LENGTHS) + " | bits per byte | at length |",
         "|---|" + "---|" * (len(LENGTHS) + 2),
@@ -62,7 +62,9 @@ def tables(figures: dict[str, Any]) -> str:
     spans = list(next(iter(texts.values()))["by_position"])
     lines += ["", "| perplexity by position | " + " | ".join(spans) + " |", "|---|" + "---|" * len(spans)]
     for name, row in texts.items():
-        lines.append(f"| {name} | " + " | ".join(f"{row['by_position'].get(s, float('nan')):.2f}" for s in spans) + " |")
+        lines.append(
+            f"| {name} | " + " | ".join(f"{row['by_position'].get(s, float('nan')):.2f}" for s in spans) + " |"
+        )
     depths = list(next(iter(recall.values()))["by_depth"])
     lines += [
         "",
@@ -76,18 +78,16 @@ def tables(figures: dict[str, Any]) -> str:
         lines.append(f"| {int(length):,} | {row['questions']} | {row['whole']:.0%} | {row['tokens']:.0%} | {cells} |")
     lines += [
         "",
-        "Keys (after RoPE) and values by layer: mean norm, and the root mean square of the largest channel over that of",
-        "the median channel, largest head. KIVI and KVQuant show key channels of Llama-2-7B an order of magnitude above",
-        "the others, in fixed places, and values without such channels; nothing like that is trained into a model of this",
-        "size, so a quantizer has it easier here.",
+        "Keys (after RoPE) and values by layer: mean norm, and the root mean square of the largest channel over that",
+        "of the median channel, largest head. KIVI and KVQuant show a few key channels of 7B models far above all",
+        "others, in fixed places, and no such channels of values.",
         "",
         "| layer | key norm | key outlier | value norm | value outlier |",
         "|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {r['layer']} | {r['key_norm']:.2f} | {r['key_outlier']:.2f} | {r['value_norm']:.2f} | {r['value_outlier']:.2f} |"
-        for r in figures["cache"]
-    ]
+    for row in figures["cache"]:
+        cells = (row[key] for key in ("key_norm", "key_outlier", "value_norm", "value_outlier"))
+        lines.append(f"| {row['layer']} | " + " | ".join(f"{value:.2f}" for value in cells) + " |")
     difference = figures["numpy_difference"]
     lines += ["", f"Largest difference from an independent forward in numpy float64, 512 tokens: {difference:.1e}."]
     return "\n".join(lines) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def text_figures(lm: LanguageModel, corpus: Corpus, lengths: tuple[int, ...], co
         found["length"] = length
         found["by_position"] = {
             f"{low}-{min(high, length)}": float(np.exp(nll[:, low : min(high, length)].mean()))
-            for low, high in zip(BUCKETS, BUCKETS[1:], strict=False)
+            for low, high in pairwise(BUCKETS)
             if low < length - 1
         }
     return found
@@ -79,7 +80,7 @@ def numpy_difference(lm: LanguageModel, folder: Path, ids: np.ndarray) -> float:
 
 
 def cache_statistics(lm: LanguageModel, stream: TokenStream) -> list[dict[str, float]]:
-    """Per layer: mean norms of keys and values, and the largest channel's root mean square over the median channel's."""
+    """Per layer: mean norm of keys and of values, and root mean square of the largest channel over the median one's."""
     samples = capture(lm, windows(stream, 1024, 8).tokens, 4096, seed=0)
     rows = []
     for layer, (keys, values) in enumerate(zip(samples.keys, samples.values, strict=True)):

@@ -1,4 +1,4 @@
-"""The Llama forward written again in numpy float64, so that a mistake in training or export cannot hide in a library."""
+"""The Llama forward written again in numpy float64: a mistake in training or export cannot hide in a library."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ def forward(folder: Path, ids: np.ndarray) -> np.ndarray:
     for layer in range(config["num_hidden_layers"]):
         part = {k.split(".", 3)[3]: v for k, v in weights.items() if k.startswith(f"model.layers.{layer}.")}
         h = _norm(x, part["input_layernorm.weight"], config["rms_norm_eps"])
-        q, k, v = (
-            (h @ part[f"self_attn.{name}_proj.weight"].T).reshape(T, -1, D).transpose(1, 0, 2) for name in "qkv"
-        )
+        q, k, v = ((h @ part[f"self_attn.{name}_proj.weight"].T).reshape(T, -1, D).transpose(1, 0, 2) for name in "qkv")
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         k, v = (np.repeat(side, heads // kv_heads, 0) for side in (k, v))
         scores = q @ k.transpose(0, 2, 1) / np.sqrt(D)

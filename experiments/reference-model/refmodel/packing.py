@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def pack(starts: np.ndarray, length: int, count: int, seed: int) -> Packing:
 def _epoch(starts: np.ndarray, length: int, generator: np.random.Generator) -> list[tuple[int, int]]:
     pieces = [
         (int(at), int(min(at + length, end)))
-        for begin, end in zip(starts[:-1], starts[1:], strict=True)
+        for begin, end in pairwise(starts)
         for at in range(int(begin), int(end), length)
     ]
     # a corpus smaller than the look-ahead is gone through more than once an epoch

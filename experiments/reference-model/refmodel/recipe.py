@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pqkv.config import digest_of
@@ -150,8 +148,3 @@ TINY = Recipe(
 )  # fmt: skip
 
 RECIPES: dict[str, Recipe] = {"gpu": GPU, "cpu": CPU, "tiny": TINY}
-
-
-def with_overrides(recipe: Recipe, **changes: Any) -> Recipe:
-    """A validated copy with some fields changed; None leaves a field as it is."""
-    return Recipe.model_validate({**recipe.model_dump(), **{k: v for k, v in changes.items() if v is not None}})

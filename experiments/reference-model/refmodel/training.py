@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -23,6 +21,7 @@ from refmodel.recipe import Recipe
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
+Losses = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 _LOSS_ROWS = 16384  # rows of logits at a time: their float32 copy stays small
 
 
@@ -107,8 +106,8 @@ def train(
 
 
 def _step(
-    model: LlamaForCausalLM, loss_of: Any, ids: Tensor, answers: Tensor, answer_weight: float, micro_tokens: int,
-    autocast: Any,
+    model: LlamaForCausalLM, loss_of: Losses, ids: Tensor, answers: Tensor, answer_weight: float, micro_tokens: int,
+    autocast: AbstractContextManager[None],
 ) -> Tensor:  # fmt: skip
     """Gradients of one batch, accumulated; returns (mean loss of text, of answers, share of answer tokens right)."""
     rows = max(1, micro_tokens // (ids.shape[1] - 1))
@@ -138,8 +137,8 @@ def _step(
 
 def _losses(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy (N,) in float32 and whether the arg-max is right, of hidden states (N, hidden)."""
-    logits = F.linear(hidden, head).float()
-    return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
+    logits = nn.functional.linear(hidden, head).float()
+    return nn.functional.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
 
 
 def _loader(batches: Batches, start: int, end: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -152,12 +151,11 @@ def _loader(batches: Batches, start: int, end: int, workers: int) -> Iterator[tu
 
 
 def _save(folder: Path, recipe: Recipe, model: LlamaForCausalLM, opts: list[Any], done: int) -> None:
-    state = {
-        "recipe": recipe.digest(), "step": done, "model": model.state_dict(), "optimizers": [o.state_dict() for o in opts],
-    }  # fmt: skip
+    state = {"recipe": recipe.digest(), "step": done, "model": model.state_dict()}
+    state["optimizers"] = [opt.state_dict() for opt in opts]
     temporary = folder / f"{CHECKPOINT}.tmp"
     torch.save(state, temporary)
-    os.replace(temporary, folder / CHECKPOINT)
+    temporary.replace(folder / CHECKPOINT)
 
 
 def _resume(folder: Path, recipe: Recipe, model: LlamaForCausalLM, opts: list[Any]) -> int:

@@ -40,8 +40,6 @@ def gpu_only():
 def small_blocks(monkeypatch):
     """Under the simulator a warp a block, where a test does not say otherwise: threads are what its time goes to."""
     if SIMULATED:
-        from functools import partial
-
         from pqkv.kernels.cuda import backend
 
         for name in ("ExactVariant", "CodedVariant", "PlainVariant"):

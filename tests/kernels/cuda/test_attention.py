@@ -12,7 +12,6 @@ import torch
 from batches import Spec, brute_force, build
 
 from pqkv.errors import KernelError
-from pqkv.kernels import ExactTokens, PagedTokens
 from pqkv.kernels.cuda import backend, naive
 from pqkv.kernels.cuda.backend import attention
 from pqkv.kernels.cuda.exact import ExactVariant
@@ -32,13 +31,8 @@ LONG = SMALL.but(
 TOLERANCE = {torch.float32: 3e-5, torch.float16: 3e-3, torch.bfloat16: 1e-2}
 
 
-def moved(value, device):
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, (PagedTokens, ExactTokens)) or hasattr(value, "layout"):
-        fields = {name: moved(getattr(value, name), device) for name in value.__dataclass_fields__}
-        return replace(value, **fields)
-    return value
+def moved(part, device):
+    return None if part is None else part.to(device)
 
 
 def check(spec, device, *, window=None, run=attention, lse_error=None):
