@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pqkv.codec import Codebook
+from pqkv.cache import Geometry, KVCache, coded, store
+from pqkv.codec import Codebook, CodebookSet
+from pqkv.config import CacheConfig
 from pqkv.errors import KernelError
 
 pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'pqkv[cuda]'")
@@ -305,3 +307,40 @@ def test_a_variant_says_what_it_takes():
     assert (variant.tokens, variant.subspaces, variant.chunk, variant.unit) == (8, 8, 256, 4)
     assert replace(variant, codes=replace(codes, nbits=12)).chunk == 256
     assert replace(variant, codes=replace(codes, nbits=3, layout="row", num_subspaces=60)).unit == 1
+
+
+@layouts
+def test_a_cache_holds_the_same_with_kernels_as_with_torch(one_token, monkeypatch, layout):
+    config = CacheConfig(page_size=4, residual=8, sink_tokens=2, key_layout=layout)
+    generator = torch.Generator().manual_seed(1)
+    book = lambda: Codebook(torch.randn(1, 4, 4, 2, generator=generator))
+    books = CodebookSet((book(),), (book(),))
+    steps = [(10, [0, 3, 9]), (1, [0, 0, 0]), (1, [0, 1, 0]), (1, [1, 0, 0]), *[(1, None)] * 6]
+    tokens = [torch.randn(2, 3, 2, count, 8, generator=generator) for count, _ in steps]
+    caches, calls = [], []
+
+    def spied(kernel):
+        return lambda *given: calls.append(kernel) or kernel(*given)
+
+    for device in ("cpu", DEVICE):
+        cache = KVCache(config, Geometry(3, 2, 8, torch.float32, torch.device(device)), 1, books)
+        caches.append(cache.layers[0])
+        for (_, padding), (keys, values) in zip(steps, tokens, strict=True):
+            cache.layers[0].append(keys.to(device), values.to(device), padding)
+        if SIMULATED:  # no tensor says that it is on a GPU: the second cache is told so
+            monkeypatch.setattr(store, "page_encoder", lambda device, dtype: spied(encode_pages))
+            monkeypatch.setattr(coded, "slot_writer", lambda device, dtype: spied(write_slots))
+    torch_layer, layer = caches
+    assert (torch_layer.lengths, torch_layer.coded) == (layer.lengths, layer.coded) == ([18, 15, 10], [12, 8, 4])
+    if SIMULATED:
+        assert {*calls} == {encode_pages, write_slots}
+    for b in range(3):
+        ids = [list(one.store.table.pages(b)[: one.coded[b] // 4]) for one in caches]
+        for side in ("keys", "values"):
+            kept, found = (getattr(one.store, side).pages[own].cpu() for one, own in zip(caches, ids, strict=True))
+            assert torch.equal(kept, found)
+        for one, other in zip(torch_layer._sinks, layer._sinks, strict=True):
+            assert torch.equal(one[b], other[b].cpu())
+        left = layer.lengths[b] - 2 - layer.coded[b]
+        for one, other in zip(torch_layer._residual, layer._residual, strict=True):
+            assert torch.equal(one[b, :, :left], other[b, :, :left].cpu())
