@@ -13,7 +13,7 @@ from pqkv.cache.schedule import coded_len
 from pqkv.cache.store import CodeStore
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
-from pqkv.kernels import AttentionBackend, ExactTokens
+from pqkv.kernels import AttentionBackend, ExactTokens, slot_writer
 
 
 class CodedLayer:
@@ -150,6 +150,8 @@ class CodedLayer:
         groups = defaultdict(list)
         for b, state in enumerate(zip(self.lengths, self.coded, padding, strict=True)):
             groups[state].append(b)
+        if T == 1 and len(groups) > 1 and self._write_slots(keys, values, padding):
+            return residual[0], residual[1], lengths
         for (n, coded, pad), members in groups.items():
             rows = self._rows(members)
             to_sinks = min(max(0, self.config.sink_tokens - n), T - pad)
@@ -159,6 +161,21 @@ class CodedLayer:
                 rest = new[rows, :, pad + to_sinks :]
                 kept[rows, :, start : start + rest.shape[2]] = rest.to(kept.dtype)
         return residual[0], residual[1], lengths
+
+    def _write_slots(self, keys: Tensor, values: Tensor, padding: Sequence[int]) -> bool:
+        """Write one new token a sequence by one launch, whatever their lengths are; False where torch has to do it."""
+        write = slot_writer(keys.device, keys.dtype)
+        if write is None or keys.dtype != self.geometry.dtype:
+            return False
+        to_sinks = [
+            n if n < self.config.sink_tokens and not pad else -1 for n, pad in zip(self.lengths, padding, strict=True)
+        ]
+        states = zip(self.lengths, self.coded, to_sinks, padding, strict=True)
+        to_residual = [-1 if pad or sink >= 0 else self._residual_len(n, coded) for n, coded, sink, pad in states]
+        for buffers, slots in ((self._sinks, to_sinks), (self._residual, to_residual)):
+            if max(slots) >= 0:
+                write(keys, values, *buffers, length_tensor(slots, keys.device))
+        return True
 
     def _commit(self, keys: Tensor, values: Tensor, lengths: list[int]) -> None:
         """Seal the pages that are due out of the staged window and keep the rest as the residual."""

@@ -12,7 +12,7 @@ from pqkv.cache.table import PageTable
 from pqkv.codec import Codebook
 from pqkv.config import Layout
 from pqkv.errors import CacheError
-from pqkv.kernels import PagedSide, PagedTokens
+from pqkv.kernels import PagedSide, PagedTokens, page_encoder
 from pqkv.kernels.packing import pack, packed_size
 
 
@@ -62,6 +62,17 @@ class CodeSide:
             codes = codes.transpose(3, 4)
         return pack(codes, self.book.nbits)
 
+    def write(self, vectors: Tensor, page_ids: Tensor) -> None:
+        """Encode vectors (B, Hkv, n * page_size, D) into its own pages page_ids (B, n); one kernel does it on a GPU."""
+        encoder = page_encoder(vectors.device, vectors.dtype)
+        if encoder is None:
+            self.pages[page_ids] = self.encode(vectors)
+            return
+        book = self.book.map(lambda t: t.float() if t.is_floating_point() else t)
+        encoder(
+            vectors, book.centroids, book.channels, book.weights, book.nbits, self.layout, self.pages, page_ids
+        )  # fmt: skip
+
     def side(self, pages: Tensor | None = None) -> PagedSide:
         """What the kernels read: these pages, or its own."""
         book = self.book
@@ -85,13 +96,12 @@ class PagedCodeStore:
 
     def seal(self, sequences: Sequence[int], first_page: int, keys: Tensor, values: Tensor) -> None:
         """See `CodeStore`."""
-        packed = self.keys.encode(keys), self.values.encode(values)
-        count = packed[0].shape[1]
+        count = keys.shape[2] // self.keys.page_size
         ids = [self.table.pages(s)[first_page : first_page + count] for s in sequences]
         index = torch.tensor(ids, device=keys.device)
-        for side, pages in zip((self.keys, self.values), packed, strict=True):
+        for side, vectors in ((self.keys, keys), (self.values, values)):
             side.grow(self.table.pool.capacity)
-            side.pages[index] = pages
+            side.write(vectors, index)
 
     def tokens(self, context_len: Tensor) -> PagedTokens:
         """See `CodeStore`."""

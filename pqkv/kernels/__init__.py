@@ -6,7 +6,9 @@ from pqkv.kernels.registry import (
     check_backend,
     choose_backend,
     get_backend,
+    page_encoder,
     register_backend,
+    slot_writer,
 )
 from pqkv.kernels.types import AttentionBackend, ExactTokens, PagedSide, PagedTokens
 
@@ -20,5 +22,7 @@ __all__ = [
     "check_backend",
     "choose_backend",
     "get_backend",
+    "page_encoder",
     "register_backend",
+    "slot_writer",
 ]

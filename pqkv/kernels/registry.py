@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -82,6 +83,26 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype, *, fallb
             note = reason and f"backend '{name}' cannot run: {reason}; '{other}' ran instead"
             return ChosenBackend(other, _ENTRIES[other].factory(), note)
     raise KernelError(f"no backend serves {dtype} on {device}")
+
+
+@cache
+def page_encoder(device: torch.device, dtype: torch.dtype) -> Callable[..., None] | None:
+    """`pqkv.kernels.cuda.encode.encode_pages` for vectors of `dtype` where it can run, or None: torch encodes."""
+    if _cuda_obstacle(device, dtype) is not None:
+        return None
+    from pqkv.kernels.cuda.encode import encode_pages
+
+    return encode_pages
+
+
+@cache
+def slot_writer(device: torch.device, dtype: torch.dtype) -> Callable[..., None] | None:
+    """`pqkv.kernels.cuda.encode.write_slots` where it can run, or None: torch copies."""
+    if _cuda_obstacle(device, dtype) is not None:
+        return None
+    from pqkv.kernels.cuda.encode import write_slots
+
+    return write_slots
 
 
 def backend_names() -> tuple[str, ...]:
