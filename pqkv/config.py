@@ -214,6 +214,9 @@ class BenchConfig(Settings):
     sink_tokens: int = Field(4, ge=0)
     window: int | None = Field(None, ge=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    model: str | None = Field(None, description="heads as in this shape; end to end, the model itself")
+    end_to_end: bool = False
+    new_tokens: int = Field(320, ge=1, description="decoded end to end, through several flushes")
     repeats: int = Field(21, ge=1)
     threads: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0, lt=2**31)

@@ -63,6 +63,9 @@ METRICS: dict[str, MetricInfo] = {
     "bandwidth_gbs": MetricInfo("bytes moved / latency", "GB/s", "higher", "bandwidth"),
     "bandwidth_fraction": MetricInfo("bandwidth / copy bandwidth of the same run", "", "higher", "bandwidth / copy"),
     "encode_tokens_per_s": MetricInfo("tokens encoded per second", "tokens/s", "higher", "encoding rate"),
+    "amdahl_ceiling": MetricInfo(
+        "exact time per token over that after a prompt of 16 tokens", "x", "none", "ceiling of the speed-up"
+    ),
     "ttft_ms": MetricInfo("time to the first token", "ms", "lower", "time to first token"),
     "tpot_ms": MetricInfo("time per output token", "ms", "lower", "time per output token"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
+from pqkv_cli.end_to_end import end_to_end_table, heads_of
 from pqkv_cli.flags import layered, option, split_list
 from pqkv_cli.options import (
     CACHE,
@@ -41,6 +42,12 @@ def bench(
         bool | None,
         option("Sequences of a batch from an eighth of the length up to it.", _GRID, "off", "--ragged/--equal"),
     ] = None,
+    model: Annotated[
+        str | None,
+        option(
+            "Heads as in llama-2-7b, llama-3.1-8b or tinyllama; end to end also 'reference' or a folder.", _SHAPE, False
+        ),
+    ] = None,
     heads: Annotated[int | None, option("Query heads.", _SHAPE, "32")] = None,
     kv_heads: Annotated[int | None, option("Key and value heads.", _SHAPE, "8")] = None,
     head_dim: Annotated[int | None, option("Elements of a head.", _SHAPE, "128")] = None,
@@ -56,7 +63,14 @@ def bench(
     backend: Annotated[str | None, option("cuda, cuda-naive, cpu, reference or auto.", CACHE, "auto")] = None,
     device: Annotated[str | None, option("cpu or cuda.", CACHE, "where the backend runs")] = None,
     fallback: Fallback = None,
-    repeats: Annotated[int | None, option("Timed rounds of a cell.", _MEASURE, "21")] = None,
+    whole: Annotated[
+        bool | None,
+        option(
+            "Time a whole model: to the first token, and per token with real flushes.", _MEASURE, False, "--end-to-end"
+        ),
+    ] = None,
+    new_tokens: Annotated[int | None, option("Tokens decoded end to end.", _MEASURE, "320")] = None,
+    repeats: Annotated[int | None, option("Timed rounds of a cell.", _MEASURE, "21; end to end 3")] = None,
     threads: Annotated[int | None, option("Threads of everything that is timed.", _MEASURE, "as torch has")] = None,
     seed: Annotated[int | None, option("Of the random cache.", _MEASURE, "0")] = None,
     config: Config = None,
@@ -76,6 +90,9 @@ def bench(
         "num_subspaces": num_subspaces,
         "nbits": nbits,
         "ragged": ragged,
+        "model": model,
+        "end_to_end": whole,
+        "new_tokens": new_tokens,
         "heads": heads,
         "kv_heads": kv_heads,
         "head_dim": head_dim,
@@ -96,15 +113,24 @@ def bench(
     values, source = layered(config, flags)
     from pqkv.config import BenchConfig
 
+    whole_model = bool(values.get("end_to_end"))
+    if whole_model:
+        values = {"repeats": 3, "lengths": (1024, 4096), **values}
+    elif values.get("model") is not None:
+        values = {**heads_of(str(values["model"])), **values}
     wanted = BenchConfig.parse(values, source=source)
 
     def cells(store: RecordStore | None, bar: ProgressBar) -> Iterator[Record]:
+        if whole_model:
+            from pqkv.speed.end_to_end import end_to_end
+
+            return end_to_end(wanted, store, force=force, report=bar.show)
         from pqkv.speed.bench import bench
 
         return bench(wanted, store, force=force, report=bar.show)
 
     records = gather(cells, output)
-    print_records(records, format, output, _table)
+    print_records(records, format, output, end_to_end_table if whole_model else _table)
     raise_if_failed(records)
 
 

@@ -26,7 +26,10 @@ from pqkv.speed.timing import Contestant, Timing, copies_beyond_cache, copy_band
 
 Report = Callable[[str, int, int], None]
 _OURS = "pqkv"
-_NOT_OF_A_CELL = {"lengths", "batch", "bits", "fallback", "threads", "backend", "device"}
+# of the grid, of the choice of backend, or of the other kind of bench
+_NOT_OF_A_CELL = frozenset(
+    ("lengths", "batch", "bits", "fallback", "threads", "backend", "device", "model", "end_to_end", "new_tokens")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ def bench(
     threads = min(config.threads or torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
     torch.set_num_threads(threads)
     numba.set_num_threads(threads)
-    device = _device(config)
+    device = device_of(config)
     backend = choose_backend(config.backend, device, getattr(torch, config.dtype), fallback=config.fallback)
     grid = [_Cell(bits, shape, b, n) for n in config.lengths for b in config.batch for bits, shape in _shapes(config)]
     if store is not None:
@@ -96,7 +99,7 @@ def _shapes(config: BenchConfig) -> list[tuple[float, tuple[int, int] | None]]:
 
 def _describe(config: BenchConfig, cell: _Cell, backend: str, threads: int) -> dict[str, Any]:
     M, nbits = cell.shape or (None, None)
-    settings = config.model_dump(mode="json", exclude=_NOT_OF_A_CELL)
+    settings = config.model_dump(mode="json", exclude=set(_NOT_OF_A_CELL))
     return settings | {
         "model": f"{config.heads} query heads on {config.kv_heads} KV heads of {config.head_dim}",
         "data": "random numbers",
@@ -155,7 +158,7 @@ def _measure(
     return {"metrics": metrics, "tables": tables, "samples": samples, "notes": notes}
 
 
-def _device(config: BenchConfig) -> torch.device:
+def device_of(config: BenchConfig) -> torch.device:
     """Where to run: as asked, else where the backend runs."""
     if config.device is not None:
         return torch.device(config.device)
