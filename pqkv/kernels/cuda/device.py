@@ -17,6 +17,7 @@ if SIMULATED:
         float_of,
         floats_of_halves,
         high_twice,
+        key_step,
         load_bfloats,
         load_floats,
         load_halves,
@@ -24,6 +25,8 @@ if SIMULATED:
         multiply_add_halves,
         power_of_two,
         shared_word,
+        value_step,
+        words_loader,
     )
 else:
     from pqkv.kernels.cuda.intrinsics import (
@@ -42,6 +45,7 @@ else:
         power_of_two,
         shared_word,
     )
+    from pqkv.kernels.cuda.lookups import key_step, value_step, words_loader
 
 # A maximum over nothing. Finite, so that the difference of two is 0 and not NaN; far below any score, so that
 # 2**(LOWEST - score) is 0.
@@ -57,6 +61,7 @@ __all__ = [
     "float_of",
     "floats_of_halves",
     "high_twice",
+    "key_step",
     "load_bfloats",
     "load_floats",
     "load_halves",
@@ -64,4 +69,6 @@ __all__ = [
     "multiply_add_halves",
     "power_of_two",
     "shared_word",
+    "value_step",
+    "words_loader",
 ]
