@@ -58,6 +58,11 @@ def bench(
     ] = None,
     force: Annotated[bool, option("Run cells that have a record again.", _OUT, False, "--force")] = False,
     format: Annotated[EvalFormat, option("What to print.", _OUT, "table")] = EvalFormat.table,
+    static: Annotated[
+        bool,
+        option("Time nothing: compile the CUDA kernels, count, and predict by a model.", _MEASURE, False, "--static"),
+    ] = False,
+    gpu: Annotated[str, option("With --static: h100, h200 or a100.", _MEASURE, "h100")] = "h100",
 ) -> None:
     """Time decoding attention on codes beside the strongest exact attention of the same run.
 
@@ -91,6 +96,11 @@ def bench(
     from pqkv.config import BenchConfig
 
     wanted = BenchConfig.parse(values, source=source)
+    if static:
+        from pqkv_cli.static import static as print_static
+
+        print_static(wanted, gpu, output, format.value, everything=not {"bits", "num_subspaces"} & set(values))
+        return
     records = _run(wanted, output, force)
     if format is EvalFormat.json:
         typer.echo(json.dumps([record.model_dump(mode="json") for record in records], indent=1, allow_nan=False))

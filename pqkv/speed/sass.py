@@ -42,7 +42,7 @@ class Instruction:
 @dataclass(frozen=True, slots=True)
 class Loop:
     """An innermost loop. `lookups` and `other_loads` count 32-bit words read from shared memory, `loads` the
-    instructions that read them for other ends than a look-up.
+    instructions that read them for other ends than a look-up, `chained` the global loads from loaded addresses.
     """
 
     head: int
@@ -50,10 +50,16 @@ class Loop:
     lookups: int
     other_loads: int
     loads: int
+    chained: int
 
     def count(self, *names: str) -> int:
         """Instructions whose name is one of these."""
         return sum(one.name in names for one in self.instructions)
+
+    @property
+    def stores(self) -> int:
+        """32-bit words written to shared memory."""
+        return sum(one.words for one in self.instructions if one.name == "STS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +137,12 @@ def phases(text: str) -> Phases:
     return Phases(_lookup_loop(before), _lookup_loop(after), _table_loop(before), _table_loop(after))
 
 
+def streaming_loop(text: str) -> Loop | None:
+    """The loop of `exact_kernel` that goes over tokens: it loads most and exchanges between lanes."""
+    fitting = [loop for loop in loops(text) if loop.count("LDG") and loop.count("SHFL")]
+    return max(fitting, key=lambda loop: loop.count("LDG"), default=None)
+
+
 def _lookup_loop(found: Iterable[Loop]) -> Loop | None:
     """The one that looks up most."""
     fitting = [loop for loop in found if loop.lookups and not loop.count("STS", "STG", "BAR")]
@@ -138,10 +150,9 @@ def _lookup_loop(found: Iterable[Loop]) -> Loop | None:
 
 
 def _table_loop(found: Iterable[Loop]) -> Loop | None:
-    """The one that stores most to shared memory; the last of them, as the query is stored before the tables."""
-    fitting = [loop for loop in found if loop.count("STS") and loop.count("LDG") and not loop.count("STG", "BAR")]
-    return max(reversed(fitting), key=lambda loop: sum(one.words for one in loop.instructions if one.name == "STS"),
-               default=None)  # fmt: skip
+    """The one that stores most to shared memory. Loading the query does so too, by addresses that it loads."""
+    fitting = [one for one in found if one.stores and one.count("LDG") and not one.chained + one.count("STG", "BAR")]
+    return max(fitting, key=lambda one: one.stores, default=None)
 
 
 def _ends(one: Instruction) -> bool:
@@ -167,9 +178,9 @@ def _natural(head: int, tail: int, into: dict[int, set[int]]) -> set[int]:
 def _loop(head: int, body: list[Instruction]) -> Loop:
     """Follow what descends from global loads twice round the loop: codes may be loaded one iteration ahead."""
     tainted: set[str] = set()
-    lookups = others = loads = 0
-    for last_round in (False, True):
-        lookups = others = loads = 0
+    lookups = others = loads = chained = 0
+    for _ in range(2):
+        lookups = others = loads = chained = 0
         for one in body:
             results, sources = _registers(one)
             descends = bool(tainted.intersection(sources))
@@ -179,14 +190,13 @@ def _loop(head: int, body: list[Instruction]) -> Loop:
                 loads += not descends
                 descends = False
             if one.name == "LDG":
+                chained += descends
                 descends = True
             if descends:
                 tainted.update(results)
             elif not one.predicate:
                 tainted.difference_update(results)
-        if last_round:
-            break
-    return Loop(head, tuple(body), lookups, others, loads)
+    return Loop(head, tuple(body), lookups, others, loads, chained)
 
 
 def _registers(one: Instruction) -> tuple[list[str], list[str]]:

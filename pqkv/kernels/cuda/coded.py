@@ -182,6 +182,11 @@ class CodedVariant:
         return None if self.shared_bytes <= SHARED_BYTES else "weights and partial sums do not fit shared memory"
 
 
+def coded_variant(group: int, keys: Codes, values: Codes) -> CodedVariant:
+    """The variant with the block that serves `group` query heads: their scores must fit a thread's registers."""
+    return CodedVariant(group, keys, values, block=64 if group > 4 else 128)
+
+
 def _stage(subspaces: int, bytes_each: int, room: int, most: int | None = None) -> int:
     """The largest power-of-two fraction of `subspaces`, at most `most`, whose tables fit `room` bytes; 0 if none."""
     count = subspaces
