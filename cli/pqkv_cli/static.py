@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 def static(wanted: BenchConfig, gpu: str, output: Path | None, format: str, everything: bool) -> None:
     """Compile every variant, print its figures and the model's predictions; `format` is table, csv or json."""
-    from pqkv.kernels.cuda.compile import find_disassembler
     from pqkv.record import RecordStore
     from pqkv.speed.static import gpu_named
     from pqkv.speed.static import static as run
@@ -33,7 +32,7 @@ def static(wanted: BenchConfig, gpu: str, output: Path | None, format: str, ever
         rows = [row | case for record in records for row in [_row(record)] for case in _predictions(record) or [{}]]
         typer.echo(pd.DataFrame(rows).to_csv(index=False), nl=False)
     else:
-        _print(records, gpu, find_disassembler() is not None, output)
+        _print(records, gpu, output)
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -48,12 +47,16 @@ def _predictions(record: Record) -> list[dict[str, Any]]:
     return record.tables.get("predictions", [])
 
 
-def _print(records: list[Record], gpu: str, counted: bool, output: Path | None) -> None:
+def _print(records: list[Record], gpu: str, output: Path | None) -> None:
     from rich.table import Table
 
     from pqkv_cli.output import console
 
     out = console()
+    cases = [(record, case) for record in records for case in _predictions(record)]
+    counted = any("key_instructions" in record.metrics for record in records) or any(
+        case["predicted_ms"] is not None for _, case in cases
+    )
     how = (
         "all SASS instructions of the innermost loop per (token, subspace, query head)"
         if counted
@@ -66,12 +69,11 @@ def _print(records: list[Record], gpu: str, counted: bool, output: Path | None) 
     for record in records:
         table.add_row(*_cells(_row(record)))
     out.print(table)
-    cases = [(record, case) for record in records for case in _predictions(record)]
     if counted and cases:
         first = records[0].config
         model = Table(
             title=f"one decoding step, {first['heads']} query heads on {first['kv_heads']} KV heads, on {gpu}",
-            caption="a model, not a measurement: a lower bound without launches, see pqkv/speed/static.py",
+            caption="a model, not a measurement; what it leaves out stands in pqkv/speed/static.py",
             box=None,
         )
         for name in ("variant", "batch", "tokens", "predicted_ms"):

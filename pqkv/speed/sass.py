@@ -97,6 +97,8 @@ def parse(text: str) -> tuple[list[Instruction], dict[int, int]]:
 def loops(text: str) -> list[Loop]:
     """The innermost loops in the order of their heads."""
     code, targets = parse(text)
+    if not code:
+        return []
     starts = sorted({0, *targets.values(), *(i + 1 for i, one in enumerate(code) if _ends(one))} - {len(code)})
     block_of = {}
     spans = list(zip(starts, [*starts[1:], len(code)], strict=True))
@@ -117,7 +119,9 @@ def loops(text: str) -> list[Loop]:
                 backward.append((goal, number))
     bodies: dict[int, set[int]] = {}
     for head, tail in backward:
-        bodies.setdefault(head, {head}).update(_natural(head, tail, into))
+        body = _natural(head, tail, into)
+        if head == 0 or 0 not in body:  # else the head can be avoided: a jump back from code that was moved away
+            bodies.setdefault(head, {head}).update(body)
     innermost = [head for head, own in bodies.items() if not any(other in own for other in bodies if other != head)]
     return [_loop(head, [code[i] for block in sorted(bodies[head]) for i in range(*spans[block])])
             for head in sorted(innermost)]  # fmt: skip

@@ -12,9 +12,10 @@ The model. Nothing here is measured on a GPU, except the bank conflicts (by coun
 - Partial results are written and read once, at device memory's bandwidth.
 - Blocks take equally long; the multiprocessor with the most of them decides.
 - Not in it: launches, latency that too few warps leave open, the softmax, waiting at barriers, the clock under load. So
-  it is a lower bound to test kernels against, most of all for short contexts.
+  for codes it is a lower bound to test kernels against, most of all for short contexts.
 
-Exact kernels: the token loop's instructions, all of them, against bytes over bandwidth.
+Exact kernels: the instructions of the token loop, divisions that it rarely takes among them, against bytes over
+bandwidth: above what they take where instructions decide.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ class Kernel:
     occupancy: Occupancy
     keys: Phase | None = None
     values: Phase | None = None
-    loop: int | None = None
+    loop: float | None = None
 
 
 def examine(variant: CodedVariant | ExactVariant, gpu: Gpu) -> Kernel:
@@ -141,14 +142,23 @@ def examine(variant: CodedVariant | ExactVariant, gpu: Gpu) -> Kernel:
     if text is None:
         return Kernel(variant, found.report, fits)
     if not isinstance(variant, CodedVariant):
-        loop = streaming_loop(text)
-        return Kernel(variant, found.report, fits, loop=None if loop is None else len(loop.instructions))
+        return Kernel(variant, found.report, fits, loop=_token_loop(variant, streaming_loop(text)))
     seen = phases(text)
     return Kernel(
         variant, found.report, fits,
         _phase(seen.keys, seen.key_tables, variant.entry_words, variant.group),
         _phase(seen.values, seen.value_tables, variant.values.centroid_words, variant.group),
     )  # fmt: skip
+
+
+def _token_loop(variant: ExactVariant, loop: Loop | None) -> float | None:
+    """Instructions for a lane's tokens of one round. The compiler may write the body several times for cases that
+    exclude each other; a body exchanges a known number of times.
+    """
+    if loop is None:
+        return None
+    exchanges = variant.tokens * variant.group * (variant.lanes.bit_length() - 1)
+    return len(loop.instructions) / max(1, loop.count("SHFL") // max(1, exchanges))
 
 
 def _phase(loop: Loop | None, tables: Loop | None, words: int, group: int) -> Phase | None:
