@@ -75,6 +75,10 @@ METRICS: dict[str, MetricInfo] = {
     "value_instructions": MetricInfo(
         "instructions of a value look-up, by query head", "", "lower", "value instructions"
     ),
+    "key_table_instructions": MetricInfo("instructions for a word of the keys' tables", "", "lower", "key tables"),
+    "value_table_instructions": MetricInfo(
+        "instructions for a word of the values' tables", "", "lower", "value tables"
+    ),
 }
 
 

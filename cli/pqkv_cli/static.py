@@ -58,13 +58,14 @@ def _print(records: list[Record], gpu: str, output: Path | None) -> None:
         case["predicted_ms"] is not None for _, case in cases
     )
     how = (
-        "all SASS instructions of the innermost loop per (token, subspace, query head)"
+        "key, value: all SASS instructions of the innermost loop per (token, subspace, query head); the target is that "
+        "of keys, a value look-up brings a word for each two elements; key table, value table: per word of them"
         if counted
         else "no instructions: put nvdisasm on PATH (it comes with the CUDA toolkit and with `pip install triton`)"
     )
     table = Table(title=f"kernels compiled for {gpu}", caption=how, box=None)
-    for name in ("variant", "heads", "registers", "shared", "spilled", "stack", "blocks", "warps", "limited by",
-                 "key", "value", "target"):  # fmt: skip
+    for name in ("variant", "heads", "regs", "shared", "spilled", "stack", "blocks", "warps", "limited by",
+                 "key", "value", "key table", "value table", "target"):  # fmt: skip
         table.add_column(name, justify="left" if name in ("variant", "limited by") else "right")
     for record in records:
         table.add_row(*_cells(_row(record)))
@@ -91,7 +92,7 @@ def _print(records: list[Record], gpu: str, output: Path | None) -> None:
 def _name(row: dict[str, Any]) -> str:
     if not row["bits"]:
         return f"exact {row['dtype']}"
-    return f"{row['bits']:g} bits ({row['num_subspaces']} x {row['nbits']})"
+    return f"{row['bits']:g} bits ({row['num_subspaces']}x{row['nbits']})"
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -115,5 +116,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["limit"],
         number("key_instructions", 2),
         number("value_instructions", 2),
+        number("key_table_instructions", 1),
+        number("value_table_instructions", 1),
         "" if target is None else f"<= {target:g}",
     ]

@@ -47,6 +47,7 @@ TARGETS = {1: 6.5, 2: 3.5}  # query heads -> instructions per (look-up, head) at
 # Wavefronts of a load from shared memory by 32 lanes, each of a uniformly drawn word of a table of so many words
 CONFLICTS = {16: 1.0, 32: 1.0, 64: 2.0, 128: 2.8, 256: 3.2}
 _MOST_CONFLICTS = 3.5  # of 32 lanes at 32 banks drawn at random
+_UNROLLED = 6.0  # instructions taken for a word of a table so small that the compiler left no loop to count
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
@@ -111,12 +112,13 @@ def occupancy(report: Report, block: int, gpu: Gpu) -> Occupancy:
 @dataclass(frozen=True, slots=True)
 class Phase:
     """One phase of `coded_kernel`, for each (token, subspace, query head): all instructions of the innermost loop, and
-    its loads that are broadcast; for each word of its tables: the instructions that make it.
+    its loads that are broadcast; for each word of its tables: the instructions that make it,
+    None where the compiler left no loop to count.
     """
 
     instructions: float
     broadcasts: float
-    per_table_word: float
+    per_table_word: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +164,11 @@ def _token_loop(variant: ExactVariant, loop: Loop | None) -> float | None:
 
 
 def _phase(loop: Loop | None, tables: Loop | None, words: int, group: int) -> Phase | None:
-    if loop is None or tables is None:
+    if loop is None:
         return None
     served = loop.lookups / words * group
-    return Phase(len(loop.instructions) / served, loop.loads / served, len(tables.instructions) / tables.stores)
+    built = None if tables is None else len(tables.instructions) / tables.stores
+    return Phase(len(loop.instructions) / served, loop.loads / served, built)
 
 
 def predict(config: BenchConfig, kernel: Kernel, gpu: Gpu, batch: int, context: int) -> float | None:
@@ -230,7 +233,8 @@ def table_clocks(kernel: Kernel, gpu: Gpu) -> float:
     keys, values = variant.keys, variant.values
     entries = keys.num_subspaces * keys.entries, values.num_subspaces * values.entries
     words = entries[0] * variant.entry_words, entries[1] * values.centroid_words
-    issued = words[0] * kernel.keys.per_table_word + words[1] * kernel.values.per_table_word
+    made = (phase.per_table_word or _UNROLLED for phase in (kernel.keys, kernel.values))
+    issued = sum(count * each for count, each in zip(words, made, strict=True))
     read = 4 * (entries[0] * keys.d_sub + entries[1] * values.d_sub)
     return max(issued / 32 / gpu.issues_per_clock, read / (gpu.l2_bytes_per_clock / gpu.multiprocessors))
 
@@ -351,6 +355,8 @@ def _look(config: BenchConfig, gpu: Gpu, variant: CodedVariant | ExactVariant) -
         "warps_per_multiprocessor": (kernel.occupancy.warps, ""),
         "key_instructions": (kernel.keys.instructions if kernel.keys else None, ""),
         "value_instructions": (kernel.values.instructions if kernel.values else None, ""),
+        "key_table_instructions": (kernel.keys.per_table_word if kernel.keys else None, ""),
+        "value_table_instructions": (kernel.values.per_table_word if kernel.values else None, ""),
     }
     rows = []
     own = heads_of_block(config.heads // config.kv_heads)

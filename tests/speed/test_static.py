@@ -1,7 +1,6 @@
 """`pqkv bench --static`: reports are read, occupancy is the calculator's, the model moves the right way."""
 
 import json
-import math
 from dataclasses import replace
 
 import pytest
@@ -199,4 +198,4 @@ def test_compiled_variants_spill_nothing_and_keep_to_the_targets(group, gpu):
     assert found.keys is not None and found.values is not None
     assert found.keys.instructions <= TARGETS[group]
     assert found.values.instructions <= {1: 6.5, 2: 4.0}[group]
-    assert math.isfinite(found.keys.per_table_word + found.values.per_table_word)
+    assert 0 < found.values.per_table_word < 8 and 0 < found.keys.per_table_word < 25
