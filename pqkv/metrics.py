@@ -68,6 +68,20 @@ METRICS: dict[str, MetricInfo] = {
     ),
     "ttft_ms": MetricInfo("time to the first token", "ms", "lower", "time to first token"),
     "tpot_ms": MetricInfo("time per output token", "ms", "lower", "time per output token"),
+    "registers": MetricInfo("registers of a thread", "", "lower", "registers"),
+    "static_shared_bytes": MetricInfo("static shared memory of a block", "B", "lower", "shared memory"),
+    "spill_bytes": MetricInfo("registers spilled by a thread, written and read", "B", "lower", "spilled bytes"),
+    "stack_bytes": MetricInfo("local memory of a thread", "B", "lower", "stack"),
+    "blocks_per_multiprocessor": MetricInfo("blocks that fit at a time", "", "higher", "blocks at a time"),
+    "warps_per_multiprocessor": MetricInfo("warps that fit at a time", "", "higher", "warps at a time"),
+    "key_instructions": MetricInfo("instructions of a key look-up, by query head", "", "lower", "key instructions"),
+    "value_instructions": MetricInfo(
+        "instructions of a value look-up, by query head", "", "lower", "value instructions"
+    ),
+    "key_table_instructions": MetricInfo("instructions for a word of the keys' tables", "", "lower", "key tables"),
+    "value_table_instructions": MetricInfo(
+        "instructions for a word of the values' tables", "", "lower", "value tables"
+    ),
 }
 
 

@@ -77,6 +77,11 @@ def bench(
     output: RecordFolder = None,
     force: Force = False,
     format: Format = RecordFormat.table,
+    static: Annotated[
+        bool,
+        option("Time nothing: compile the CUDA kernels, count, and predict by a model.", _MEASURE, False, "--static"),
+    ] = False,
+    gpu: Annotated[str, option("With --static: h100, h200 or a100.", _MEASURE, "h100")] = "h100",
 ) -> None:
     """Time decoding attention on codes beside the strongest exact attention of the same run.
 
@@ -119,6 +124,11 @@ def bench(
     elif values.get("model") is not None:
         values = {**heads_of(str(values["model"])), **values}
     wanted = BenchConfig.parse(values, source=source)
+    if static:
+        from pqkv_cli.static import static as print_static
+
+        print_static(wanted, gpu, output, format.value, everything=not {"bits", "num_subspaces"} & set(values))
+        return
 
     def cells(store: RecordStore | None, bar: ProgressBar) -> Iterator[Record]:
         if whole_model:

@@ -1,9 +1,9 @@
 """`pqkv bench --end-to-end`: time to the first token and per output token of a whole model, through real flushes.
 
 A prompt of random tokens is prefilled, then tokens are decoded one by one, so that pages fill, are encoded and sealed
-on the way. Coded and paged caches run beside transformers' DynamicCache and StaticCache in turns. What attention is to the
-whole bounds what any cache can gain: `amdahl_ceiling` is the exact cache's time per token over its time per token after
-a prompt of a few tokens, where attention costs next to nothing.
+on the way. Coded and paged caches run beside transformers' DynamicCache and StaticCache in turns. What attention is
+to the whole bounds what any cache can gain: `amdahl_ceiling` is the exact cache's time per token over its time per
+token after a prompt of a few tokens, where attention costs next to nothing.
 """
 
 from __future__ import annotations

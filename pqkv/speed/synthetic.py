@@ -46,7 +46,7 @@ def decode_inputs(
     dtype = getattr(torch, config.dtype)
     Hkv, D, P = config.kv_heads, config.head_dim, config.page_size
     lengths = lengths_of(batch, context, config.ragged)
-    sinks, coded, residual = ([parts[i] for parts in (_parts(config, n, shape) for n in lengths)] for i in range(3))
+    sinks, coded, residual = ([parts[i] for parts in (parts_of(config, n, shape) for n in lengths)] for i in range(3))
     used = [-(-n // P) for n in coded]
     ids = torch.randperm(sum(used), generator=draw).to(torch.int32)
     table = torch.full((batch, max(1, *used)), -1, dtype=torch.int32)
@@ -71,7 +71,7 @@ def decode_inputs(
     return DecodeInputs(query, pages, exact[0], exact[1], held, read)
 
 
-def _parts(config: BenchConfig, n: int, shape: tuple[int, int] | None) -> tuple[int, int, int]:
+def parts_of(config: BenchConfig, n: int, shape: tuple[int, int] | None) -> tuple[int, int, int]:
     """Sinks, paged tokens and residual of a sequence of n tokens, its newest included."""
     if shape is None:
         return 0, n, 0

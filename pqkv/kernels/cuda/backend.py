@@ -14,19 +14,16 @@ from torch import Tensor
 
 from pqkv.errors import KernelError
 from pqkv.kernels.checks import check_inputs, check_lengths
-from pqkv.kernels.cuda.coded import CodedVariant, Codes, coded_kernel
+from pqkv.kernels.cuda.coded import Codes, coded_kernel, coded_variant
 from pqkv.kernels.cuda.exact import ExactVariant, exact_kernel, fitting
 from pqkv.kernels.cuda.launch import DeviceArray, array, compiled, launch, multiprocessors, words
 from pqkv.kernels.cuda.merge import merge_kernel
 from pqkv.kernels.cuda.plain import PlainVariant, plain_kernel
-from pqkv.kernels.cuda.splits import choose_splits
+from pqkv.kernels.cuda.splits import choose_splits, stretches
 from pqkv.kernels.reference import attention as reference
 from pqkv.kernels.types import ExactTokens, PagedSide, PagedTokens
 
 _HEADS = 8  # query heads of a group that one block serves; larger groups take several blocks
-_MOST_SPLITS = 128
-_SHORTEST = 256  # tokens of a split: fewer cost more to merge than to read
-_BLOCKS_EACH = 4  # blocks that a multiprocessor runs at a time, as registers and shared memory of the variants allow
 _SINKS, _PAGES, _RESIDUAL = range(3)
 
 Plan = tuple[int, Callable[[DeviceArray, int, int], None]]  # slots that it fills, and its launch
@@ -76,7 +73,7 @@ class _Step:
         first = pages.keys.pages if pages is not None else self.exact[0][1].keys
         self.kv_heads = first.shape[1]
         group = self.Hq // self.kv_heads
-        self.group = max(n for n in range(1, min(group, _HEADS) + 1) if group % n == 0)
+        self.group = heads_of_block(group)
         self.chunks = group // self.group
         none = torch.zeros(self.B, dtype=torch.int32, device=query.device)
         present = {part: tokens.length for part, tokens in self.exact}
@@ -110,10 +107,7 @@ class _Step:
 
     def _splits(self, tokens: int) -> int:
         units = self.B * self.kv_heads * self.chunks
-        return choose_splits(
-            units, tokens, multiprocessors(self.query.device),
-            blocks_each=_BLOCKS_EACH, shortest=_SHORTEST, most=_MOST_SPLITS,
-        )  # fmt: skip
+        return choose_splits(units, tokens, multiprocessors(self.query.device))
 
     def _exact_plan(self, part: int, pages: PagedTokens) -> Plan:
         dtype = pages.keys.pages.dtype
@@ -134,15 +128,12 @@ class _Step:
     def _coded_plan(self, pages: PagedTokens) -> Plan:
         sides = pages.keys, pages.values
         keys, values = (_codes(side) for side in sides)
-        fast = CodedVariant(self.group, keys, values, block=64 if self.group > 4 else 128)
+        fast = coded_variant(self.group, keys, values)
         half = self.query.dtype != torch.float32 and fast.obstacle(pages.page_size) is None
         variant = fast if half else PlainVariant(self.group, keys, values)
         kernel = compiled(coded_kernel if half else plain_kernel, variant)
         longest, together = self._longest(pages), fast.together if half else 1
-        share = -(-longest // self._splits(longest))
-        share = min(variant.tokens, -(-share // together) * together)
-        # a window starts its first split on a multiple of `together`, up to that much before its first token
-        splits = -(-(longest + together - 1) // share)
+        share, splits = stretches(longest, self._splits(longest), tokens=variant.tokens, together=together)
         codes = [
             words(side.pages) if half and (side is pages.keys or side.layout == "transposed") else array(side.pages)
             for side in sides
@@ -168,6 +159,11 @@ class _Step:
     def _longest(self, pages: PagedTokens) -> int:
         """Tokens that the longest sequence may have: lengths are on the device, the table's width is known here."""
         return pages.page_table.shape[1] * pages.page_size
+
+
+def heads_of_block(group: int) -> int:
+    """Query heads of a group that one block serves: the largest divisor of `group` that is not too large."""
+    return max(n for n in range(1, min(group, _HEADS) + 1) if group % n == 0)
 
 
 def _codes(side: PagedSide) -> Codes:

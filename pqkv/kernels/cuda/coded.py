@@ -5,7 +5,7 @@ Keys: a thread owns tokens and goes over the subspaces. A look-up brings either 
 (a table: float32 for one query head, fp16x2 for each two), or the centroid itself in fp16, once for all query heads of
 the group (decode), whichever loads fewer words; see `CodedVariant.decodes`. Values: a thread owns subspaces and goes
 over the tokens, the words of one centroid id lying side by side for all subspaces, so no two lanes of a warp ever want
-the same bank. fp16x2 sums have at most four terms before they go to float32.
+the same bank. fp16x2 sums of four terms go to float32, those of values in pairs.
 
 A block reads one stretch only: softmax is taken once, tables are built once a stretch, in stages of as many subspaces
 as shared memory holds. Codes are read packed, 32 bits at a time, as they lie in the page.
@@ -23,21 +23,21 @@ from numba import cuda, float32, int32, int64, uint32, uint64
 from pqkv.config import Layout
 from pqkv.kernels.cuda.device import (
     LOWEST,
-    add_halves,
+    SIMULATED,
     bits_of,
     bits_of_halves,
     exchange,
     float_of,
-    floats_of_halves,
-    high_twice,
-    low_twice,
-    multiply_add_halves,
+    key_step,
     power_of_two,
-    shared_word,
+    value_step,
+    words_loader,
 )
 from pqkv.kernels.cuda.exact import SHARED_BYTES
+from pqkv.kernels.cuda.steps import KeyStep, ValueStep
 
 _ROW_TOKENS = 4  # tokens of a thread where keys lie in rows
+_LANES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +96,12 @@ class CodedVariant:
     @property
     def value_tokens(self) -> int:
         """Tokens whose value codes are read at once."""
-        return 4 if self.values.layout == "row" else self.values.period
+        return 8 if self.values.layout == "row" else max(16, self.values.period)
 
     @property
     def tokens(self) -> int:
         """Of one block at most."""
-        return self.block * self.key_tokens
+        return self.block * self.key_tokens // self.together * self.together
 
     @property
     def together(self) -> int:
@@ -112,21 +112,40 @@ class CodedVariant:
     def stages(self) -> tuple[int, int]:
         """Subspaces whose tables are in shared memory at a time, of keys and of values; 0 where not one fits."""
         room = SHARED_BYTES - self._fixed_bytes
+        keys, values = self.keys, self.values
         return (
-            _stage(self.keys.num_subspaces, 4 * self.keys.entries * self.entry_words, room),
-            _stage(self.values.num_subspaces, 4 * self.values.entries * self.values.centroid_words, room),
+            _stage(keys.num_subspaces, 4 * keys.entries * self.entry_words, room),
+            # a lane owns one subspace
+            _stage(values.num_subspaces, 4 * values.entries * values.centroid_words, room, min(self.block, _LANES)),
         )
 
     @property
-    def owners(self) -> int:
-        """Threads that share the subspaces of one token's value: a warp where there are that many."""
-        return max(1, min(self.stages[1], self.block, 32))
+    def key_step(self) -> KeyStep:
+        """What a thread does between two readings of key codes."""
+        row, words = self.keys.layout == "row", self.keys.centroid_words
+        period = self.keys.period
+        subspaces = 4 if not row else 2 * period if self.stages[0] % (2 * period) == 0 else period
+        flush = max(1, 4 // words) if self.decodes else 4
+        return KeyStep(
+            self.key_tokens, subspaces, self.keys.nbits, row, self.keys.entries, self.entry_words, self.group,
+            self.decodes, flush,
+        )  # fmt: skip
+
+    @property
+    def value_step(self) -> ValueStep:
+        """What a thread does between two readings of value codes."""
+        values = self.values
+        return ValueStep(
+            self.value_tokens, values.nbits, values.layout == "row", values.entries, values.centroid_words,
+            values.d_sub, self.stages[1], self.group,
+        )  # fmt: skip
 
     @property
     def table_words(self) -> int:
         """Words of the shared table: that of keys, that of values, or the partial sums of all teams."""
         keys, values = self.stages
-        sums = self.block // self.owners * self.group * values * self.values.d_sub
+        teams = self.block // max(1, values)
+        sums = teams * self.group * values * self.values.d_sub
         return max(
             keys * self.keys.entries * self.entry_words,
             values * self.values.entries * self.values.centroid_words,
@@ -142,7 +161,7 @@ class CodedVariant:
     def _fixed_bytes(self) -> int:
         query = 4 * self.group * self.keys.num_subspaces * self.keys.d_sub
         packed_query = 4 * self.group * self.keys.num_subspaces * self.keys.centroid_words
-        return 4 * self.tokens * self.weight_words + query + packed_query + 4 * self.block * self.group
+        return 4 * self.block * self.key_tokens * self.weight_words + query + packed_query + 4 * self.block * self.group
 
     @property
     def shared_bytes(self) -> int:
@@ -153,27 +172,25 @@ class CodedVariant:
         """Why this kernel cannot serve the variant on such pages, or None."""
         if page_size % self.together:
             return f"{self.together} tokens are read at once, which does not divide pages of {page_size}"
-        for name, codes in (("keys", self.keys), ("values", self.values)):
-            if codes.layout == "transposed" and page_size * codes.nbits % 32:
+        for name, codes, line in (("keys", self.keys, self.keys.num_subspaces), ("values", self.values, 32)):
+            if (line if codes.layout == "row" else page_size) * codes.nbits % 32:
                 return f"a line of {name} is no whole number of 32-bit words"
-        if self.keys.layout == "row" and self.keys.num_subspaces * self.keys.nbits % 32:
-            return "a row of keys is no whole number of 32-bit words"
-        if min(self.stages) < 1 or self.stages[0] % self.step or self.stages[1] % self.owners:
+        if min(self.stages) < 1 or self.stages[0] % self.key_step.subspaces:
             return "the tables of too few subspaces fit shared memory"
-        if self.shared_bytes > SHARED_BYTES:
-            return "weights and partial sums do not fit shared memory"
-        return None
-
-    @property
-    def step(self) -> int:
-        """Subspaces of keys that are unrolled."""
-        return self.keys.period if self.keys.layout == "row" else 4
+        if not self.tokens:
+            return f"a block of {self.block} threads takes fewer than {self.together} tokens"
+        return None if self.shared_bytes <= SHARED_BYTES else "weights and partial sums do not fit shared memory"
 
 
-def _stage(subspaces: int, bytes_each: int, room: int) -> int:
-    """The largest power-of-two fraction of `subspaces` whose tables fit `room` bytes; 0 if not one does."""
+def coded_variant(group: int, keys: Codes, values: Codes) -> CodedVariant:
+    """The variant with the block that serves `group` query heads: their scores must fit a thread's registers."""
+    return CodedVariant(group, keys, values, block=64 if group > 4 else 128)
+
+
+def _stage(subspaces: int, bytes_each: int, room: int, most: int | None = None) -> int:
+    """The largest power-of-two fraction of `subspaces`, at most `most`, whose tables fit `room` bytes; 0 if none."""
     count = subspaces
-    while count * bytes_each > room:
+    while count * bytes_each > room or (most is not None and count > most):
         if count % 2:
             return 0
         count //= 2
@@ -192,50 +209,54 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
     KM, KBITS, KSUB, KC, KROW = _constants(variant.keys)
     VM, VBITS, VSUB, VC, VROW = _constants(variant.values)
     D = KM * KSUB
-    KMASK, VMASK = KC - 1, VC - 1
     DECODES = variant.decodes
     ENTRY = variant.entry_words  # words of a key's table entry
     KWORDS, VWORDS = variant.keys.centroid_words, variant.values.centroid_words
     KSTAGE, VSTAGE = variant.stages
-    KT, VT, STEP = variant.key_tokens, variant.value_tokens, variant.step
-    FLUSH = max(1, 4 // KWORDS) if DECODES else 4  # subspaces after which fp16x2 sums go to float32
-    TILE, WEIGHTS = variant.tokens, variant.weight_words
-    OWNERS = variant.owners
-    TEAMS, SLOTS = BLOCK // OWNERS, VSTAGE // OWNERS
+    KEY_STEP, VALUE_STEP = variant.key_step, variant.value_step
+    LOOK_UP, MIX = key_step(KEY_STEP), value_step(VALUE_STEP)
+    KT, VT, STEP = KEY_STEP.tokens, VALUE_STEP.tokens, KEY_STEP.subspaces
+    TILE, WEIGHTS = BLOCK * KT, variant.weight_words
+    TEAMS = BLOCK // VSTAGE
     VROW_BYTES = (VM * VBITS + 7) // 8
     TOGETHER = variant.together
-    KHELD = KT * (STEP * KBITS // 32) if KROW else KT * KBITS // 32
-    VHELD = VT * VBITS // 32 if not VROW else 1
+    KLINE, KLINES = KEY_STEP.line, KT if KROW else STEP
+    KLOAD, KLOADS = _loads(KLINE)
+    VLOAD, VLOADS = _loads(VALUE_STEP.line)
+    KCENTROID, KPARTS = _loads(KSUB)
+    VCENTROID, VPARTS = _loads(VSUB)
+    LOAD_KEYS, LOAD_VALUES = words_loader(KLOAD), words_loader(VLOAD)
+    LOAD_KEY_CENTROID, LOAD_VALUE_CENTROID = words_loader(KCENTROID), words_loader(VCENTROID)
     ONE = GROUP == 1
     FULL = BLOCK % 32 == 0
     TABLE, WEIGHT_ROOM, QUERY, PACKED, RED = (
         variant.table_words, TILE * WEIGHTS, GROUP * D, GROUP * KM * KWORDS, BLOCK * GROUP,
     )  # fmt: skip
-    SCORES, HALF_SCORES, ACC = KT * GROUP, KT * max(ENTRY, GROUP if DECODES else 1), SLOTS * VSUB * GROUP
-    HALF_ACC = SLOTS * VWORDS * GROUP
+    SCORES, ACC, HELD, LINE = KT * GROUP, VSUB * GROUP, KLINE * KLINES, VALUE_STEP.line
+    ALIGNMENT = None if SIMULATED else 16  # of what is read 128 bits at a time; the simulator knows none
 
     def kernel(
         query, key_codes, value_codes, key_centroids, value_centroids, key_channels, value_channels, table, lengths,
         partial, page_size, page_shift, table_stride, kv_heads, chunks, key_heads, value_heads, window, share,
         first_slot, slots,
     ):  # fmt: skip
-        tables = cuda.shared.array(TABLE, uint32)
-        weights = cuda.shared.array(WEIGHT_ROOM, uint32)
+        tables = cuda.shared.array(TABLE, uint32, alignment=ALIGNMENT)
+        weights = cuda.shared.array(WEIGHT_ROOM, uint32, alignment=ALIGNMENT)
         q = cuda.shared.array(QUERY, float32)
-        packed = cuda.shared.array(PACKED, uint32)
+        packed = cuda.shared.array(PACKED, uint32, alignment=ALIGNMENT)
         meeting = cuda.shared.array(RED, float32)
         score = cuda.local.array(SCORES, float32)
-        halves = cuda.local.array(HALF_SCORES, uint32)
-        held = cuda.local.array(KHELD, uint32)
+        held = cuda.local.array(HELD, uint32)
         acc = cuda.local.array(ACC, float32)
-        half_acc = cuda.local.array(HALF_ACC, uint32)
-        line = cuda.local.array(VHELD, uint32)
+        line = cuda.local.array(LINE, uint32)
+        centroid = cuda.local.array(KSUB, uint32)
+        value_centroid = cuda.local.array(VSUB, uint32)
 
         split, kv, b = cuda.blockIdx.x, cuda.blockIdx.y // chunks, cuda.blockIdx.z
         batch = cuda.gridDim.z
         head = cuda.blockIdx.y * GROUP
         heads = kv_heads * chunks * GROUP
-        thread = cuda.threadIdx.x
+        thread = uint32(cuda.threadIdx.x)
         key_book, value_book = min(kv, key_heads - 1), min(kv, value_heads - 1)
 
         length, residual = lengths[batch + b], lengths[2 * batch + b]
@@ -250,21 +271,26 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
         value_line = VROW_BYTES if VROW else page_size * VBITS // 32
         at = ((b * heads + head) * slots + first_slot + split) * (D + 2)
         if start >= end:
-            for g in range(thread, GROUP, BLOCK):
+            for g in range(int64(thread), GROUP, BLOCK):
                 partial[uint64(at + g * slots * (D + 2) + D + 1)] = 0.0
             return
 
-        for index in range(thread, GROUP * D, BLOCK):
-            g, e = index // D, index % D
-            channel = int64(key_channels[uint64(key_book * D + e)])
-            q[index] = query[uint64((b * heads + head + g) * D + channel)]
+        index = thread
+        while index < uint32(GROUP * D):
+            g, e = uint32(index // uint32(D)), uint32(index % uint32(D))
+            channel = int64(key_channels[uint64(key_book * D + int64(e))])
+            q[index] = query[uint64((b * heads + head + int64(g)) * D + channel)]
+            index = uint32(index + uint32(BLOCK))
         cuda.syncthreads()
-        if DECODES:
-            for index in range(thread, GROUP * KM * KWORDS, BLOCK):
-                word, g_m = index % KWORDS, index // KWORDS
-                at_q = g_m * KSUB + 2 * word
-                upper = q[at_q + 1] if 2 * word + 1 < KSUB else float32(0.0)
+        if DECODES:  # in the order [subspace][word][head], in which a look-up wants it
+            index = thread
+            while index < uint32(GROUP * KM * KWORDS):
+                g, m_word = uint32(index % uint32(GROUP)), uint32(index // uint32(GROUP))
+                word, m = uint32(m_word % uint32(KWORDS)), uint32(m_word // uint32(KWORDS))
+                at_q = uint32(g * uint32(D) + m * uint32(KSUB) + uint32(2) * word)
+                upper = q[uint32(at_q + uint32(1))] if 2 * word + 1 < KSUB else float32(0.0)
                 packed[index] = bits_of_halves(q[at_q], upper)
+                index = uint32(index + uint32(BLOCK))
 
         # ---- scores: this thread's tokens against every subspace
         for i in range(SCORES):
@@ -281,70 +307,43 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
                 place = (page * kv_heads + kv) * KM * key_line + inside * KBITS // 32
         for stage in range(0, KM, KSTAGE):
             cuda.syncthreads()
-            for index in range(thread, KSTAGE * KC, BLOCK):
-                m = stage + index // KC
-                source = (int64(key_book) * KM * KC + stage * KC + index) * KSUB
-                if DECODES:
-                    for word in range(KWORDS):
-                        lower = key_centroids[uint64(source + 2 * word)]
-                        upper = key_centroids[uint64(source + 2 * word + 1)] if 2 * word + 1 < KSUB else float32(0.0)
-                        tables[index * ENTRY + word] = bits_of_halves(lower, upper)
-                else:
-                    for word in range(ENTRY):
+            index = thread
+            source = ((int64(key_book) * KM + stage) * KC + int64(thread)) * KSUB
+            while index < uint32(KSTAGE * KC):
+                for part in range(KPARTS):
+                    LOAD_KEY_CENTROID(key_centroids, source + part * KCENTROID, centroid, part * KCENTROID)
+                m = uint32(uint32(stage) + index // uint32(KC))
+                for word in range(ENTRY):
+                    target = uint32(index * uint32(ENTRY) + uint32(word))
+                    if DECODES:
+                        second = float_of(centroid[2 * word + 1]) if 2 * word + 1 < KSUB else float32(0.0)
+                        tables[target] = bits_of_halves(float_of(centroid[2 * word]), second)
+                    else:
                         first, second = float32(0.0), float32(0.0)
                         for e in range(KSUB):
-                            c = key_centroids[uint64(source + e)]
-                            first += q[2 * word * D + m * KSUB + e] * c
+                            c, place_q = float_of(centroid[e]), uint32(m * uint32(KSUB) + uint32(2 * word * D + e))
+                            first += q[place_q] * c
                             if 2 * word + 1 < GROUP:
-                                second += q[(2 * word + 1) * D + m * KSUB + e] * c
-                        tables[index * ENTRY + word] = bits_of(first) if ONE else bits_of_halves(first, second)
+                                second += q[uint32(place_q + uint32(D))] * c
+                        tables[target] = bits_of(first) if ONE else bits_of_halves(first, second)
+                index = uint32(index + uint32(BLOCK))
+                source += BLOCK * KSUB
             cuda.syncthreads()
             if alive:
-                for m0 in range(0, KSTAGE, STEP):
-                    if KROW:
-                        for j in range(KT):
-                            for w in range(STEP * KBITS // 32):
-                                word_at = place + j * key_line + (stage + m0) * KBITS // 32 + w
-                                held[j * (STEP * KBITS // 32) + w] = uint32(key_codes[uint64(word_at)])
-                    for mm in range(STEP):
-                        m = m0 + mm
-                        if not KROW:
-                            for w in range(KT * KBITS // 32):
-                                held[w] = uint32(key_codes[uint64(place + int64(stage + m) * key_line + w)])
-                        if mm % FLUSH == 0:
-                            for i in range(HALF_SCORES):
-                                halves[i] = uint32(0)
-                        for j in range(KT):
-                            bit = mm * KBITS if KROW else j * KBITS
-                            word = (j * (STEP * KBITS // 32) if KROW else 0) + bit // 32
-                            code = held[word] >> uint32(bit % 32)
-                            if bit % 32 + KBITS > 32:
-                                code |= held[word + 1] << uint32(32 - bit % 32)
-                            offset = (uint32(code & uint32(KMASK)) + uint32(m * KC)) * uint32(4 * ENTRY)
-                            for w in range(ENTRY):
-                                entry = shared_word(tables, offset + uint32(4 * w))
-                                if DECODES:
-                                    for g in range(GROUP):
-                                        halves[j * GROUP + g] = multiply_add_halves(
-                                            packed[(g * KM + stage + m) * KWORDS + w], entry, halves[j * GROUP + g]
-                                        )
-                                elif ONE:
-                                    score[j] += float_of(entry)
-                                else:
-                                    halves[j * ENTRY + w] = add_halves(halves[j * ENTRY + w], entry)
-                        if not ONE or DECODES:
-                            if mm % FLUSH == FLUSH - 1:
-                                for j in range(KT):
-                                    if DECODES:
-                                        for g in range(GROUP):
-                                            lower, upper = floats_of_halves(halves[j * GROUP + g])
-                                            score[j * GROUP + g] += lower + upper
-                                    else:
-                                        for w in range(ENTRY):
-                                            lower, upper = floats_of_halves(halves[j * ENTRY + w])
-                                            score[j * GROUP + 2 * w] += lower
-                                            if 2 * w + 1 < GROUP:
-                                                score[j * GROUP + 2 * w + 1] += upper
+                cursor = place + (stage * KBITS // 32 if KROW else stage * key_line)
+                m = uint32(0)
+                while m < uint32(KSTAGE):
+                    lines = cursor
+                    for i in range(KLINES):
+                        for w in range(KLOADS):
+                            LOAD_KEYS(key_codes, lines + w * KLOAD, held, i * KLINE + w * KLOAD)
+                        lines += key_line
+                    cursor = cursor + KLINE if KROW else lines
+                    LOOK_UP(
+                        held, tables, uint32(m * uint32(4 * KC * ENTRY)),
+                        packed, uint32((m + uint32(stage)) * uint32(4 * GROUP * KWORDS)), score,
+                    )  # fmt: skip
+                    m = uint32(m + uint32(STEP))
 
         # ---- softmax over the block's tokens
         for g in range(GROUP):
@@ -356,7 +355,7 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
             if FULL:
                 for halving in range(5):
                     top = max(top, exchange(uint32(0xFFFFFFFF), top, int32(1 << halving)))
-            meeting[thread * GROUP + g] = top
+            meeting[uint32(thread * uint32(GROUP) + uint32(g))] = top
         cuda.syncthreads()
         for g in range(GROUP):
             top = float32(LOWEST)
@@ -375,12 +374,14 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
             if FULL:
                 for halving in range(5):
                     mass += exchange(uint32(0xFFFFFFFF), mass, int32(1 << halving))
-            meeting[thread * GROUP + g] = mass
+            meeting[uint32(thread * uint32(GROUP) + uint32(g))] = mass
         for j in range(KT):
             for w in range(WEIGHTS):
                 lower = score[j * GROUP + 2 * w]
                 upper = lower if ONE else (score[j * GROUP + 2 * w + 1] if 2 * w + 1 < GROUP else float32(0.0))
-                weights[(thread * KT + j) * WEIGHTS + w] = bits_of_halves(lower, upper)
+                weights[uint32((thread * uint32(KT) + uint32(j)) * uint32(WEIGHTS) + uint32(w))] = bits_of_halves(
+                    lower, upper
+                )
         cuda.syncthreads()
         if thread == 0:
             for g in range(GROUP):
@@ -389,89 +390,93 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
                     mass += meeting[other * GROUP + g]
                 partial[uint64(at + g * slots * (D + 2) + D + 1)] = mass
 
-        # ---- values: this thread's subspaces over the tokens of its team
-        team, own = thread // OWNERS, thread % OWNERS
+        # ---- values: this thread's subspace over the tokens of its team
+        team, own = uint32(thread // uint32(VSTAGE)), uint32(thread % uint32(VSTAGE))
+        groups = uint32((end - start + VT - 1) // VT)
+        each = uint32((groups + uint32(TEAMS - 1)) // uint32(TEAMS))
+        first_group = uint32(team * each)
+        last_group = min(uint32(first_group + each), groups)
         for stage in range(0, VM, VSTAGE):
             cuda.syncthreads()
-            for index in range(thread, VSTAGE * VC, BLOCK):
-                m, c = index % VSTAGE, index // VSTAGE
-                source = ((int64(value_book) * VM + stage + m) * VC + c) * VSUB
-                for word in range(VWORDS):
-                    lower = value_centroids[uint64(source + 2 * word)]
-                    upper = value_centroids[uint64(source + 2 * word + 1)] if 2 * word + 1 < VSUB else float32(0.0)
-                    tables[(word * VC + c) * VSTAGE + m] = bits_of_halves(lower, upper)
+            if team < uint32(TEAMS):
+                c = team
+                source = (((int64(value_book) * VM + stage + int64(own)) * VC) + int64(team)) * VSUB
+                while c < uint32(VC):
+                    for part in range(VPARTS):
+                        at_part = part * VCENTROID
+                        LOAD_VALUE_CENTROID(value_centroids, source + at_part, value_centroid, at_part)
+                    for word in range(VWORDS):
+                        second = float_of(value_centroid[2 * word + 1]) if 2 * word + 1 < VSUB else float32(0.0)
+                        target = uint32((c + uint32(word * VC)) * uint32(VSTAGE) + own)
+                        tables[target] = bits_of_halves(float_of(value_centroid[2 * word]), second)
+                    c = uint32(c + uint32(TEAMS))
+                    source += TEAMS * VSUB
             cuda.syncthreads()
             for i in range(ACC):
                 acc[i] = 0.0
-            if team < TEAMS:
-                chunk = team
-                while start + chunk * VT < end:
-                    token = start + chunk * VT
-                    number = token >> page_shift if page_shift >= 0 else token // page_size
-                    page, inside = int64(table[uint64(b * table_stride + number)]), token - number * page_size
-                    for slot in range(SLOTS):
-                        m = slot * OWNERS + own
-                        if not VROW:
-                            base = ((page * kv_heads + kv) * VM + stage + m) * value_line + inside * VBITS // 32
-                            for w in range(VHELD):
-                                line[w] = uint32(value_codes[uint64(base + w)])
-                        for j in range(VT):
-                            if j % 4 == 0:
-                                for i in range(VWORDS * GROUP):
-                                    half_acc[slot * VWORDS * GROUP + i] = uint32(0)
-                            code = uint32(0)
-                            if VROW:
-                                bit = (stage + m) * VBITS
-                                row = (page * kv_heads + kv) * page_size + inside + j
-                                byte = row * value_line + bit // 8
-                                code = uint32(value_codes[uint64(byte)])
-                                if bit % 8 + VBITS > 8:
-                                    code |= uint32(value_codes[uint64(byte + 1)]) << uint32(8)
-                                if bit % 8 + VBITS > 16:
-                                    code |= uint32(value_codes[uint64(byte + 2)]) << uint32(16)
-                                code = code >> uint32(bit % 8)
-                            else:
-                                bit = j * VBITS
-                                code = line[bit // 32] >> uint32(bit % 32)
-                                if bit % 32 + VBITS > 32:
-                                    code |= line[bit // 32 + 1] << uint32(32 - bit % 32)
-                            offset = (uint32(code & uint32(VMASK)) * uint32(VSTAGE) + uint32(m)) * uint32(4)
-                            for w in range(VWORDS):
-                                entry = shared_word(tables, offset + uint32(4 * w * VC * VSTAGE))
-                                for g in range(GROUP):
-                                    weight = weights[(chunk * VT + j) * WEIGHTS + g // 2]
-                                    if not ONE:
-                                        weight = low_twice(weight) if g % 2 == 0 else high_twice(weight)
-                                    i = (slot * VWORDS + w) * GROUP + g
-                                    half_acc[i] = multiply_add_halves(weight, entry, half_acc[i])
-                            if j % 4 == 3:
-                                for w in range(VWORDS):
-                                    for g in range(GROUP):
-                                        lower, upper = floats_of_halves(half_acc[(slot * VWORDS + w) * GROUP + g])
-                                        acc[(slot * GROUP + g) * VSUB + 2 * w] += lower
-                                        if 2 * w + 1 < VSUB:
-                                            acc[(slot * GROUP + g) * VSUB + 2 * w + 1] += upper
-                    chunk += TEAMS
+            if team < uint32(TEAMS) and first_group < last_group:
+                token = start + int64(first_group) * VT
+                number = token >> page_shift if page_shift >= 0 else token // page_size
+                inside = uint32(token - number * page_size)
+                entry = b * table_stride + number
+                bit = (int64(stage) + int64(own)) * VBITS  # of this subspace's code where values lie in rows
+                done = first_group
+                while done < last_group:
+                    page = int64(table[uint64(entry)])
+                    if VROW:
+                        cursor = ((page * kv_heads + kv) * page_size + int64(inside)) * value_line + bit // 8
+                    else:
+                        line_number = (page * kv_heads + kv) * VM + stage + int64(own)
+                        cursor = line_number * value_line + int64(inside) * VBITS // 32
+                    paged = min(last_group, uint32(done + uint32(uint32(page_size) - inside) // uint32(VT)))
+                    while done < paged:
+                        if VROW:
+                            for j in range(VT):
+                                code = uint32(value_codes[uint64(cursor)])
+                                if VBITS != 8:
+                                    shift = uint32(bit % 8)
+                                    if shift + uint32(VBITS) > uint32(8):
+                                        code |= uint32(value_codes[uint64(cursor + 1)]) << uint32(8)
+                                    if shift + uint32(VBITS) > uint32(16):
+                                        code |= uint32(value_codes[uint64(cursor + 2)]) << uint32(16)
+                                    code = uint32(code >> shift)
+                                line[j] = code
+                                cursor += value_line
+                        else:
+                            for w in range(VLOADS):
+                                LOAD_VALUES(value_codes, cursor + w * VLOAD, line, w * VLOAD)
+                            cursor += LINE
+                        weights_at = uint32(done * uint32(4 * VT * WEIGHTS))
+                        MIX(line, tables, uint32(own * uint32(4)), weights, weights_at, acc, 0)
+                        done = uint32(done + uint32(1))
+                    inside = uint32(0)
+                    entry += 1
             cuda.syncthreads()
-            if team < TEAMS:
-                for slot in range(SLOTS):
-                    for g in range(GROUP):
-                        for e in range(VSUB):
-                            element = (slot * OWNERS + own) * VSUB + e
-                            tables[(team * GROUP + g) * VSTAGE * VSUB + element] = bits_of(
-                                acc[(slot * GROUP + g) * VSUB + e]
-                            )
+            if team < uint32(TEAMS):
+                for g in range(GROUP):
+                    for e in range(VSUB):
+                        element = uint32(own * uint32(VSUB) + uint32(e))
+                        target = uint32((team * uint32(GROUP) + uint32(g)) * uint32(VSTAGE * VSUB) + element)
+                        tables[target] = bits_of(acc[g * VSUB + e])
             cuda.syncthreads()
-            for index in range(thread, GROUP * VSTAGE * VSUB, BLOCK):
-                g, element = index // (VSTAGE * VSUB), index % (VSTAGE * VSUB)
+            index = thread
+            while index < uint32(GROUP * VSTAGE * VSUB):
+                g, element = uint32(index // uint32(VSTAGE * VSUB)), uint32(index % uint32(VSTAGE * VSUB))
                 value = float32(0.0)
                 for one in range(TEAMS):
-                    value += float_of(tables[(one * GROUP + g) * VSTAGE * VSUB + element])
-                channel = int64(value_channels[uint64(value_book * D + stage * VSUB + element)])
-                partial[uint64(at + g * slots * (D + 2) + channel)] = value
+                    value += float_of(tables[uint32(uint32(one * GROUP * VSTAGE * VSUB) + index)])
+                channel = int64(value_channels[uint64(int64(value_book) * D + stage * VSUB + int64(element))])
+                partial[uint64(at + int64(g) * slots * (D + 2) + channel)] = value
+                index = uint32(index + uint32(BLOCK))
 
     return kernel
 
 
 def _constants(codes: Codes) -> tuple[int, int, int, int, bool]:
     return codes.num_subspaces, codes.nbits, codes.d_sub, codes.entries, codes.layout == "row"
+
+
+def _loads(words: int) -> tuple[int, int]:
+    """How wide loads of `words` words are, and how many."""
+    width = next(width for width in (4, 2, 1) if words % width == 0)
+    return width, words // width

@@ -18,6 +18,7 @@ if SIMULATED:
         floats_of_bfloats,
         floats_of_halves,
         high_twice,
+        key_step,
         load_bfloats,
         load_floats,
         load_halves,
@@ -25,6 +26,8 @@ if SIMULATED:
         multiply_add_halves,
         power_of_two,
         shared_word,
+        value_step,
+        words_loader,
     )
 else:
     from pqkv.kernels.cuda.intrinsics import (
@@ -44,6 +47,7 @@ else:
         power_of_two,
         shared_word,
     )
+    from pqkv.kernels.cuda.lookups import key_step, value_step, words_loader
 
 # A maximum over nothing. Finite, so that the difference of two is 0 and not NaN; far below any score, so that
 # 2**(LOWEST - score) is 0.
@@ -60,6 +64,7 @@ __all__ = [
     "floats_of_bfloats",
     "floats_of_halves",
     "high_twice",
+    "key_step",
     "load_bfloats",
     "load_floats",
     "load_halves",
@@ -67,4 +72,6 @@ __all__ = [
     "multiply_add_halves",
     "power_of_two",
     "shared_word",
+    "value_step",
+    "words_loader",
 ]

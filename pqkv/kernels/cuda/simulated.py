@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from pqkv.kernels.cuda.steps import KeyStep, ValueStep
 
 _WAIT = 60  # seconds until a lane that never comes is an error and not a hang
 _lock = threading.Lock()
@@ -122,3 +125,87 @@ def shared_word(table: Any, offset: Any) -> np.uint32:
         raise IndexError(f"a word at byte {int(offset)}, which is not a multiple of 4")
     word: np.uint32 = table[int(offset) // 4]
     return word
+
+
+def words_loader(count: int) -> Callable[..., None]:
+    """See `lookups.words_loader`."""
+
+    def load(words: Any, index: int, target: Any, at: int) -> None:
+        if int(index) % count:
+            raise IndexError(f"a load of {count} words from word {int(index)}, which is not a multiple of {count}")
+        for i in range(count):
+            target[int(at) + i] = np.array([words[int(index) + i]]).view(np.uint32)[0]
+
+    return load
+
+
+def key_step(step: KeyStep) -> Callable[..., None]:
+    """See `lookups.key_step`."""
+    one = step.group == 1 and not step.decodes
+
+    def look_up(held: Any, tables: Any, at: Any, query: Any, query_at: Any, score: Any) -> None:
+        sums: dict[tuple[int, int], np.uint32] = {}
+        for m in range(step.subspaces):
+            for token in range(step.tokens):
+                code = _code(held, step.bit(token, m), step.nbits)
+                place = (m * step.entries + code) * step.entry_words
+                for w in range(step.entry_words):
+                    word = shared_word(tables, int(at) + 4 * (place + w))
+                    if step.decodes:
+                        for g in range(step.group):
+                            asked = query[int(query_at) // 4 + (m * step.entry_words + w) * step.group + g]
+                            sums[token, g] = multiply_add_halves(asked, word, sums.get((token, g), 0))
+                    elif one:
+                        score[token] += float_of(word)
+                    else:
+                        sums[token, w] = add_halves(sums[token, w], word) if (token, w) in sums else word
+            if m % step.flush == step.flush - 1:
+                for (token, part), word in sums.items():
+                    lower, upper = floats_of_halves(word)
+                    if step.decodes:
+                        score[token * step.group + part] += lower + upper
+                    else:
+                        score[token * step.group + 2 * part] += lower
+                        if 2 * part + 1 < step.group:
+                            score[token * step.group + 2 * part + 1] += upper
+                sums = {}
+
+    return look_up
+
+
+def value_step(step: ValueStep) -> Callable[..., None]:
+    """See `lookups.value_step`."""
+
+    def mix(line: Any, tables: Any, at: Any, weights: Any, weights_at: Any, acc: Any, acc_at: int) -> None:
+        if int(weights_at) % 16:
+            raise IndexError(f"a 128-bit load of weights from byte {int(weights_at)}")
+        for start in range(0, step.tokens, 8):
+            sums: dict[tuple[int, int], np.uint32] = {}
+            for first in (start, start + 4):
+                four: dict[tuple[int, int], np.uint32] = {}
+                for token in range(first, first + 4):
+                    code = _code(line, step.bit(token), step.nbits)
+                    for w in range(step.words):
+                        entry = shared_word(tables, int(at) + 4 * (w * step.entries + code) * step.stride)
+                        for g in range(step.group):
+                            weight = weights[int(weights_at) // 4 + token * step.weight_words + g // 2]
+                            if step.group > 1:
+                                weight = low_twice(weight) if g % 2 == 0 else high_twice(weight)
+                            four[w, g] = multiply_add_halves(weight, entry, four.get((w, g), 0))
+                for part, word in four.items():
+                    sums[part] = add_halves(sums[part], word) if part in sums else word
+            for (w, g), word in sums.items():
+                lower, upper = floats_of_halves(word)
+                acc[int(acc_at) + g * step.elements + 2 * w] += lower
+                if 2 * w + 1 < step.elements:
+                    acc[int(acc_at) + g * step.elements + 2 * w + 1] += upper
+
+    return mix
+
+
+def _code(words: Any, bit: int, nbits: int) -> int:
+    """The `nbits` bits at `bit` of an array of words."""
+    found = int(words[bit // 32]) >> bit % 32
+    if bit % 32 + nbits > 32:
+        found |= int(words[bit // 32 + 1]) << (32 - bit % 32)
+    return found & ((1 << nbits) - 1)

@@ -6,11 +6,23 @@ splits whose last wave is nearly as full as the best one's. MILLION fixed 32 abo
 
 from __future__ import annotations
 
+MOST_SPLITS = 128
+SHORTEST_SPLIT = 256  # tokens: fewer cost more to merge than to read
+BLOCKS_EACH = 4  # that a multiprocessor runs at a time, as registers and shared memory of the variants allow
+
 _FULL = 0.8  # of the device: above it splitting only adds partial results to merge
 _NEARLY = 0.85  # of the best efficiency is good enough for a smaller number of splits
 
 
-def choose_splits(units: int, tokens: int, multiprocessors: int, *, blocks_each: int, shortest: int, most: int) -> int:
+def choose_splits(
+    units: int,
+    tokens: int,
+    multiprocessors: int,
+    *,
+    blocks_each: int = BLOCKS_EACH,
+    shortest: int = SHORTEST_SPLIT,
+    most: int = MOST_SPLITS,
+) -> int:
     """Splits of sequences of `tokens` tokens (the longest), where one split makes `units` blocks and a multiprocessor
     runs `blocks_each` at a time. A split has at least `shortest` tokens and there are at most `most`.
     """
@@ -27,3 +39,13 @@ def _efficiency(blocks: int, at_once: int) -> float:
     """Share of the device's places that blocks fill over all waves."""
     waves = -(-blocks // at_once)
     return blocks / (waves * at_once)
+
+
+def stretches(longest: int, splits: int, *, tokens: int, together: int) -> tuple[int, int]:
+    """(tokens of a stretch, number of stretches) near `splits` for a kernel whose blocks take at most `tokens`, a
+    multiple of `together`, in sequences of `longest`.
+    """
+    share = -(-longest // splits)
+    share = min(tokens, -(-share // together) * together)
+    # a window starts its first stretch on a multiple of `together`, up to that much before its first token
+    return share, -(-(longest + together - 1) // share)

@@ -1,0 +1,152 @@
+"""Kernels compiled for a GPU that need not be here: variant -> PTX -> cubin, and what the assembler says of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pqkv.errors import KernelError
+from pqkv.kernels.cuda.coded import CodedVariant, coded_kernel
+from pqkv.kernels.cuda.device import SIMULATED
+from pqkv.kernels.cuda.exact import ExactVariant, exact_kernel
+
+Capability = tuple[int, int]  # such as (9, 0)
+
+_REMEDY = "pip install 'pqkv[cuda]'"
+_PTXAS = Path("bin") / "ptxas"
+_CODED_NUMBERS, _EXACT_NUMBERS = 11, 10  # arguments after the arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a block of the kernel takes: registers of a thread, bytes of static shared memory, and bytes of local memory
+    that each thread has for its stack and for spilled registers.
+    """
+
+    registers: int
+    shared_bytes: int
+    stack_bytes: int
+    spill_stores: int
+    spill_loads: int
+
+    @property
+    def spill_bytes(self) -> int:
+        """Bytes spilled, written and read."""
+        return self.spill_stores + self.spill_loads
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """One kernel, assembled."""
+
+    ptx: str
+    cubin: bytes
+    report: Report
+
+
+def compile_coded(variant: CodedVariant, capability: Capability) -> Compiled:
+    """`coded_kernel` as the backend launches it. Raises `KernelError` where there is no assembler."""
+    from numba import types
+
+    words, numbers = types.int32, types.uint8
+    arrays = [
+        types.float32, words, words if variant.values.layout == "transposed" else numbers, types.float32,
+        types.float32, types.int64, types.int64, types.int32, types.int32, types.float32,
+    ]  # fmt: skip
+    return _compile(coded_kernel(variant), arrays, _CODED_NUMBERS, capability)
+
+
+def compile_exact(variant: ExactVariant, capability: Capability) -> Compiled:
+    """`exact_kernel` as the backend launches it. Raises `KernelError` where there is no assembler."""
+    from numba import types
+
+    arrays = [types.float32, types.int32, types.int32, types.int32, types.int32, types.float32]
+    return _compile(exact_kernel(variant), arrays, _EXACT_NUMBERS, capability)
+
+
+def find_ptxas() -> Path:
+    """The assembler of NVIDIA's wheel. Raises `KernelError` naming the remedy where it is not installed."""
+    for folder in _package_folders("nvidia.cu13"):
+        if (folder / _PTXAS).is_file():
+            return folder / _PTXAS
+    raise KernelError(f"ptxas, the assembler of kernels, is not installed; remedy: {_REMEDY}")
+
+
+def find_disassembler() -> Path | None:
+    """`nvdisasm` from PATH, from CUDA_HOME or from triton's wheel; None where there is none."""
+    homes = [Path(home) / "bin" for name in ("CUDA_HOME", "CUDA_PATH") if (home := os.environ.get(name))]
+    bundled = [folder / "backends" / "nvidia" / "bin" for folder in _package_folders("triton")]
+    for name in ("nvdisasm", "cuobjdump"):
+        if found := shutil.which(name) or shutil.which(name, path=os.pathsep.join(map(str, homes + bundled))):
+            return Path(found)
+    return None
+
+
+def disassemble(cubin: bytes) -> str | None:
+    """The SASS of a cubin, None where no disassembler is installed."""
+    tool = find_disassembler()
+    if tool is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        flag = "-c" if tool.name == "nvdisasm" else "-sass"
+        ran = subprocess.run([str(tool), flag, str(file)], capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise KernelError(f"{tool} failed: {(ran.stderr.strip() or 'without a word').splitlines()[0]}")
+    return ran.stdout
+
+
+def _package_folders(name: str) -> list[Path]:
+    """Where a package lies, without importing it (its parents are)."""
+    try:
+        found = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        return []
+    return [Path(folder) for folder in (found.submodule_search_locations or [])] if found is not None else []
+
+
+def parse_report(text: str) -> Report:
+    """What `ptxas -v` printed of one kernel; the last one it names, where a device function comes before."""
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text)
+    used = re.findall(r"Used (\d+) registers[^\n]*", text)
+    lines = re.findall(r"Used \d+ registers[^\n]*", text)
+    if not frames or not used:
+        raise KernelError("ptxas said nothing of registers and stack")
+    shared = re.search(r"(\d+) bytes smem", lines[-1])
+    stack, stores, loads = map(int, frames[-1])
+    return Report(int(used[-1]), int(shared[1]) if shared else 0, stack, stores, loads)
+
+
+def assemble(ptx: str, capability: Capability) -> tuple[bytes, Report]:
+    """PTX -> cubin and report."""
+    ptxas, name = find_ptxas(), f"sm_{capability[0]}{capability[1]}"
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
+        source.write_text(ptx, encoding="ascii")
+        command = [str(ptxas), "-v", f"-arch={name}", str(source), "-o", str(target)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ran.returncode:
+            raise KernelError(f"ptxas failed for {name}: {(ran.stderr or ran.stdout).strip().splitlines()[0]}")
+        return target.read_bytes(), parse_report(ran.stdout + ran.stderr)
+
+
+def _compile(kernel: Callable[..., Any], arrays: list[Any], scalars: int, capability: Capability) -> Compiled:
+    if SIMULATED:
+        raise KernelError("the simulator of numba compiles nothing; remedy: unset NUMBA_ENABLE_CUDASIM")
+    if importlib.util.find_spec("numba_cuda") is None:
+        raise KernelError(f"numba-cuda is not installed; remedy: {_REMEDY}")
+    find_ptxas()  # before seconds of compilation
+    from numba import cuda, types
+
+    signature = types.void(*(types.Array(kind, 1, "C") for kind in arrays), *[types.int64] * scalars)
+    ptx: str = cuda.compile_ptx(kernel, signature, cc=capability)[0]
+    return Compiled(ptx, *assemble(ptx, capability))
