@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-ci lint format clean
+.PHONY: demo test test-slow test-ci gpu lint format clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,11 @@ test-slow: $(READY)
 # the slow tests that CI runs as well
 test-ci: $(READY)
 	$(BIN)/python -m pytest -m "slow and ci"
+
+# on a machine with an NVIDIA GPU; any Python that has the packages will do: make gpu GPU_PYTHON=python3
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu:
+	$(GPU_PYTHON) experiments/gpu/run.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,4 +1,7 @@
-"""Runs `tests/kernels/cuda` under Numba's simulator, which is chosen before numba is imported: its own process."""
+"""Runs `tests/kernels/cuda` under Numba's simulator, which is chosen before numba is imported: its own process.
+
+A few cases in `make test`, all of them in `make test-ci`.
+"""
 
 import os
 import re
@@ -9,17 +12,26 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'pqkv[cuda]'")
+from pqkv.errors import KernelError
+from pqkv.kernels import choose_backend
+
 FOLDER = Path(__file__).parent / "cuda"
+PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
+FEW = "test_exact_pages or test_centroids_of_four or test_splits_change or test_what_the_naive or (0 and fp16_tables)"
+everything = [pytest.mark.slow, pytest.mark.ci, pytest.mark.timeout(1500)]
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("test_*.py")))
-def test_kernels_under_the_simulator(file):
+@pytest.mark.parametrize(("file", "selection"), [
+    pytest.param("test_attention.py", FEW, id="attention, a few"),
+    pytest.param("test_attention.py", "", marks=everything, id="attention"),
+    pytest.param("test_encode.py", "", marks=everything, id="encode"),
+])  # fmt: skip
+def test_kernels_under_the_simulator(file, selection):
+    pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'pqkv[cuda]'")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(FOLDER / file)],
+        [*PYTEST, "-k", selection, str(FOLDER / file)],
         env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "OMP_NUM_THREADS": "1"},
-        cwd=FOLDER.parent.parent.parent, capture_output=True, text=True, timeout=850, check=False,
+        cwd=FOLDER.parent.parent.parent, capture_output=True, text=True, timeout=1450, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:]
     assert int(re.search(r"(\d+) passed", run.stdout).group(1)) > 0
@@ -27,9 +39,6 @@ def test_kernels_under_the_simulator(file):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_backend_that_cannot_run_says_why_and_what_would_help():
-    from pqkv.errors import KernelError
-    from pqkv.kernels import choose_backend
-
     chosen = choose_backend("cuda", torch.device("cpu"), torch.float32)
     assert chosen.name == "cpu"
     assert "not on an NVIDIA GPU" in chosen.note

@@ -5,6 +5,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,11 @@ def small_blocks(monkeypatch):
     """Under the simulator a warp a block, where a test does not say otherwise: threads are what its time goes to."""
     if SIMULATED:
         from pqkv.kernels.cuda import backend
+        from pqkv.kernels.cuda.coded import CodedVariant
 
-        for name in ("ExactVariant", "CodedVariant", "PlainVariant"):
-            variant = getattr(backend, name)
-            monkeypatch.setattr(
-                backend, name, lambda *parts, _made=variant, **more: _made(*parts, **(more | {"block": 32}))
-            )
+        for name, variant in (
+            ("ExactVariant", backend.ExactVariant),
+            ("PlainVariant", backend.PlainVariant),
+            ("coded_variant", CodedVariant),
+        ):
+            monkeypatch.setattr(backend, name, partial(variant, block=32))

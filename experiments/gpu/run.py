@@ -1,0 +1,136 @@
+"""Everything that needs an NVIDIA GPU, in resumable steps: `make gpu`, or this file with any Python that has torch.
+
+    python experiments/gpu/run.py [--minutes 30] [--only NAME] [--list] [--again]
+
+Each step is a command of a few minutes. A finished step is not run again (`--again` forgets that); a grid that was cut
+off goes on from its records. Neither FAISS nor a network is needed. Records go to results/bench and results/end-to-end,
+logs and what was done to results/gpu.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LOGS = ROOT / "results" / "gpu"
+PQKV = (sys.executable, "-c", "from pqkv_cli.main import main; main()")
+LENGTHS = "1024,2048,4096,8192,16384,32768,65536,131072"
+GROUPS = {1: ("32", "32"), 4: ("32", "8"), 8: ("64", "8")}  # query and KV heads
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command; `minutes` bound it, `missing` says why it cannot run here."""
+
+    name: str
+    command: tuple[str, ...]
+    minutes: float = 10
+    missing: str | None = None
+
+
+def steps() -> Iterator[Step]:
+    """In order of worth."""
+    pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/cuda")
+    yield Step("environment", (*PQKV, "env"), 2)
+    yield Step("tests", pytest)
+    tool = shutil.which("compute-sanitizer")
+    yield Step(
+        "sanitizer",
+        (tool or "", "--error-exitcode", "9", *pytest, "-k", "exact_pages or fp16_tables or naive_kernel"),
+        missing=None if tool else "compute-sanitizer is not installed",
+    )
+    for group, (heads, kv_heads) in GROUPS.items():
+        for batch in (1, 8, 32):
+            lengths = LENGTHS if batch < 32 else LENGTHS.removesuffix(",65536,131072")
+            yield Step(
+                f"grid-group{group}-batch{batch}",
+                (
+                    *PQKV, "bench", "--backend", "cuda", "--no-fallback", "--dtype", "float16", "--heads", heads,
+                    "--kv-heads", kv_heads, "--batch", str(batch), "--bits", "0,4,3,2", "--lengths", lengths,
+                    "-o", "results/bench",
+                ),
+            )  # fmt: skip
+    for model, lengths in (("tinyllama", "1024,8192"), ("llama-3.1-8b", "4096,32768"), ("llama-2-7b", "4096,32768")):
+        yield Step(
+            f"end-to-end-{model}",
+            (
+                *PQKV, "bench", "--end-to-end", "--model", model, "--backend", "cuda", "--no-fallback", "--dtype",
+                "float16", "--batch", "1,8", "--bits", "0,4,2", "--lengths", lengths, "-o", "results/end-to-end",
+            ),
+        )  # fmt: skip
+    for folder in ("bench", "end-to-end"):
+        yield Step(f"report-{folder}", (*PQKV, "report", f"results/{folder}", "-o", f"results/{folder}"), 3)
+
+
+def run(step: Step) -> int:
+    """Run one step with its output in LOGS/NAME.log and on the screen; 124 where its minutes ran out."""
+    if step.missing:
+        print(f"{step.name}: left out, {step.missing}", flush=True)
+        return 0
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "cli")))}
+    start = time.monotonic()
+    with (LOGS / f"{step.name}.log").open("w") as log:
+        try:
+            code = subprocess.run(
+                step.command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, timeout=60 * step.minutes,
+                check=False,
+            ).returncode  # fmt: skip
+        except subprocess.TimeoutExpired:
+            code = 124
+    tail = (LOGS / f"{step.name}.log").read_text(errors="replace").splitlines()[-12:]
+    print(f"{step.name}: exit {code} after {time.monotonic() - start:.0f} s", *tail, sep="\n  ", flush=True)
+    return code
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, help="start no step after this long")
+    parser.add_argument("--only", action="append", help="this step, or all whose names begin so; repeatable")
+    parser.add_argument("--list", action="store_true", help="name the steps and whether they are done")
+    parser.add_argument("--again", action="store_true", help="run finished steps again")
+    given = parser.parse_args()
+    chosen = [s for s in steps() if not given.only or any(s.name.startswith(name) for name in given.only)]
+    if not chosen:
+        print(f"no step is called {', '.join(given.only)}; --list names them", file=sys.stderr)
+        return 2
+    LOGS.mkdir(parents=True, exist_ok=True)
+    done = {step.name: LOGS / f"{step.name}.done" for step in chosen}
+    if given.list:
+        for step in chosen:
+            print(f"{'done' if done[step.name].exists() else '    '}  {step.name}")
+        return 0
+    import torch
+
+    if not torch.cuda.is_available():
+        print(
+            "error: torch finds no NVIDIA GPU here; nvidia-smi shows whether there is one, and a torch built for CUDA "
+            "is needed (`make test` runs all that needs none)",
+            file=sys.stderr,
+        )
+        return 2
+    start, failed = time.monotonic(), []
+    for step in chosen:
+        if done[step.name].exists() and not given.again:
+            continue
+        if given.minutes is not None and time.monotonic() - start > 60 * given.minutes:
+            print("time is up; the same command goes on from here")
+            break
+        code = run(step)
+        if code == 0:
+            done[step.name].touch()
+        else:
+            failed.append(step.name)
+    print("failed or cut off: " + ", ".join(failed) if failed else "all steps that ran are done")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
