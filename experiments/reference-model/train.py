@@ -6,10 +6,13 @@ python experiments/reference-model/train.py all --corpora ../shared/corpora/trai
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from pqkv.errors import ConfigError, ModelError, PqkvError
 
 if TYPE_CHECKING:
     from refmodel.batches import Batches
@@ -28,13 +31,19 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads; the same number 
 
 
 def _recipe(name: str) -> Recipe:
+    from pydantic import ValidationError
     from refmodel.recipe import RECIPES, Recipe
 
     if name in RECIPES:
         return RECIPES[name]
-    if Path(name).is_file():
-        return Recipe.model_validate_json(Path(name).read_text())
-    raise typer.BadParameter(f"'{name}' is neither a file nor one of {', '.join(RECIPES)}", param_hint="--recipe")
+    if not Path(name).is_file():
+        raise ConfigError(f"--recipe {name} is neither a file nor one of {', '.join(RECIPES)}")
+    try:
+        return Recipe.model_validate_json(Path(name).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{name} is no recipe: {f'{where}: ' if where else ''}{first['msg']}") from error
 
 
 def _prepared(recipe: Recipe, corpora: list[Path], out: Path, init_from: Path | None) -> Batches:
@@ -42,6 +51,10 @@ def _prepared(recipe: Recipe, corpora: list[Path], out: Path, init_from: Path | 
     from refmodel.batches import Batches
     from refmodel.facts import FactWriter, frequent_words
 
+    if init_from is not None and not init_from.is_dir():
+        raise ModelError(f"there is no model folder {init_from} to start from")
+    if not (out / "tokens.json").exists():
+        tokens.check_sources(corpora)
     out.mkdir(parents=True, exist_ok=True)
     shape = recipe.shape
     kept = out / "tokenizer"
@@ -117,9 +130,15 @@ def card(
     """Measure a model and write card.json and README.md into its folder."""
     from refmodel.card import measure, tables, write_card
 
+    from pqkv.text.reading import read_text
+
+    # load_model takes a name that is no folder for one of the hub's
+    if not model.is_dir():
+        raise ModelError(f"there is no model folder {model}: `run` writes one into its working folder")
+    opening = read_text(facts) if facts else f"# Model card: {model.name}\n"
     figures = measure(model, corpora, windows=windows, prompts=prompts, device=device, report=typer.echo)
     if not print_only:
-        write_card(model, figures, facts.read_text() if facts else f"# Model card: {model.name}\n")
+        write_card(model, figures, opening)
     typer.echo(tables(figures))
 
 
@@ -133,5 +152,14 @@ def _export(model: LlamaForCausalLM, out: Path) -> None:
     load_tokenizer(out / "tokenizer").save_pretrained(folder)
 
 
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; what the user can mend is one line and exit code 2."""
+    try:
+        app(arguments)
+    except PqkvError as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -12,9 +12,17 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pqkv.text import load_corpus
 from pqkv.text.files import file_documents
+from pqkv.text.reading import explained
 
 SEPARATOR = "<|endoftext|>"
 _BATCH = 256
+
+
+def check_sources(sources: list[Path]) -> None:
+    """Raise `DataError` for the first source that is not there: reading would come to it only after all before it."""
+    for source in sources:
+        with explained(source):
+            source.stat()
 
 
 def corpus_texts(sources: list[Path], limit: int | None) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from pqkv.errors import ConfigError
+from pqkv.errors import ConfigError, ModelError
 from refmodel.batches import Batches
 from refmodel.optim import optimizers
 from refmodel.recipe import Recipe
@@ -63,6 +64,8 @@ def train(
 
     Returns the model and the number of steps done. A checkpoint of another recipe is refused.
     """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"device '{device}' cannot be used: torch finds no GPU (try --device cpu)")
     torch.set_float32_matmul_precision("high")
     model = new_model(recipe, init_from).to(device).train()
     opts = optimizers(model, recipe.muon_lr, recipe.adam_lr)
@@ -163,8 +166,11 @@ def _resume(folder: Path, recipe: Recipe, model: LlamaForCausalLM, opts: list[An
     if not path.exists():
         (folder / LOG).unlink(missing_ok=True)
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["recipe"] != recipe.digest():
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ConfigError(f"{path} is damaged or no checkpoint: delete it to start again") from error
+    if not isinstance(state, dict) or state.get("recipe") != recipe.digest():
         raise ConfigError(f"{path} is of another recipe or seed: continue with its own, or give another --out")
     model.load_state_dict(state["model"])
     for opt, kept in zip(opts, state["optimizers"], strict=True):
