@@ -108,11 +108,11 @@ def run(
         torch.set_num_threads(threads)
     chosen = _recipe(recipe)
     batches = _prepared(chosen, corpora, out, init_from)
-    (out / "recipe.json").write_text(chosen.model_dump_json(indent=2))
     model, done = train(
         chosen, batches, out, device=device, minutes=minutes, init_from=init_from,
         report=lambda line: typer.echo(" ".join(f"{k} {v}" for k, v in line.items())),
     )  # fmt: skip
+    (out / "recipe.json").write_text(chosen.model_dump_json(indent=2))
     _export(model, out)
     typer.echo(f"{done:,} of {chosen.steps:,} steps done; weights in {out / 'model'}")
 
