@@ -91,7 +91,7 @@ def train(
                 text, answer, right = figures.tolist()
                 rate = ids[:, 1:].numel() / (time.monotonic() - begun)
                 line = {
-                    "step": step, "stage": recipe.stage_of(step)[0].name, "text_loss": round(text, 4),
+                    "step": step, "stage": recipe.stages[recipe.stage_of(step)[0]].name, "text_loss": round(text, 4),
                     "answer_loss": round(answer, 4), "answer_tokens_right": round(right, 4),
                     "tokens_per_s": round(rate), "minutes": round((time.monotonic() - started) / 60, 2),
                 }  # fmt: skip
