@@ -87,7 +87,7 @@ def train(
                 opt.step()
                 opt.zero_grad(set_to_none=True)
             done = step + 1
-            if step % 10 == 0 or done == end:
+            if step % 10 == 0 or done == recipe.steps:
                 text, answer, right = figures.tolist()
                 rate = ids[:, 1:].numel() / (time.monotonic() - begun)
                 line = {
