@@ -57,8 +57,12 @@ def _prepared(recipe: Recipe, corpora: list[Path], out: Path, init_from: Path | 
         tokens.check_sources(corpora)
     out.mkdir(parents=True, exist_ok=True)
     shape = recipe.shape
+    tokens.claim(out, {
+        "corpora": [path.name for path in corpora], "corpus_bytes": recipe.corpus_bytes,
+        "vocabulary": shape.vocabulary, "init_from": init_from and init_from.name,
+    })  # fmt: skip
     kept = out / "tokenizer"
-    if not kept.exists():
+    if not (kept / "tokenizer.json").exists():
         if init_from is not None:
             made = tokens.load_tokenizer(init_from)
         else:
@@ -69,7 +73,8 @@ def _prepared(recipe: Recipe, corpora: list[Path], out: Path, init_from: Path | 
     tokenizer = tokens.load_tokenizer(kept)
     words_file = out / "words.json"
     if not words_file.exists():
-        words_file.write_text(json.dumps(frequent_words(tokens.corpus_texts(corpora, 20_000_000), 3000)))
+        words = frequent_words(tokens.corpus_texts(corpora, 20_000_000), 3000)
+        tokens.write_whole(words_file, json.dumps(words))
     file = tokens.write_tokens(
         out, tokens.corpus_texts(corpora, recipe.corpus_bytes), tokenizer,
         lambda documents, count: typer.echo(f"tokenized {documents:,} documents, {count:,} tokens"),

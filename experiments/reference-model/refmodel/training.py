@@ -40,8 +40,9 @@ def new_model(recipe: Recipe, init_from: Path | None) -> LlamaForCausalLM:
     if init_from is None:
         return LlamaForCausalLM(config)
     model: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(init_from, dtype=torch.float32)
-    for field in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                  "num_key_value_heads", "head_dim", "rope_parameters"):  # fmt: skip
+    for field in ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                  "num_attention_heads", "num_key_value_heads", "head_dim", "rope_parameters",
+                  "max_position_embeddings", "tie_word_embeddings"):  # fmt: skip
         if (theirs := getattr(model.config, field)) != (ours := getattr(config, field)):
             raise ConfigError(f"{init_from.name} has {field} = {theirs}, the recipe {ours}: choose the recipe it fits")
     return model
