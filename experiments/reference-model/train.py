@@ -117,7 +117,6 @@ def run(
         chosen, batches, out, device=device, minutes=minutes, init_from=init_from,
         report=lambda line: typer.echo(" ".join(f"{k} {v}" for k, v in line.items())),
     )  # fmt: skip
-    (out / "recipe.json").write_text(chosen.model_dump_json(indent=2))
     _export(model, out)
     typer.echo(f"{done:,} of {chosen.steps:,} steps done; weights in {out / 'model'}")
 

@@ -71,6 +71,7 @@ def train(
     model = new_model(recipe, init_from).to(device).train()
     opts = optimizers(model, recipe.muon_lr, recipe.adam_lr)
     done = _resume(folder, recipe, model, opts)
+    (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2))
     end = min(recipe.steps, stop_at if stop_at is not None else recipe.steps)
     cuda = device.startswith("cuda")
     loss_of = torch.compile(_losses, dynamic=False) if cuda else _losses
