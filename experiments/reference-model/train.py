@@ -58,8 +58,8 @@ def _prepared(recipe: Recipe, corpora: list[Path], out: Path, init_from: Path | 
     out.mkdir(parents=True, exist_ok=True)
     shape = recipe.shape
     tokens.claim(out, {
-        "corpora": [path.name for path in corpora], "corpus_bytes": recipe.corpus_bytes,
         "vocabulary": shape.vocabulary, "init_from": init_from and init_from.name,
+        "corpora": [path.name for path in corpora], "corpus_bytes": recipe.corpus_bytes,
     })  # fmt: skip
     kept = out / "tokenizer"
     if not (kept / "tokenizer.json").exists():
@@ -106,12 +106,12 @@ def run(
     threads: Threads = None,
 ) -> None:
     """Train until the recipe or the minutes end, then save the weights as of now into OUT/model."""
+    chosen = _recipe(recipe)
     import torch
     from refmodel.training import train
 
     if threads:
         torch.set_num_threads(threads)
-    chosen = _recipe(recipe)
     batches = _prepared(chosen, corpora, out, init_from)
     model, done = train(
         chosen, batches, out, device=device, minutes=minutes, init_from=init_from,
