@@ -1,6 +1,6 @@
 """Train a reference model: `prepare` (tokenizer, tokens), `run` (steps, resumable), `card` (measure, write the folder).
 
-python experiments/reference-model/train.py all --corpora ../shared/corpora/train-00.jsonl.xz -o build/reference
+python experiments/reference-model/train.py run --corpora ../shared/corpora/train-00.jsonl.xz -o build/reference
 """
 
 from __future__ import annotations
