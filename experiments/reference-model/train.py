@@ -1,15 +1,18 @@
 """Train a reference model: `prepare` (tokenizer, tokens), `run` (steps, resumable), `card` (measure, write the folder).
 
-python experiments/reference-model/train.py all --corpora ../shared/corpora/train-00.jsonl.xz -o build/reference
+python experiments/reference-model/train.py run --corpora ../shared/corpora/train-00.jsonl.xz -o build/reference
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from pqkv.errors import ConfigError, ModelError, PqkvError
 
 if TYPE_CHECKING:
     from refmodel.batches import Batches
@@ -28,13 +31,19 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads; the same number 
 
 
 def _recipe(name: str) -> Recipe:
+    from pydantic import ValidationError
     from refmodel.recipe import RECIPES, Recipe
 
     if name in RECIPES:
         return RECIPES[name]
-    if Path(name).is_file():
-        return Recipe.model_validate_json(Path(name).read_text())
-    raise typer.BadParameter(f"'{name}' is neither a file nor one of {', '.join(RECIPES)}", param_hint="--recipe")
+    if not Path(name).is_file():
+        raise ConfigError(f"--recipe {name} is neither a file nor one of {', '.join(RECIPES)}")
+    try:
+        return Recipe.model_validate_json(Path(name).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{name} is no recipe: {f'{where}: ' if where else ''}{first['msg']}") from error
 
 
 def _prepared(recipe: Recipe, corpora: list[Path], out: Path, init_from: Path | None) -> Batches:
@@ -42,10 +51,18 @@ def _prepared(recipe: Recipe, corpora: list[Path], out: Path, init_from: Path | 
     from refmodel.batches import Batches
     from refmodel.facts import FactWriter, frequent_words
 
+    if init_from is not None and not init_from.is_dir():
+        raise ModelError(f"there is no model folder {init_from} to start from")
+    if not (out / "tokens.json").exists():
+        tokens.check_sources(corpora)
     out.mkdir(parents=True, exist_ok=True)
     shape = recipe.shape
+    tokens.claim(out, {
+        "vocabulary": shape.vocabulary, "init_from": init_from and init_from.name,
+        "corpora": [path.name for path in corpora], "corpus_bytes": recipe.corpus_bytes,
+    })  # fmt: skip
     kept = out / "tokenizer"
-    if not kept.exists():
+    if not (kept / "tokenizer.json").exists():
         if init_from is not None:
             made = tokens.load_tokenizer(init_from)
         else:
@@ -56,7 +73,8 @@ def _prepared(recipe: Recipe, corpora: list[Path], out: Path, init_from: Path | 
     tokenizer = tokens.load_tokenizer(kept)
     words_file = out / "words.json"
     if not words_file.exists():
-        words_file.write_text(json.dumps(frequent_words(tokens.corpus_texts(corpora, 20_000_000), 3000)))
+        words = frequent_words(tokens.corpus_texts(corpora, 20_000_000), 3000)
+        tokens.write_whole(words_file, json.dumps(words))
     file = tokens.write_tokens(
         out, tokens.corpus_texts(corpora, recipe.corpus_bytes), tokenizer,
         lambda documents, count: typer.echo(f"tokenized {documents:,} documents, {count:,} tokens"),
@@ -88,14 +106,13 @@ def run(
     threads: Threads = None,
 ) -> None:
     """Train until the recipe or the minutes end, then save the weights as of now into OUT/model."""
+    chosen = _recipe(recipe)
     import torch
     from refmodel.training import train
 
     if threads:
         torch.set_num_threads(threads)
-    chosen = _recipe(recipe)
     batches = _prepared(chosen, corpora, out, init_from)
-    (out / "recipe.json").write_text(chosen.model_dump_json(indent=2))
     model, done = train(
         chosen, batches, out, device=device, minutes=minutes, init_from=init_from,
         report=lambda line: typer.echo(" ".join(f"{k} {v}" for k, v in line.items())),
@@ -117,9 +134,15 @@ def card(
     """Measure a model and write card.json and README.md into its folder."""
     from refmodel.card import measure, tables, write_card
 
+    from pqkv.text.reading import read_text
+
+    # load_model takes a name that is no folder for one of the hub's
+    if not model.is_dir():
+        raise ModelError(f"there is no model folder {model}: `run` writes one into its working folder")
+    opening = read_text(facts) if facts else f"# Model card: {model.name}\n"
     figures = measure(model, corpora, windows=windows, prompts=prompts, device=device, report=typer.echo)
     if not print_only:
-        write_card(model, figures, facts.read_text() if facts else f"# Model card: {model.name}\n")
+        write_card(model, figures, opening)
     typer.echo(tables(figures))
 
 
@@ -133,5 +156,14 @@ def _export(model: LlamaForCausalLM, out: Path) -> None:
     load_tokenizer(out / "tokenizer").save_pretrained(folder)
 
 
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; what the user can mend is one line and exit code 2."""
+    try:
+        app(arguments)
+    except PqkvError as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -27,8 +27,8 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         return self._recipe.steps
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        stage, number = self._recipe.stage_of(step)
-        packing = self._packings[self._recipe.stages.index(stage)]
+        index, number = self._recipe.stage_of(step)
+        stage, packing = self._recipe.stages[index], self._packings[index]
         rows = [
             self._sequence(stage, packing, number * stage.sequences + row, (self._recipe.seed, step, row))
             for row in range(stage.sequences)

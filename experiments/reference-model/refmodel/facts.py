@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pqkv.errors import ConfigError
+
 Encode = Callable[[str], list[int]]
 _WORD = re.compile(r"\b[a-z]{4,9}\b")
 _DIGITS = 5
@@ -63,13 +65,18 @@ class FactWriter:
         return Fact(opening + answer + self._end, self._what + key + self._answer, opening, answer)
 
     def check(self) -> None:
-        """Raise `ValueError` unless parts joined are what the tokenizer makes of the whole line."""
+        """Raise `ConfigError` unless parts joined are what the tokenizer makes of a statement, and of question and
+        answer.
+        """
         word = self._words[0]
-        line = f"\nRemember: the code of {word}-{word} is 48213.\n"
-        digits = [token for d in (4, 8, 2, 1, 3) for token in self._digit[d]]
-        joined = self._code + self._first[0] + self._second[0] + self._is + self._space + digits + self._end
-        if joined != self._encode(line):
-            raise ValueError("the tokenizer joins parts of a fact's line: it must split at spaces, digits and hyphens")
+        key = self._first[0] + self._second[0]
+        answer = self._space + [token for d in (4, 8, 2, 1, 3) for token in self._digit[d]]
+        lines = {
+            f"\nRemember: the code of {word}-{word} is 48213.\n": self._code + key + self._is + answer + self._end,
+            f"\nQuestion: what is the code of {word}-{word}? Answer: 48213": self._what + key + self._answer + answer,
+        }
+        if any(joined != self._encode(line) for line, joined in lines.items()):
+            raise ConfigError("the tokenizer joins parts of a fact's line: it must split at spaces, digits and hyphens")
 
 
 def planted(text: np.ndarray, facts: list[Fact], generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -57,7 +57,7 @@ def _bytes_per_token(lm: LanguageModel, stream: TokenStream, chosen: np.ndarray)
 
 
 def recall_figures(lm: LanguageModel, filler: TokenStream, lengths: tuple[int, ...], prompts: int) -> dict[str, Any]:
-    """Share of whole answers right, of their tokens and of their first digits, by length and depth."""
+    """By length: the share of whole answers right and of their tokens, and of whole answers by depth."""
     found: dict[str, Any] = {}
     for length in lengths:
         made = build_prompts(lm, windows(filler, length, prompts).tokens, seed=0)

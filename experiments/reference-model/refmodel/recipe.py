@@ -81,11 +81,11 @@ class Recipe(_Frozen):
         """Tokens seen in the whole run, planted ones included."""
         return sum(stage.steps * stage.sequences * stage.length for stage in self.stages)
 
-    def stage_of(self, step: int) -> tuple[Stage, int]:
-        """The stage that `step` (from 0) belongs to, and its number within it."""
-        for stage in self.stages:
+    def stage_of(self, step: int) -> tuple[int, int]:
+        """The index of the stage that `step` (from 0) belongs to, and the step's number within it."""
+        for index, stage in enumerate(self.stages):
             if step < stage.steps:
-                return stage, step
+                return index, step
             step -= stage.steps
         raise ConfigError(f"the recipe has {self.steps} steps")
 

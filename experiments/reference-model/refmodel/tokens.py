@@ -10,11 +10,20 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from pqkv.errors import ConfigError
 from pqkv.text import load_corpus
 from pqkv.text.files import file_documents
+from pqkv.text.reading import explained
 
 SEPARATOR = "<|endoftext|>"
 _BATCH = 256
+
+
+def check_sources(sources: list[Path]) -> None:
+    """Raise `DataError` for the first source that is not there: reading would come to it only after all before it."""
+    for source in sources:
+        with explained(source):
+            source.stat()
 
 
 def corpus_texts(sources: list[Path], limit: int | None) -> Iterator[str]:
@@ -92,8 +101,22 @@ def write_tokens(
                     starts.append(total)
                 progress(len(starts) - 1, total)
         np.save(folder / "starts.npy", np.array(starts, dtype=np.int64))
-        _write(done, json.dumps({"documents": len(starts) - 1, "tokens": total}))
+        write_whole(done, json.dumps({"documents": len(starts) - 1, "tokens": total}))
     return TokenFile(np.memmap(folder / "tokens.bin", dtype=np.uint16, mode="r"), np.load(folder / "starts.npy"))
+
+
+def claim(folder: Path, made_from: dict[str, object]) -> None:
+    """Note in `folder` what its tokenizer and tokens are made from; refuse a folder that notes something else."""
+    note = folder / "prepared.json"
+    if not note.exists():
+        write_whole(note, json.dumps(made_from, indent=1))
+    kept = json.loads(note.read_text())
+    if differing := [key for key, value in made_from.items() if kept.get(key) != value]:
+        key = differing[0]
+        raise ConfigError(
+            f"{folder} was prepared with {key} = {kept.get(key)}, not {made_from[key]}: give it the same again, or "
+            "another --out"
+        )
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -112,7 +135,8 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write `path` so that it is there in full or not at all."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)
     temporary.replace(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from pqkv.errors import ConfigError
+from pqkv.errors import ConfigError, ModelError
 from refmodel.batches import Batches
 from refmodel.optim import optimizers
 from refmodel.recipe import Recipe
@@ -39,8 +40,9 @@ def new_model(recipe: Recipe, init_from: Path | None) -> LlamaForCausalLM:
     if init_from is None:
         return LlamaForCausalLM(config)
     model: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(init_from, dtype=torch.float32)
-    for field in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                  "num_key_value_heads", "head_dim", "rope_parameters"):  # fmt: skip
+    for field in ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                  "num_attention_heads", "num_key_value_heads", "head_dim", "rope_parameters",
+                  "max_position_embeddings", "tie_word_embeddings"):  # fmt: skip
         if (theirs := getattr(model.config, field)) != (ours := getattr(config, field)):
             raise ConfigError(f"{init_from.name} has {field} = {theirs}, the recipe {ours}: choose the recipe it fits")
     return model
@@ -63,10 +65,13 @@ def train(
 
     Returns the model and the number of steps done. A checkpoint of another recipe is refused.
     """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"device '{device}' cannot be used: torch finds no GPU (try --device cpu)")
     torch.set_float32_matmul_precision("high")
     model = new_model(recipe, init_from).to(device).train()
     opts = optimizers(model, recipe.muon_lr, recipe.adam_lr)
     done = _resume(folder, recipe, model, opts)
+    (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2))
     end = min(recipe.steps, stop_at if stop_at is not None else recipe.steps)
     cuda = device.startswith("cuda")
     loss_of = torch.compile(_losses, dynamic=False) if cuda else _losses
@@ -84,11 +89,11 @@ def train(
                 opt.step()
                 opt.zero_grad(set_to_none=True)
             done = step + 1
-            if step % 10 == 0 or done == end:
+            if step % 10 == 0 or done == recipe.steps:
                 text, answer, right = figures.tolist()
                 rate = ids[:, 1:].numel() / (time.monotonic() - begun)
                 line = {
-                    "step": step, "stage": recipe.stage_of(step)[0].name, "text_loss": round(text, 4),
+                    "step": step, "stage": recipe.stages[recipe.stage_of(step)[0]].name, "text_loss": round(text, 4),
                     "answer_loss": round(answer, 4), "answer_tokens_right": round(right, 4),
                     "tokens_per_s": round(rate), "minutes": round((time.monotonic() - started) / 60, 2),
                 }  # fmt: skip
@@ -163,8 +168,11 @@ def _resume(folder: Path, recipe: Recipe, model: LlamaForCausalLM, opts: list[An
     if not path.exists():
         (folder / LOG).unlink(missing_ok=True)
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["recipe"] != recipe.digest():
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ConfigError(f"{path} is damaged or no checkpoint: delete it to start again") from error
+    if not isinstance(state, dict) or state.get("recipe") != recipe.digest():
         raise ConfigError(f"{path} is of another recipe or seed: continue with its own, or give another --out")
     model.load_state_dict(state["model"])
     for opt, kept in zip(opts, state["optimizers"], strict=True):
