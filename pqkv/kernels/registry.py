@@ -145,6 +145,8 @@ def _cuda_naive() -> AttentionBackend:
 def _cuda_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda":
         return f"the model is on {device}, not on an NVIDIA GPU"
+    if device.index:
+        return f"it runs on the first GPU only, not on {device}; CUDA_VISIBLE_DEVICES says which GPU is the first"
     if dtype == torch.float64:
         return "it accumulates in float32 and the model in float64"
     if find_spec("numba_cuda") is None:

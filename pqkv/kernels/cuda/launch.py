@@ -40,7 +40,8 @@ def launch(kernel: Kernel, grid: tuple[int, ...], block: int, *arguments: Device
     if SIMULATED:
         kernel[grid, block](*arguments)
         return
-    stream = cuda.external_stream(torch.cuda.current_stream().cuda_stream)
+    handle = torch.cuda.current_stream().cuda_stream
+    stream = cuda.external_stream(handle) if handle else 0  # 0 is the default stream in both
     kernel[grid, block, stream](*arguments)
 
 
