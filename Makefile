@@ -29,7 +29,7 @@ test-slow: $(READY)
 
 # the slow tests that CI runs as well
 test-ci: $(READY)
-	$(BIN)/python -m pytest -m "slow and ci"
+	$(BIN)/python -m pytest -m "slow and ci" -n auto --dist loadgroup
 
 # on a machine with an NVIDIA GPU; any Python that has the packages will do: make gpu GPU_PYTHON=python3
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
