@@ -159,15 +159,20 @@ def _measure(
 
 
 def device_of(config: BenchConfig) -> torch.device:
-    """Where to run: as asked, else where the backend runs."""
-    if config.device is not None:
-        return torch.device(config.device)
-    on_gpu = config.backend.startswith("cuda") or (config.backend == "auto" and torch.cuda.is_available())
-    if on_gpu and not torch.cuda.is_available():
-        reason = "torch finds no NVIDIA GPU; nvidia-smi shows whether there is one, `pqkv env` what torch was built for"
-        if not config.fallback:
-            raise KernelError(f"backend '{config.backend}' cannot run: {reason}")
-    return torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
+    """Where to run: as asked, else where the backend runs. Raises `KernelError` where that takes a GPU and there is none:
+    for a device always, for a backend where fallbacks are off.
+    """
+    there = torch.cuda.is_available()
+    wanted = config.device == "cuda" or (config.device is None and config.backend.startswith("cuda"))
+    if wanted and not there and (config.device == "cuda" or not config.fallback):
+        what = "device 'cuda'" if config.device == "cuda" else f"backend '{config.backend}'"
+        raise KernelError(
+            f"{what} cannot run: torch finds no NVIDIA GPU; nvidia-smi shows whether there is one, `pqkv env` what torch "
+            "was built for"
+        )
+    if config.device is None and config.backend == "auto":
+        wanted = there
+    return torch.device("cuda" if wanted and there else "cpu")
 
 
 def _call(backend: ChosenBackend, case: DecodeInputs, scale: float, window: int | None) -> Callable[[], object]:

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from pqkv.config import BenchConfig
-from pqkv.errors import ConfigError
+from pqkv.errors import ConfigError, KernelError
 from pqkv.kernels import get_backend, register_backend, registry
 from pqkv.record import Metric, RecordStore
 from pqkv.report import to_frame, write_report
 from pqkv.speed import synthetic, timing
 from pqkv.speed.baselines import FORMS
-from pqkv.speed.bench import bench, break_even
+from pqkv.speed.bench import bench, break_even, device_of
 from pqkv.speed.check import relative_error
 from pqkv.speed.encoding import encoding_contestants
 from pqkv.speed.synthetic import decode_inputs, lengths_of
@@ -189,3 +189,12 @@ def test_the_command_prints_a_table_and_json(capsys, tmp_path):
         main(["bench", "--heads", "5", "--kv-heads", "2"])
     assert ended.value.code == 2
     assert "multiple of kv_heads" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said_before_anything_runs():
+    for settings in ({"device": "cuda"}, {"backend": "cuda", "fallback": False}):
+        with pytest.raises(KernelError, match="torch finds no NVIDIA GPU"):
+            device_of(BenchConfig(**settings))
+    assert device_of(BenchConfig(backend="cuda")).type == "cpu"
+    assert device_of(BenchConfig()).type == "cpu"
