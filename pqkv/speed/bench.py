@@ -159,16 +159,16 @@ def _measure(
 
 
 def device_of(config: BenchConfig) -> torch.device:
-    """Where to run: as asked, else where the backend runs. Raises `KernelError` where that takes a GPU and there is none:
-    for a device always, for a backend where fallbacks are off.
+    """Where to run: as asked, else where the backend runs. Raises `KernelError` where that takes a GPU and there is
+    none: for a device always, for a backend where fallbacks are off.
     """
     there = torch.cuda.is_available()
     wanted = config.device == "cuda" or (config.device is None and config.backend.startswith("cuda"))
     if wanted and not there and (config.device == "cuda" or not config.fallback):
         what = "device 'cuda'" if config.device == "cuda" else f"backend '{config.backend}'"
         raise KernelError(
-            f"{what} cannot run: torch finds no NVIDIA GPU; nvidia-smi shows whether there is one, `pqkv env` what torch "
-            "was built for"
+            f"{what} cannot run: torch finds no NVIDIA GPU; nvidia-smi shows whether there is one, `pqkv env` what "
+            "torch was built for"
         )
     if config.device is None and config.backend == "auto":
         wanted = there
