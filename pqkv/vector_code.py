@@ -44,11 +44,11 @@ def chosen(choose: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @wraps(choose)
-    def placeholder(*arguments: Any) -> Any:
+    def compiled_only(*arguments: Any) -> Any:
         raise TypeError(f"{choose.__name__} runs in compiled code only")
 
-    overload(placeholder)(choose)
-    return placeholder
+    overload(compiled_only)(choose)
+    return compiled_only
 
 
 def data(context: Any, builder: Any, signature: Any, arguments: Any, index: int) -> Any:
