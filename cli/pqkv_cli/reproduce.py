@@ -28,13 +28,15 @@ def reproduce(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help="Records go to OUTPUT/NAME. [default: results; with --quick build/quick]",
+            "-o",
+            "--output",
+            help="Records go to OUTPUT/NAME. [default: results; with --quick build/quick]",
             show_default=False,
         ),
-    ] = None,  # fmt: skip
-    experiments: Annotated[
-        Path, typer.Option(help="Folder of the experiments' settings and questions.")
-    ] = Path("experiments"),
+    ] = None,
+    experiments: Annotated[Path, typer.Option(help="Folder of the experiments' settings and questions.")] = Path(
+        "experiments"
+    ),
     force: Force = False,
 ) -> None:
     """Run an experiment on this machine: its cells, then its tables and plots.

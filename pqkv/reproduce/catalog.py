@@ -35,7 +35,9 @@ EXPERIMENTS: dict[str, Experiment] = {
             "a paged attention that lost quality: its defects one by one, and what sees them",
             "pqkv.reproduce.quality_degradation",
         ),
-        Experiment("million", "MILLION and its paged, transposed extension: each claim measured", "pqkv.reproduce.million"),
+        Experiment(
+            "million", "MILLION and its paged, transposed extension: each claim measured", "pqkv.reproduce.million"
+        ),
     )
 }
 
