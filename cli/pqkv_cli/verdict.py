@@ -64,7 +64,10 @@ def verdicts(records: list[Record]) -> list[str]:
     lines = []
     for _, record in found.values():
         c, m = record.config, record.metrics
-        change = (m["perplexity_ratio"].value or 0) - 1
+        if m["perplexity_ratio"].value is None:
+            lines.append(f"{c['bits']:g} bits at {c['context']} tokens ({c['mode']}): the logits are no numbers")
+            continue
+        change = m["perplexity_ratio"].value - 1
         line = f"{c['bits']:g} bits at {c['context']} tokens ({c['mode']}): perplexity {change:+.2%}"
         good = abs(change) <= _SMALL_CHANGE
         if "agreement_at_1" in m:

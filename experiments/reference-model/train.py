@@ -23,7 +23,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pret
 
 Corpora = Annotated[list[Path], typer.Option("--corpora", help="jsonl (also .xz, .gz), text or folder; repeatable")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="working folder; the same again goes on where it stopped")]
-Name = Annotated[str, typer.Option("--recipe", help="gpu, cpu or tiny, or a JSON file of a recipe")]
+Name = Annotated[str, typer.Option("--recipe", help="gpu, cpu, cpu-long or tiny, or a JSON file of a recipe")]
 InitFrom = Annotated[Path | None, typer.Option(help="start from this model's weights and tokenizer")]
 Device = Annotated[str, typer.Option(help="cpu or cuda")]
 Minutes = Annotated[float | None, typer.Option(help="stop after this long; run again to go on")]

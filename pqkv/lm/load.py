@@ -159,15 +159,17 @@ def _config_digest(config: dict[str, Any]) -> str:
 def _fingerprint(model: nn.Module) -> str:
     """SHA-256 over the attention weights of the first and last layer, rounded to bf16.
 
-    Keys and values come from these, so codebooks belong to them; rounding makes it the same in float32, float64 and
-    bfloat16 (float16 loses the smallest weights on loading, so there it is another).
+    Keys and values come from these, so codebooks belong to them; rounding makes it the same in every dtype that holds
+    bf16 weights. float16 has no normal numbers below 2^-14: weights that small count as zero.
     """
     named: list[tuple[str, Tensor]] = [(n, p) for n, p in model.named_parameters() if ".self_attn." in n]
     hashed = hashlib.sha256()
     edges = {_layer_of(named[0][0]), _layer_of(named[-1][0])} if named else set()
     for name, parameter in named:
         if _layer_of(name) in edges:
-            data = parameter.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy()
+            rounded = parameter.detach().to("cpu", torch.bfloat16)
+            rounded = torch.where(rounded.abs() < 2**-14, torch.zeros_like(rounded), rounded)
+            data = rounded.contiguous().view(torch.int16).numpy()
             hashed.update(name.encode() + data.tobytes())
     return hashed.hexdigest()[:16]
 

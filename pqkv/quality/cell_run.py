@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pqkv.cache import effective_bits, footprint
 from pqkv.codec import CodebookSet
-from pqkv.config import STEPWISE, EvalConfig
+from pqkv.config import STEPWISE, EvalConfig, Split
 from pqkv.errors import OutOfPages, memory_is_short
 from pqkv.kernels import ChosenBackend
 from pqkv.kernels.faults import fault_of
@@ -61,9 +61,9 @@ class Shared:
 
     def __init__(self, lm: LanguageModel) -> None:
         self.lm, self.exact, self.prefills = lm, ExactLogits(lm), Prefills()
-        self._streams: dict[tuple[str, str | None], tuple[Corpus, TokenStream]] = {}
+        self._streams: dict[tuple[str, Split | None], tuple[Corpus, TokenStream]] = {}
 
-    def stream(self, data: str, split: str | None) -> tuple[Corpus, TokenStream]:
+    def stream(self, data: str, split: Split | None) -> tuple[Corpus, TokenStream]:
         """A text and its tokens."""
         if (data, split) not in self._streams:
             corpus = load_corpus(data, split, default="test")

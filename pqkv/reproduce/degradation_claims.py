@@ -66,8 +66,9 @@ def _warps(records: Sequence[Record]) -> Claim:
     more = _of(records, "warp-max/64", "warp-max/128", "warp-sum/64", "warp-sum/128")
     if not one or not more:
         return Claim("warps", "a warp's reduction fails at context > 32", "context > 32", "not run", None)
+    longest = max(r.config["context"] for r in one)
     ours = (
-        f"block of 32: {len(_bad(one))} of {len(one)} cells wrong, contexts to {max(r.config['context'] for r in one)}; "
+        f"block of 32: {len(_bad(one))} of {len(one)} cells wrong, contexts to {longest}; "
         f"64 and 128: {len(_bad(more))} of {len(more)}: the condition is block > 32"
     )
     return Claim("warps", "a warp's reduction fails at context > 32", "context > 32", ours, bool(_bad(one)))

@@ -25,6 +25,8 @@ everything = [pytest.mark.slow, pytest.mark.ci, pytest.mark.timeout(1500)]
     pytest.param("test_attention.py", FEW, id="attention, a few"),
     pytest.param("test_attention.py", "", marks=everything, id="attention"),
     pytest.param("test_encode.py", "", marks=everything, id="encode"),
+    pytest.param("test_faults.py", "max or aliased", id="faults, a few"),
+    pytest.param("test_faults.py", "", marks=everything, id="faults"),
 ])  # fmt: skip
 def test_kernels_under_the_simulator(file, selection):
     pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'pqkv[cuda]'")

@@ -50,8 +50,9 @@ def test_fingerprint_and_digest_do_not_depend_on_dtype(tiny_folder, dtype):
     assert plain.name == "tiny"
 
 
-def test_the_bundled_fingerprint_is_the_same_in_bfloat16(reference):
-    assert load_model(dtype="bfloat16").identity() == reference.identity()
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_bundled_fingerprint_is_the_same_in_half_precision(reference, dtype):
+    assert load_model(dtype=dtype).identity() == reference.identity()
 
 
 @pytest.mark.parametrize("layer", [0, 1])

@@ -1,4 +1,4 @@
-"""Everything that decides what a training run computes, and the two recipes that ship."""
+"""Everything that decides what a training run computes, and the recipes that ship."""
 
 from __future__ import annotations
 
@@ -133,6 +133,22 @@ CPU = Recipe(
     corpus_bytes=60_000_000,
 )  # fmt: skip
 
+# On from what CPU left, on a CPU again: distance instead of new facts, and two rates that only fall.
+CPU_LONG = Recipe(
+    shape=CPU.shape,
+    stages=(
+        Stage(name="four", length=4096, sequences=2, steps=120, recall=0.12),
+        Stage(name="eight", length=8192, sequences=1, steps=110, recall=0.12),
+    ),
+    seed=1,
+    muon_lr=0.004,
+    adam_lr=0.0008,
+    warmup_steps=10,
+    decay_from=0.2,
+    answer_weight=4.0,
+    corpus_bytes=60_000_000,
+)
+
 # Seconds; for tests and to see that every step runs.
 TINY = Recipe(
     shape=Shape(
@@ -147,4 +163,4 @@ TINY = Recipe(
     tokenizer_bytes=200_000,
 )  # fmt: skip
 
-RECIPES: dict[str, Recipe] = {"gpu": GPU, "cpu": CPU, "tiny": TINY}
+RECIPES: dict[str, Recipe] = {"gpu": GPU, "cpu": CPU, "cpu-long": CPU_LONG, "tiny": TINY}

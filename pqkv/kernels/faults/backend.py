@@ -67,7 +67,7 @@ def _emulated(
         low = max(0, n - window) if window is not None else 0
         ids = pages.page_table[b, : -(-n // pages.page_size)].long()
         keys, values = (
-            side.pages.transpose(0, 1).index_select(1, ids).flatten(1, 2)[:, low:n].float()
+            side.pages.index_select(0, ids).transpose(0, 1).flatten(1, 2)[:, low:n].float()
             for side in (pages.keys, pages.values)
         )
         row, lse[b, 0] = naive_row(query[b, 0].float() * (scale * math.log2(math.e)), keys, values, fault)
