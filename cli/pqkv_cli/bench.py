@@ -158,10 +158,22 @@ def _table(records: list[Record]) -> None:
     table = Table(
         title=f"decoding attention, {first['model']}, backend {first['backend']}, {first['threads']} threads",
         caption=f"medians of {first['repeats']} cold runs, 95% intervals; exact: the fastest of torch's forms in "
-        f"the same rounds; of copy: bytes read a second over the copy bandwidth of this run; {machine_of(records[0])}",
+        "the same rounds; charged: the speed-up with each step paying for the encoding of its own tokens; "
+        f"of copy: bytes read a second over the copy bandwidth of this run; {machine_of(records[0])}",
         box=None,
     )
-    for name in ("bits", "batch", "tokens", "ms", "exact ms", "speed-up", "fastest exact", "GB/s", "of copy"):
+    for name in (
+        "bits",
+        "batch",
+        "tokens",
+        "ms",
+        "exact ms",
+        "speed-up",
+        "charged",
+        "fastest exact",
+        "GB/s",
+        "of copy",
+    ):
         table.add_column(name, justify="left" if name == "fastest exact" else "right")
     for record in records:
         table.add_row(*_row(record))
@@ -178,7 +190,10 @@ def _table(records: list[Record]) -> None:
 
 
 def _row(record: Record) -> list[str]:
+    from pqkv.derived import derived
+
     c, m = record.config, record.metrics
+    charged = derived(record).get("charged_speedup")
     ratio = m["speedup"]
     interval = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
     exact = min((r for r in record.tables["contestants"] if r["name"] != "pqkv"), key=lambda r: r["median_ms"])
@@ -190,6 +205,7 @@ def _row(record: Record) -> list[str]:
         f"{m['latency_ms'].value:.2f}",
         f"{m['exact_latency_ms'].value:.2f}",
         f"{ratio.value:.2f}x{interval}",
+        "" if charged is None else f"{charged.value:.2f}x",
         exact["name"],
         f"{m['bandwidth_gbs'].value:.1f}",
         f"{fraction:.0%}",
