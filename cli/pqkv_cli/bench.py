@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
+from pqkv_cli.breakdown import breakdown_table
 from pqkv_cli.end_to_end import end_to_end_table, heads_of
 from pqkv_cli.flags import layered, option, split_list
 from pqkv_cli.options import (
@@ -69,6 +70,10 @@ def bench(
             "Time a whole model: to the first token, and per token with real flushes.", _MEASURE, False, "--end-to-end"
         ),
     ] = None,
+    parts: Annotated[
+        bool | None,
+        option("Time the parts of a step, and encoding, instead of a race.", _MEASURE, False, "--breakdown"),
+    ] = None,
     new_tokens: Annotated[int | None, option("Tokens decoded end to end.", _MEASURE, "320")] = None,
     repeats: Annotated[int | None, option("Timed rounds of a cell.", _MEASURE, "21; end to end 3")] = None,
     threads: Annotated[int | None, option("Threads of everything that is timed.", _MEASURE, "as torch has")] = None,
@@ -97,6 +102,7 @@ def bench(
         "ragged": ragged,
         "model": model,
         "end_to_end": whole,
+        "breakdown": parts,
         "new_tokens": new_tokens,
         "heads": heads,
         "kv_heads": kv_heads,
@@ -131,6 +137,10 @@ def bench(
         return
 
     def cells(store: RecordStore | None, bar: ProgressBar) -> Iterator[Record]:
+        if wanted.breakdown:
+            from pqkv.speed.breakdown import breakdown
+
+            return breakdown(wanted, store, force=force, report=bar.show)
         if whole_model:
             from pqkv.speed.end_to_end import end_to_end
 
@@ -140,7 +150,8 @@ def bench(
         return bench(wanted, store, force=force, report=bar.show)
 
     records = gather(cells, output)
-    print_records(records, format, output, end_to_end_table if whole_model else _table)
+    table = breakdown_table if wanted.breakdown else end_to_end_table if whole_model else _table
+    print_records(records, format, output, table)
     raise_if_failed(records)
 
 
