@@ -45,8 +45,12 @@ def check(variant, capability):
     report = found.report
     print(variant, capability, report)
     assert (report.spill_bytes, report.stack_bytes) == (0, 0)
-    # what the variant says of itself is what ptxas finds, but for the space that aligns arrays
-    assert variant.shared_bytes <= report.shared_bytes <= variant.shared_bytes + 64
+    # what the variant says of itself is what ptxas finds, but for the space that aligns arrays, and for the query in
+    # fp16, which only look-ups of centroids read
+    unread = 0
+    if isinstance(variant, CodedVariant) and not variant.decodes:
+        unread = 4 * variant.group * variant.keys.num_subspaces * variant.keys.centroid_words
+    assert variant.shared_bytes - unread <= report.shared_bytes <= variant.shared_bytes + 64
     assert report.shared_bytes <= SHARED_BYTES
     assert report.registers * variant.block <= 65536
     assert f".target sm_{capability[0]}{capability[1]}" in found.ptx
@@ -67,8 +71,8 @@ def test_a_kernel_that_ends_early_does_the_work_of_its_phases():
     whole = coded(4, 1)
     tables, scores = (check(replace(whole, last=last), (9, 0)).ptx for last in ("tables", "scores"))
     assert tables.count("st.shared") > 0 and tables.count("ld.global.nc") > 0
-    # a look-up is a load of shared memory: 64 are written out in the loop over subspaces
-    assert scores.count("ld.shared") - tables.count("ld.shared") >= 32
+    # a look-up is a load of shared memory, and 8 tokens in 4 subspaces are written out; one word stood for the tables
+    assert scores.count("ld.shared") - tables.count("ld.shared") >= 8 * 4 - 1
 
 
 @pytest.mark.slow
@@ -90,8 +94,8 @@ def test_coded_kernels_of_rows_are_sound(bits, layouts):
 
 @pytest.mark.slow
 @pytest.mark.ci
-@pytest.mark.parametrize("last", ["softmax"])
-@pytest.mark.parametrize("bits", SHAPES)
+@pytest.mark.parametrize("last", ["tables", "scores", "softmax"])
+@pytest.mark.parametrize("bits", (4, 2))
 def test_kernels_that_end_early_are_sound(bits, last):
     check(replace(coded(bits, 4), last=last), (9, 0))
 

@@ -355,10 +355,12 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
             total = float32(0.0)
             if TABLES_ONLY:
                 total = float_of(tables[uint32(thread % uint32(TABLE))])
+                if DECODES:
+                    total += float_of(packed[uint32(thread % uint32(PACKED))])
             else:
                 for i in range(SCORES):
                     total += score[i]
-            # through both arrays of the phases to come: as many blocks run at a time as of the whole kernel
+            # through the arrays of the phases to come: as many blocks run at a time as of the whole kernel
             weights[thread] = bits_of(total)
             meeting[thread] = total
             cuda.syncthreads()
