@@ -104,8 +104,8 @@ def checked_padding(padding: Sequence[int] | None, keys: Tensor, num_sequences: 
 
 def checked_finite(keys: Tensor, values: Tensor, padding: Sequence[int]) -> None:
     """Raise `CacheError` for NaN or infinite keys or values (B, Hkv, T, D) among the real ones."""
-    # one pass without a mask in memory: a sum is finite if all terms are (in float64 floats cannot overflow it); and one
-    # answer to wait for where the vectors are on a GPU
+    # one pass without a mask in memory: a sum is finite if all terms are (in float64 floats cannot overflow it); and
+    # one answer to wait for where the vectors are on a GPU
     if torch.isfinite(keys.sum(dtype=torch.float64) + values.sum(dtype=torch.float64)):
         return
     for name, vectors in (("keys", keys), ("values", values)):
