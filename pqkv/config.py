@@ -19,7 +19,8 @@ Layout = Literal["row", "transposed"]
 Scope = Literal["head", "layer", "global"]
 Channels = Literal["balanced", "adjacent"]
 CodeMetric = Literal["query", "euclidean"]
-Mode = Literal["exact-schedule", "token", "chunk", "all-coded"]
+Mode = Literal["exact-schedule", "token", "chunk", "decode", "all-coded"]
+STEPWISE: tuple[Mode, ...] = ("token", "chunk", "decode")  # through the real cache and backend
 Split = Literal["calibration", "test", "all"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Metric = Literal["perplexity", "agreement", "kld", "recall", "softmax-mass"]
@@ -134,6 +135,7 @@ class EvalConfig(Settings):
     context: tuple[int, ...] = (512, 2048)
     mode: tuple[Mode, ...] = ("exact-schedule",)
     chunk_size: int = Field(256, ge=1)
+    decode_tokens: int = Field(64, ge=2, description="newest tokens of a window, decoded one by one in mode decode")
     windows: int | None = Field(8, ge=1, description="windows per context, spread evenly; 'all' for all of them")
     topk: tuple[int, ...] = (1, 5, 10)
     metrics: tuple[Metric, ...] = ALL_METRICS
@@ -179,10 +181,16 @@ class EvalConfig(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         self.cache()
-        exact_only = [mode for mode in self.mode if mode not in ("token", "chunk")]
+        exact_only = [mode for mode in self.mode if mode not in STEPWISE]
         if not self.codebooks and 0 in self.bits and exact_only:
             raise ValueError(
-                f"bits 0 is the exact cache: it has nothing to show in mode {exact_only[0]}; use --mode token or chunk"
+                f"bits 0 is the exact cache: it has nothing to show in mode {exact_only[0]}; "
+                "use --mode token, chunk or decode"
+            )
+        if "decode" in self.mode and min(self.context) <= self.decode_tokens:
+            raise ValueError(
+                f"mode decode takes the last {self.decode_tokens} tokens of a window one by one: every context must be "
+                "longer (or decode_tokens smaller)"
             )
         return self
 

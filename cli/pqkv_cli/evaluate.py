@@ -61,15 +61,19 @@ def evaluate(
     value_layout: Layout = None,
     max_pages: Annotated[int | None, option("Size of the page pool.", CACHE, "grows")] = None,
     backend: Annotated[
-        str | None, option("Attention on pages, in modes token and chunk: cpu, reference or auto.", CACHE, "auto")
+        str | None,
+        option("Attention on pages, in modes token, chunk, decode: cpu, reference, auto, fault:NAME.", CACHE, "auto"),
     ] = None,
     fallback: Fallback = None,
     context: Annotated[str | None, option("Window lengths in tokens, by commas.", _MEASURE, "512,2048")] = None,
     mode: Annotated[
         str | None,
-        option("exact-schedule, token, chunk, all-coded, by commas.", _MEASURE, "exact-schedule"),
+        option("exact-schedule, token, chunk, decode, all-coded, by commas.", _MEASURE, "exact-schedule"),
     ] = None,
     chunk_size: Annotated[int | None, option("Tokens a step in mode chunk.", _MEASURE, "256")] = None,
+    decode_tokens: Annotated[
+        int | None, option("Newest tokens of a window, taken one by one in mode decode.", _MEASURE, "64")
+    ] = None,
     windows: Annotated[
         str | None, option("Windows per context, spread evenly over the text, or 'all'.", _MEASURE, "8")
     ] = None,
@@ -115,6 +119,7 @@ def evaluate(
         "context": split_list(context, int, "--context"),
         "mode": split_list(mode, str, "--mode"),
         "chunk_size": chunk_size,
+        "decode_tokens": decode_tokens,
         "windows": windows if windows is None or windows == "all" else split_list(windows, int, "--windows"),
         "topk": split_list(topk, int, "--topk"),
         "metrics": split_list(metrics, str, "--metrics"),

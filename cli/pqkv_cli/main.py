@@ -13,6 +13,7 @@ from pqkv_cli.bench import bench
 from pqkv_cli.env import env
 from pqkv_cli.evaluate import evaluate
 from pqkv_cli.report import report
+from pqkv_cli.reproduce import reproduce
 from pqkv_cli.train_codebooks import train_codebooks
 
 USAGE_ERROR = 2
@@ -32,6 +33,7 @@ app.command("train-codebooks")(train_codebooks)
 app.command("eval")(evaluate)
 app.command("bench")(bench)
 app.command("report")(report)
+app.command("reproduce")(reproduce)
 app.command("env")(env)
 
 

@@ -117,6 +117,12 @@ class KVCache:
             spare=sum(spare for _, spare in pages),
         )
 
+    def use(self, backend: ChosenBackend) -> None:
+        """Attend with another backend from now on."""
+        self.backend = backend
+        for layer in self.layers:
+            layer.backend = backend.run
+
     def place(self, index: int, device: torch.device) -> Layer:
         """Layer `index`, moved to `device` while it is empty: a model may be spread over several."""
         layer = self.layers[index]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pqkv.errors import CacheError
-from pqkv.kernels import ExactTokens, PagedTokens
+from pqkv.kernels import AttentionBackend, ExactTokens, PagedTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class Layer(Protocol):
 
     geometry: Geometry
     lengths: list[int]
+    backend: AttentionBackend
     observer: AttentionObserver | None
 
     def append(self, keys: Tensor, values: Tensor, padding: Sequence[int] | None = None) -> None:

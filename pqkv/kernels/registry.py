@@ -13,9 +13,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from pqkv.errors import ConfigError, KernelError
-from pqkv.kernels.types import AttentionBackend
+from pqkv.kernels.faults.catalog import FAULTS, PREFIX, Fault, canonical_name
+from pqkv.kernels.types import AttentionBackend, ExactTokens, PagedTokens
 
 if TYPE_CHECKING:
     from pqkv.kernels.cpu.decode import Way
@@ -29,6 +31,7 @@ Obstacle = Callable[[torch.device, torch.dtype], str | None]
 class _Entry:
     factory: Callable[[], AttentionBackend]
     obstacle: Obstacle
+    replaceable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +48,24 @@ _PREFERENCE = ("cuda", "cpu", "reference")  # of `auto`, and of what stands in f
 
 
 def register_backend(
-    name: str, factory: Callable[[], AttentionBackend], obstacle: Obstacle = lambda device, dtype: None
+    name: str,
+    factory: Callable[[], AttentionBackend],
+    obstacle: Obstacle = lambda device, dtype: None,
+    *,
+    replaceable: bool = True,
 ) -> None:
     """Add a backend. `factory` runs each time it is asked for: its imports cost nothing before, it should be cheap.
-    `obstacle(device, dtype)` is the reason why it cannot serve queries there, or None.
+    `obstacle(device, dtype)` is the reason why it cannot serve queries there, or None; another one then runs instead,
+    if it is `replaceable`.
     """
     if name in _ENTRIES or name == AUTO:
         raise ValueError(f"backend {name!r} is registered already")
-    _ENTRIES[name] = _Entry(factory, obstacle)
+    _ENTRIES[name] = _Entry(factory, obstacle, replaceable)
 
 
 def get_backend(name: str) -> AttentionBackend:
     """The backend called `name`; raises `ConfigError` listing the known names."""
+    name = canonical_name(name)
     check_backend(name)
     if name == AUTO:
         raise ConfigError("backend 'auto' depends on device and dtype; use choose_backend")
@@ -65,22 +74,27 @@ def get_backend(name: str) -> AttentionBackend:
 
 def check_backend(name: str) -> None:
     """Raise `ConfigError`, listing the known names, for one that is not among them."""
-    if name != AUTO and name not in _ENTRIES:
-        raise ConfigError(f"unknown backend '{name}'; known: {', '.join((AUTO, *backend_names()))}")
+    if name == AUTO or canonical_name(name) in _ENTRIES:
+        return
+    if name.startswith(PREFIX):
+        raise ConfigError(f"unknown fault '{name}'; known: {', '.join(FAULTS)}")
+    sound = [known for known in backend_names() if known not in FAULTS]
+    raise ConfigError(f"unknown backend '{name}'; known: {', '.join((AUTO, *sound))}, {PREFIX}NAME")
 
 
 def choose_backend(name: str, device: torch.device, dtype: torch.dtype, *, fallback: bool = True) -> ChosenBackend:
     """The backend that serves queries of `dtype` on `device`: `name`, or without it the next that can.
 
-    Raises `KernelError` if `name` cannot and `fallback` is off.
+    Raises `KernelError` if `name` cannot and `fallback` is off, or `name` is a fault: nothing else has it.
     """
     check_backend(name)
+    name = canonical_name(name)
     reason = None
     if name != AUTO:
         reason = _ENTRIES[name].obstacle(device, dtype)
         if reason is None:
             return ChosenBackend(name, _ENTRIES[name].factory())
-        if not fallback:
+        if not fallback or not _ENTRIES[name].replaceable:
             raise KernelError(f"backend '{name}' cannot run: {reason}")
     for other in _PREFERENCE:
         if other != name and _ENTRIES[other].obstacle(device, dtype) is None:
@@ -167,9 +181,38 @@ def _cuda_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     return None if cuda.is_available() else "Numba finds no CUDA driver; nvidia-smi shows whether one is installed"
 
 
+def _register_fault(name: str, fault: Fault) -> None:
+    def factory() -> AttentionBackend:
+        from pqkv.kernels.faults.backend import FaultyAttention
+
+        return FaultyAttention(fault, _sound)
+
+    register_backend(name, factory, _fault_obstacle, replaceable=False)
+
+
+def _sound(
+    query: Tensor,
+    pages: PagedTokens | None,
+    sinks: ExactTokens | None,
+    residual: ExactTokens | None,
+    *,
+    scale: float,
+    window: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What runs where a fault has nothing to spoil: the best backend there is."""
+    chosen = choose_backend(AUTO, query.device, query.dtype)
+    return chosen.run(query, pages, sinks, residual, scale=scale, window=window)
+
+
+def _fault_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    return _cpu_obstacle(device, dtype) if device.type == "cpu" else _cuda_obstacle(device, dtype)
+
+
 register_backend("reference", _reference)
 register_backend("cpu", _cpu, _cpu_obstacle)
 register_backend("cpu-centroids", partial(_cpu_one_way, "centroids"), _cpu_obstacle)
 register_backend("cpu-tables", partial(_cpu_one_way, "tables"), _cpu_obstacle)
 register_backend("cuda", _cuda, _cuda_obstacle)
 register_backend("cuda-naive", _cuda_naive, _cuda_obstacle)
+for _name, _fault in FAULTS.items():
+    _register_fault(_name, _fault)

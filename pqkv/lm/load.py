@@ -56,10 +56,19 @@ class LanguageModel:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
-    def logits(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Logits (B, T, V) of ids (B, T); without a cache a plain forward, with one a step on it."""
+    def logits(
+        self, ids: Tensor, cache: Cache | None = None, *, newest: int = 0, positions: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, T, V) of ids (B, T); without a cache a plain forward, with one a step on it.
+
+        `newest` keeps the logits of that many tokens, 0 of all. `positions` (T,) are told to the model instead of the
+        tokens' own: a wrong one is a fault whose price can be measured.
+        """
+        given = {} if positions is None else {"position_ids": positions.expand(len(ids), -1)}
         with torch.inference_mode():
-            out = self.model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+            out = self.model(
+                input_ids=ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=newest, **given
+            )
         logits: Tensor = out.logits.to(ids.device)  # a model spread over devices ends on another
         return logits
 

@@ -11,18 +11,21 @@ from torch import Tensor
 
 from pqkv.cache import effective_bits, footprint
 from pqkv.codec import CodebookSet
-from pqkv.config import EvalConfig
+from pqkv.config import STEPWISE, EvalConfig
 from pqkv.errors import OutOfPages, memory_is_short
 from pqkv.kernels import ChosenBackend
+from pqkv.kernels.faults import fault_of
 from pqkv.lm import LanguageModel
 from pqkv.quality.cells import Cell
 from pqkv.quality.control import shuffled
 from pqkv.quality.measures import PositionMeasures, compare
-from pqkv.quality.modes import run_coded, run_exact
+from pqkv.quality.modes import run_coded, run_decode, run_exact
+from pqkv.quality.prefills import Prefills
 from pqkv.quality.recall import RecallPrompt, answered, build_prompts, by_depth
 from pqkv.quality.softmax_mass import SoftmaxMassProbe
-from pqkv.quality.summary import bootstrap, by_position, summarize
+from pqkv.quality.summary import bootstrap, by_position, finite, summarize
 from pqkv.record import Metric
+from pqkv.text import Corpus, TokenStream, load_corpus, tokenize
 
 STATED_LENGTHS = (2048, 32768, 131072)
 _FORWARD_TOKENS = 4096  # of one forward over several short windows
@@ -34,16 +37,16 @@ class ExactLogits:
 
     def __init__(self, lm: LanguageModel) -> None:
         self.lm = lm
-        self._kept: dict[bytes, Tensor] = {}
+        self._kept: dict[tuple[bytes, int], Tensor] = {}
         self._length = 0
 
-    def __call__(self, ids: Tensor) -> Tensor:
-        """Logits (B, T, V) of ids (B, T)."""
+    def __call__(self, ids: Tensor, newest: int = 0) -> Tensor:
+        """Logits (B, T, V) of ids (B, T), or of their `newest` tokens."""
         if ids.shape[1] != self._length:
             self._kept, self._length = {}, ids.shape[1]
-        key = ids.cpu().numpy().tobytes()
+        key = (ids.cpu().numpy().tobytes(), newest)
         if key not in self._kept:
-            logits = run_exact(self.lm, ids)
+            logits = run_exact(self.lm, ids, newest)
             size = logits.numel() * logits.element_size()
             if size * (len(self._kept) + 1) > _LOGIT_BYTES:
                 return logits
@@ -51,23 +54,42 @@ class ExactLogits:
         return self._kept[key]
 
 
+class Shared:
+    """What cells of one model have in common, and evaluations that share it: token streams, exact logits, prefilled
+    caches.
+    """
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self.lm, self.exact, self.prefills = lm, ExactLogits(lm), Prefills()
+        self._streams: dict[tuple[str, str | None], tuple[Corpus, TokenStream]] = {}
+
+    def stream(self, data: str, split: str | None) -> tuple[Corpus, TokenStream]:
+        """A text and its tokens."""
+        if (data, split) not in self._streams:
+            corpus = load_corpus(data, split, default="test")
+            self._streams[data, split] = corpus, tokenize(corpus, self.lm.encode, self.lm.separator)
+        return self._streams[data, split]
+
+
 class CellRun:
     """Measures one cell."""
 
     def __init__(
         self,
-        lm: LanguageModel,
+        shared: Shared,
         config: EvalConfig,
         cell: Cell,
         backend: ChosenBackend,
-        exact: ExactLogits,
         step: Callable[[int, int], None],
     ) -> None:
-        self.lm, self.config, self.cell, self.exact, self.step = lm, config, cell, exact, step
+        self.lm, self.config, self.cell, self.step = shared.lm, config, cell, step
+        self.exact, self.prefills = shared.exact, shared.prefills
         # by the name that was chosen: a cache that chose again would say once more, for every batch, what gave way
         self.cache = config.cache().model_copy(update={"backend": backend.name})
-        self.stepwise = cell.mode in ("token", "chunk")
+        self.stepwise = cell.mode in STEPWISE
         self.backend = backend
+        self.fault = fault_of(backend.name)
+        self.newest = config.decode_tokens if cell.mode == "decode" else 0  # tokens that are scored, 0 for all
         self.batch = 8
         self._done = self._total = 0
 
@@ -97,9 +119,11 @@ class CellRun:
 
     def _measure(self, tokens: np.ndarray) -> dict[str, Any]:
         wanted = self.config.metrics
-        probed = self.cell.mode == "token" and "softmax-mass" in wanted
+        probed = self.cell.mode in ("token", "decode") and "softmax-mass" in wanted
         probe = SoftmaxMassProbe(self.backend.run) if probed else None
         prompts = build_prompts(self.lm, tokens, self.config.seed) if "recall" in wanted else []
+        if self.newest:
+            prompts = [p for p in (prompt.answered_by(self.newest) for prompt in prompts) if p.questions]
         controls = self.config.control and self.cell.coding.books is not None
         predictions = any(name in wanted for name in ("perplexity", "agreement", "kld"))
         runs = predictions * (1 + controls) + bool(prompts)
@@ -116,12 +140,15 @@ class CellRun:
         if predictions:
             measures = self._compare(tokens, self.cell.coding.books, probe)
             metrics |= summarize(measures, wanted, self.config.seed)
-            tables["by_position"] = by_position(measures)
-            samples |= {
+            tables["by_position"] = by_position(measures, max(0, self.cell.context - self.newest) if self.newest else 0)
+            by_window = {
                 "nll": [float(m.nll.mean()) for m in measures],
                 "nll_exact": [float(m.nll_exact.mean()) for m in measures],
                 "kld_mean": [float(m.kld.mean()) for m in measures],
             }
+            if self.newest:  # does the damage grow with the tokens decoded?
+                by_window["kld_by_step"] = torch.stack([m.kld for m in measures]).mean(0).tolist()
+            samples |= {name: values for name, values in by_window.items() if np.isfinite(values).all()}
             if controls and self.cell.coding.books is not None:
                 control = self._compare(tokens, shuffled(self.cell.coding.books), probe)
                 metrics["kld_control"] = summarize(control, ("kld",), self.config.seed)["kld_mean"]
@@ -132,8 +159,10 @@ class CellRun:
         elif "recall" in wanted:
             notes.append(f"recall not measured: {self.cell.context} tokens leave no room for a fact and its question")
         if probe is not None and probe.calls:
-            metrics["softmax_mass_error"] = Metric(value=probe.mass_error, n=probe.calls)
-            metrics["lse_mass_error"] = Metric(value=probe.lse_error, n=probe.calls)
+            metrics["softmax_mass_error"] = Metric(value=finite(probe.mass_error), n=probe.calls)
+            metrics["lse_mass_error"] = Metric(value=finite(probe.lse_error), n=probe.calls)
+        if broken := sorted(name for name, metric in metrics.items() if metric.value is None):
+            notes.append(f"not a finite number: {', '.join(broken)}")
         return {"metrics": metrics, "tables": tables, "samples": samples, "notes": notes}
 
     def _compare(
@@ -142,8 +171,13 @@ class CellRun:
         found = []
         for ids in self._batches(tokens):
             coded = self._run(ids, books, probe)
-            exact = self.exact(ids)
-            found += [compare(exact[b, :-1], coded[b, :-1], ids[b, 1:], self.config.topk) for b in range(len(ids))]
+            exact = self.exact(ids, self.newest)
+            found += [
+                compare(
+                    exact[b, :-1], coded[b, :-1], ids[b, 1:][-self.newest + 1 if self.newest else 0 :], self.config.topk
+                )
+                for b in range(len(ids))
+            ]
         return found
 
     def _recall(
@@ -153,7 +187,9 @@ class CellRun:
         coded, exact = [], []
         rest = iter(prompts)
         for ids in self._batches(tokens):
-            for got, reference in zip(self._run(ids, self.cell.coding.books, probe), self.exact(ids), strict=True):
+            for got, reference in zip(
+                self._run(ids, self.cell.coding.books, probe), self.exact(ids, self.newest), strict=True
+            ):
                 prompt = next(rest)
                 coded.append(answered(prompt, got))
                 exact.append(answered(prompt, reference))
@@ -173,16 +209,22 @@ class CellRun:
             self._done = before + B * T * done // total
             self.step(self._done, self._total)
 
-        logits = run_coded(
-            self.lm,
-            ids,
-            books,
-            self.cache,
-            self.cell.mode,
-            chunk_size=self.config.chunk_size,
-            probe=probe,
-            step=step,
-        )
+        if self.newest:
+            cache = self.prefills(self.lm, ids[:, : -self.newest], books, self.cache, self.backend)
+            shift = self.fault.position_shift if self.fault else 0
+            newest = ids[:, -self.newest :]
+            logits = run_decode(self.lm, newest, cache, position_shift=shift, probe=probe, step=step)
+        else:
+            logits = run_coded(
+                self.lm,
+                ids,
+                books,
+                self.cache,
+                self.cell.mode,
+                chunk_size=self.config.chunk_size,
+                probe=probe,
+                step=step,
+            )
         step(1, 1)
         return logits
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pqkv.codec import CodebookSet
 from pqkv.codec.codebook_file import CodebookHeader, load_codebooks
-from pqkv.config import EvalConfig, Mode, TrainConfig
+from pqkv.config import STEPWISE, EvalConfig, Mode, TrainConfig
 from pqkv.lm import LanguageModel
 from pqkv.lm.defaults import default_codebooks
 from pqkv.lm.train import Progress
@@ -78,7 +78,7 @@ def cells(config: EvalConfig, found: list[Coding]) -> list[Cell]:
         for context in config.context
         for coding in found
         for mode in config.mode
-        if coding.books is not None or mode in ("token", "chunk")
+        if coding.books is not None or mode in STEPWISE
     ]
 
 
@@ -86,13 +86,15 @@ def describe(
     cell: Cell, config: EvalConfig, lm: LanguageModel, corpus: Corpus, windows: int, backend: str
 ) -> dict[str, Any]:
     """Everything the figures of a cell depend on, flat; what they do not depend on is left out or None."""
-    stepwise = cell.mode in ("token", "chunk")
+    stepwise = cell.mode in STEPWISE
     header = cell.coding.header
     cache = config.cache().model_dump(mode="json")
     if not config.paged:
         cache |= {"key_layout": "row", "value_layout": "row", "max_pages": None}
     del cache["fallback"]
     cache["backend"] = backend if stepwise else None
+    if cell.mode == "decode":
+        cache["decode_tokens"] = config.decode_tokens
     return {
         "model": lm.name,
         "model_weights": lm.fingerprint,

@@ -15,10 +15,10 @@ from pqkv.kernels import check_backend, choose_backend
 from pqkv.lm import load_model
 from pqkv.lm.contamination import check_contamination
 from pqkv.lm.train import check_codebooks
-from pqkv.quality.cell_run import CellRun, ExactLogits
+from pqkv.quality.cell_run import CellRun, Shared
 from pqkv.quality.cells import Cell, cells, default_codings, describe, named_codings
 from pqkv.record import Record, RecordStore
-from pqkv.text import load_corpus, tokenize, windows
+from pqkv.text import windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,16 @@ Report = Callable[[Progress], None]
 
 
 def evaluate(
-    config: EvalConfig, store: RecordStore | None = None, *, force: bool = False, report: Report | None = None
+    config: EvalConfig,
+    store: RecordStore | None = None,
+    *,
+    force: bool = False,
+    report: Report | None = None,
+    shared: Shared | None = None,
 ) -> Iterator[Record]:
     """Run the grid and yield each cell's record as it is finished; a record that `store` holds is not run again.
+
+    `shared` holds the model of `config`, loaded before, and what earlier evaluations of it left to use again.
 
     A cell that fails for a reason of its own (out of pages, out of memory) yields a failed record and the grid goes
     on; a wrong model, text or codebook raises before the first cell.
@@ -48,15 +55,15 @@ def evaluate(
     check_backend(config.backend)
     if store is not None:
         store.check_writable()
-    lm = load_model(config.model, config.dtype, config.device, config.device_map)
+    shared = shared or Shared(load_model(config.model, config.dtype, config.device, config.device_map))
+    lm = shared.lm
     if max(config.context) > lm.max_positions:
         raise ConfigError(
             f"context {max(config.context)} is beyond the {lm.max_positions} positions of {lm.name}; "
             "lower --context or take a model with more positions"
         )
     backend = choose_backend(config.backend, lm.device, lm.dtype, fallback=config.fallback)
-    corpus = load_corpus(config.data, config.split, default="test")
-    stream = tokenize(corpus, lm.encode, lm.separator)
+    corpus, stream = shared.stream(config.data, config.split)
     chosen = {context: windows(stream, context, config.windows) for context in config.context}
     for path, coding in zip(config.codebooks, named, strict=True):
         if coding.header is not None:
@@ -71,10 +78,9 @@ def evaluate(
             notes[i, context] = [note] if note else []
     grid = cells(config, found)
     env, git = environment(), git_state()
-    exact = ExactLogits(lm)
     for number, cell in enumerate(grid, 1):
         window_set = chosen[cell.context]
-        run = CellRun(lm, config, cell, backend, exact, _cell_step(tell, cell, number, len(grid)))
+        run = CellRun(shared, config, cell, backend, _cell_step(tell, cell, number, len(grid)))
         extra = list(notes[found.index(cell.coding), cell.context])
         if run.stepwise and backend.note:
             extra.append(backend.note)

@@ -28,7 +28,7 @@ class PositionMeasures:
 def compare(exact: Tensor, coded: Tensor, targets: Tensor, ks: Sequence[int]) -> PositionMeasures:
     """Compare logits (n, V) of the exact and the coded cache that predict `targets` (n,).
 
-    KLD is sum p_exact (log p_exact - log p_coded) in nats.
+    KLD is sum p_exact (log p_exact - log p_coded) in nats. Coded logits that are not numbers agree with nothing.
     """
     tiles = [
         _compare(exact[rows], coded[rows], targets[rows], ks)
@@ -51,12 +51,13 @@ def _compare(exact: Tensor, coded: Tensor, targets: Tensor, ks: Sequence[int]) -
     kld = (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
     most = min(max(ks), exact.shape[-1])
     top_p, top_q = log_p.topk(most).indices, log_q.topk(most).indices
+    sound = (~log_q.isnan().any(-1)).double().cpu()  # topk takes NaN for the largest
     agreement, inside = {}, {}
     for k in ks:
         k_here = min(k, most)
         both = (top_p[:, :k_here, None] == top_q[:, None, :k_here]).any(-1)
-        agreement[k] = both.double().mean(-1).cpu()
-        inside[k] = (top_p[:, :1] == top_q[:, :k_here]).any(-1).double().cpu()
+        agreement[k] = both.double().mean(-1).cpu() * sound
+        inside[k] = (top_p[:, :1] == top_q[:, :k_here]).any(-1).double().cpu() * sound
     return PositionMeasures(
         nll=-log_q.gather(1, column)[:, 0].double().cpu(),
         nll_exact=-log_p.gather(1, column)[:, 0].double().cpu(),

@@ -1,4 +1,4 @@
-"""The four ways to run a window through a coded cache; each returns logits (B, T, V)."""
+"""The ways to run a window through a coded cache; each returns logits (B, T, V)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,41 @@ from pqkv.quality.schedule import ScheduleCache
 from pqkv.quality.softmax_mass import SoftmaxMassProbe
 
 PROBE_EVERY = 64  # steps between two looks of the softmax probe: it costs as much as the step
+DECODE_PROBE_EVERY = 16  # the same after a prefill, where steps are few
 Step = Callable[[int, int], None]
 
 
-def run_exact(lm: LanguageModel, ids: Tensor) -> Tensor:
-    """The reference: one plain forward, which equals an exact contiguous cache token by token."""
+def run_exact(lm: LanguageModel, ids: Tensor, newest: int = 0) -> Tensor:
+    """The reference: one plain forward, which equals an exact contiguous cache token by token. Logits of the `newest`
+    tokens, 0 for all.
+    """
     attach(lm.model)
-    return lm.logits(ids)
+    return lm.logits(ids, newest=newest)
+
+
+def run_decode(
+    lm: LanguageModel,
+    ids: Tensor,
+    cache: PQKVCache,
+    *,
+    position_shift: int = 0,
+    probe: SoftmaxMassProbe | None = None,
+    step: Step | None = None,
+) -> Tensor:
+    """Take ids (B, n) one by one through a `cache` that holds what stands before them: logits (B, n, V).
+
+    `position_shift` is added to the positions they are told to have (see `pqkv.kernels.faults`).
+    """
+    B, n = ids.shape
+    start = cache.get_seq_length()
+    logits = torch.empty(B, n, lm.vocab_size, dtype=lm.dtype, device=lm.device)
+    for i in range(n):
+        _watch(cache, probe, i % DECODE_PROBE_EVERY == 0 or i == n - 1)
+        positions = torch.tensor([start + i + position_shift], device=ids.device) if position_shift else None
+        logits[:, i : i + 1] = lm.logits(ids[:, i : i + 1], cache, positions=positions)
+        if step:
+            step(i + 1, n)
+    return logits
 
 
 def run_coded(
@@ -35,11 +63,13 @@ def run_coded(
     probe: SoftmaxMassProbe | None = None,
     step: Step | None = None,
 ) -> Tensor:
-    """Run ids (B, T) with the cache `config` describes; `books` None is the paged exact cache (token, chunk only)."""
+    """Run ids (B, T) with the cache `config` describes; `books` None is the paged exact cache (token, chunk only).
+    Mode decode is `run_decode`.
+    """
     attach(lm.model)
     if mode in ("exact-schedule", "all-coded"):
         if books is None:
-            raise ConfigError(f"mode {mode} is about codes; the exact cache runs in mode token or chunk")
+            raise ConfigError(f"mode {mode} is about codes; the exact cache runs in mode token, chunk or decode")
         return lm.logits(ids, ScheduleCache(lm.model.config, books, config, all_coded=mode == "all-coded"))
     return _through_cache(lm, ids, books, config, 1 if mode == "token" else chunk_size, probe, step)
 
@@ -58,11 +88,16 @@ def _through_cache(
     cache = PQKVCache(lm.model.config, books, config)
     logits = torch.empty(B, T, lm.vocab_size, dtype=lm.dtype, device=lm.device)
     for start in range(0, T, size):
-        if probe is not None and cache.kv is not None:
-            probe.active = start % PROBE_EVERY < size or start + size >= T
-            for layer in cache.kv.layers:
-                layer.observer = probe
+        _watch(cache, probe, start % PROBE_EVERY < size or start + size >= T)
         logits[:, start : start + size] = lm.logits(ids[:, start : start + size], cache)
         if step:
             step(min(start + size, T), T)
     return logits
+
+
+def _watch(cache: PQKVCache, probe: SoftmaxMassProbe | None, now: bool) -> None:
+    """Let the probe see the calls of the next step, or not."""
+    if probe is not None and cache.kv is not None:
+        probe.active = now
+        for layer in cache.kv.layers:
+            layer.observer = probe

@@ -49,6 +49,11 @@ class RecallPrompt:
     ids: np.ndarray
     questions: tuple[Question, ...]
 
+    def answered_by(self, newest: int) -> RecallPrompt:
+        """The same prompt with those questions only that its `newest` tokens answer."""
+        first = len(self.ids) - newest
+        return RecallPrompt(self.ids, tuple(q for q in self.questions if q.start - 1 >= first))
+
 
 def build_prompts(lm: LanguageModel, filler: np.ndarray, seed: int) -> list[RecallPrompt]:
     """One prompt per filler window (n, T), of exactly T tokens: filler with facts planted, then the questions.
@@ -72,11 +77,15 @@ def build_prompts(lm: LanguageModel, filler: np.ndarray, seed: int) -> list[Reca
 
 
 def answered(prompt: RecallPrompt, logits: Tensor) -> list[tuple[float, bool, float]]:
-    """(depth, whole answer right, share of its tokens right) of each question, from logits (T, V)."""
+    """(depth, whole answer right, share of its tokens right) of each question, from the logits (n, V) of the prompt's
+    last n tokens, which answer all of its questions.
+    """
     results = []
+    first = len(prompt.ids) - len(logits)
     best = logits.argmax(-1).cpu().numpy()
     for question in prompt.questions:
-        right = best[question.start - 1 : question.end - 1] == prompt.ids[question.start : question.end]
+        predicted = best[question.start - 1 - first : question.end - 1 - first]
+        right = predicted == prompt.ids[question.start : question.end]
         results.append((question.depth, bool(right.all()), float(right.mean())))
     return results
 

@@ -31,14 +31,21 @@ def bootstrap(
     return float(low), float(high)
 
 
+def finite(value: float | None) -> float | None:
+    """A figure as records take it: None for one that is not a number, or infinite."""
+    return None if value is None or not np.isfinite(value) else float(value)
+
+
 def summarize(windows: Sequence[PositionMeasures], metrics: Sequence[str], seed: int) -> dict[str, Metric]:
     """Figures of all windows; `metrics` picks among perplexity, agreement and kld."""
     count = sum(len(w.nll) for w in windows)
     found: dict[str, Metric] = {}
 
     def add(name: str, columns: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], unit: str = "") -> None:
-        low, high = bootstrap(columns, statistic, seed)
-        found[name] = Metric(value=float(statistic(*columns)), low=low, high=high, unit=unit, n=count)
+        with np.errstate(over="ignore", invalid="ignore"):  # a broken backend's figures may be no numbers
+            low, high = bootstrap(columns, statistic, seed)
+            value = finite(float(statistic(*columns)))
+        found[name] = Metric(value=value, low=finite(low), high=finite(high), unit=unit, n=count)
 
     def means(parts: Sequence[torch.Tensor]) -> np.ndarray:
         return np.array([float(part.mean()) for part in parts])  # windows are equally long: plain means are fair
@@ -60,29 +67,30 @@ def summarize(windows: Sequence[PositionMeasures], metrics: Sequence[str], seed:
             ("kld_p99", np.quantile(every, 0.99)),
             ("kld_max", every.max()),
         ):
-            found[name] = Metric(value=float(value), unit="nats", n=count)
+            found[name] = Metric(value=finite(value), unit="nats", n=count)
     return found
 
 
-def by_position(windows: Sequence[PositionMeasures]) -> list[dict[str, Any]]:
-    """The same measures per bucket of position in the window."""
-    length = len(windows[0].nll)
+def by_position(windows: Sequence[PositionMeasures], first: int = 0) -> list[dict[str, Any]]:
+    """The same measures per bucket of position in the window, whose scored positions begin at `first`."""
+    length = first + len(windows[0].nll)
     rows = []
-    for start, end in zip(_EDGES, [*_EDGES[1:], 1 << 62], strict=True):
-        span = slice(start, min(end, length))
-        if start >= length:
-            break
+    for low, high in zip(_EDGES, [*_EDGES[1:], 1 << 62], strict=True):
+        start, end = max(low, first), min(high, length)
+        if start >= end:
+            continue
+        span = slice(start - first, end - first)
         nll = torch.stack([w.nll[span] for w in windows]).mean()
         exact = torch.stack([w.nll_exact[span] for w in windows]).mean()
         rows.append(
             {
                 "start": start,
-                "end": span.stop,
-                "positions": (span.stop - start) * len(windows),
-                "perplexity": float(nll.exp()),
+                "end": end,
+                "positions": (end - start) * len(windows),
+                "perplexity": finite(float(nll.exp())),
                 "perplexity_exact": float(exact.exp()),
-                "perplexity_ratio": float((nll - exact).exp()),
-                "kld_mean": float(torch.stack([w.kld[span] for w in windows]).mean()),
+                "perplexity_ratio": finite(float((nll - exact).exp())),
+                "kld_mean": finite(float(torch.stack([w.kld[span] for w in windows]).mean())),
             }
             | {
                 f"agreement_at_{k}": float(torch.stack([w.agreement[k][span] for w in windows]).mean())

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from numba import cuda, float32, int32, int64, uint32, uint64
@@ -20,6 +20,7 @@ from pqkv.errors import KernelError
 from pqkv.kernels.checks import check_inputs, check_lengths
 from pqkv.kernels.cuda.device import LOWEST, exchange, float_of, floats_of_bfloats, floats_of_halves, power_of_two
 from pqkv.kernels.cuda.launch import array, compiled, launch, words
+from pqkv.kernels.faults.catalog import Fault
 from pqkv.kernels.types import ExactTokens, PagedTokens
 
 _LN2 = math.log(2)
@@ -33,6 +34,10 @@ class NaiveVariant:
     head_dim: int
     block: int = 128
     room: int = 8192
+    # the faults of `pqkv.kernels.faults`: scores past `room`, and threads that see their own warp's result only
+    past_room: Literal["refused", "dropped", "aliased"] = "refused"
+    own_warp_max: bool = False
+    own_warp_sum: bool = False
 
     @property
     def shared_bytes(self) -> int:
@@ -47,6 +52,8 @@ def naive_kernel(variant: NaiveVariant) -> Callable[..., Any]:
     table (B, table_stride) int32; context_len (B,) int32 -> out (B, Hq, D) float32, lse (B, Hq) float32.
     """
     D, BLOCK, ROOM, DTYPE = variant.head_dim, variant.block, variant.room, variant.dtype
+    DROPS, ALIASES = variant.past_room == "dropped", variant.past_room == "aliased"
+    WHOLE_MAX, WHOLE_SUM = not variant.own_warp_max, not variant.own_warp_sum
     WIDE, BRAIN = DTYPE == "float32", DTYPE == "bfloat16"
     PER_WORD = 1 if WIDE else 2
     WARPS = (BLOCK + 31) // 32
@@ -77,7 +84,9 @@ def naive_kernel(variant: NaiveVariant) -> Callable[..., Any]:
                 else:
                     first, second = floats_of_bfloats(word) if BRAIN else floats_of_halves(word)
                     total += query[uint64(at + 2 * w)] * first + query[uint64(at + 2 * w + 1)] * second
-            scores[token - low] = total
+            slot = (token - low) % ROOM if ALIASES else token - low
+            if not DROPS or slot < ROOM:
+                scores[slot] = total
             top = max(top, total)
         for halving in range(5):
             # where the partner does not exist a lane exchanges with itself; lane 0 still hears of all
@@ -86,14 +95,21 @@ def naive_kernel(variant: NaiveVariant) -> Callable[..., Any]:
         if lane == 0:
             warps[warp] = top
         cuda.syncthreads()
-        for one in range(WARPS):
-            top = max(top, warps[one])
+        if WHOLE_MAX:
+            for one in range(WARPS):
+                top = max(top, warps[one])
+        else:
+            top = warps[warp]
         cuda.syncthreads()
 
         mass = float32(0.0)
         for token in range(low + thread, length, BLOCK):
-            weight = power_of_two(scores[token - low] - top)
-            scores[token - low] = weight
+            slot = (token - low) % ROOM if ALIASES else token - low
+            # what was dropped reads as zero
+            score = scores[slot] if not DROPS or slot < ROOM else float32(0.0)
+            weight = power_of_two(score - top)
+            if not DROPS or slot < ROOM:
+                scores[slot] = weight
             mass += weight
         for halving in range(5):
             exists = lane ^ (1 << halving) < here
@@ -102,9 +118,12 @@ def naive_kernel(variant: NaiveVariant) -> Callable[..., Any]:
         if lane == 0:
             warps[warp] = mass
         cuda.syncthreads()
-        mass = float32(0.0)
-        for one in range(WARPS):
-            mass += warps[one]
+        if WHOLE_SUM:
+            mass = float32(0.0)
+            for one in range(WARPS):
+                mass += warps[one]
+        else:
+            mass = warps[warp]
 
         for e in range(thread, D, BLOCK):
             total = float32(0.0)
@@ -117,7 +136,9 @@ def naive_kernel(variant: NaiveVariant) -> Callable[..., Any]:
                 else:
                     first, second = floats_of_bfloats(word) if BRAIN else floats_of_halves(word)
                     value = first if e % 2 == 0 else second
-                total += scores[token - low] * value
+                slot = (token - low) % ROOM if ALIASES else token - low
+                weight = scores[slot] if not DROPS or slot < ROOM else float32(0.0)
+                total += weight * value
             out[uint64(at + e)] = total / mass if length > low else float32(0.0)
         if thread == 0:
             lse[uint64(b * heads + head)] = (
@@ -142,15 +163,36 @@ def attention(
     Raises `KernelError` for anything else, and for a context that the score row has no room for.
     """
     check_inputs(query, pages, sinks, residual)
-    B, Tq, Hq, D = query.shape
+    _, Tq, _, D = query.shape
     if pages is None or pages.keys.centroids is not None or sinks is not None or residual is not None:
         raise KernelError("backend 'cuda-naive' serves exact pages alone, without sinks and residual")
     if Tq != 1 or torch.float64 in (query.dtype, pages.keys.pages.dtype):
         raise KernelError("backend 'cuda-naive' serves one query a sequence, in float32 or half precision")
     check_lengths(pages, None, None)
-    variant = NaiveVariant(str(pages.keys.pages.dtype).removeprefix("torch."), D, block)
+    return _run(query, pages, NaiveVariant(_dtype(pages), D, block), scale, window)
+
+
+def faulty_attention(
+    query: Tensor, pages: PagedTokens, fault: Fault, *, scale: float, window: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """`attention` with a fault of the kernel; inputs as `pqkv.kernels.faults.backend` has checked and prepared them."""
+    variant = NaiveVariant(_dtype(pages), query.shape[3], fault.block)
+    if fault.room is not None:
+        variant = replace(variant, room=fault.room, past_room=fault.past_room)
+    variant = replace(variant, own_warp_max=fault.own_warp_max, own_warp_sum=fault.own_warp_sum)
+    return _run(query, pages, variant, scale, window)
+
+
+def _dtype(pages: PagedTokens) -> str:
+    return str(pages.keys.pages.dtype).removeprefix("torch.")
+
+
+def _run(
+    query: Tensor, pages: PagedTokens, variant: NaiveVariant, scale: float, window: int | None
+) -> tuple[Tensor, Tensor]:
+    B, _, Hq, D = query.shape
     longest = int(pages.context_len.max()) if B else 0
-    if min(longest, window or longest) > variant.room:
+    if variant.past_room == "refused" and min(longest, window or longest) > variant.room:
         raise KernelError(
             f"backend 'cuda-naive' keeps the scores of {variant.room} tokens in shared memory, not of {longest}; "
             "use backend 'cuda'"
@@ -159,7 +201,7 @@ def attention(
     lse = torch.empty(B, Hq, dtype=torch.float32, device=query.device)
     scaled = query.reshape(B, Hq, D).float() * (scale * math.log2(math.e))
     launch(
-        compiled(naive_kernel, variant), (Hq, B), block, array(scaled), words(pages.keys.pages),
+        compiled(naive_kernel, variant), (Hq, B), variant.block, array(scaled), words(pages.keys.pages),
         words(pages.values.pages), array(pages.page_table), array(pages.context_len), array(out), array(lse),
         pages.page_size, pages.page_table.shape[1], pages.keys.pages.shape[1], window or 0,
     )  # fmt: skip

@@ -1,0 +1,77 @@
+"""`pqkv reproduce`: run an experiment of this repository again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pqkv_cli.options import Force
+from pqkv_cli.records import gather, raise_if_failed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pqkv.record import Record, RecordStore
+    from pqkv.reproduce.catalog import Experiment
+    from pqkv_cli.progress import ProgressBar
+
+QUICK_FOLDER = Path("build/quick")
+
+
+def reproduce(
+    name: Annotated[str | None, typer.Argument(help="The experiment; see --list.", show_default=False)] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the experiments.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Run every experiment.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A small version, under three minutes on two cores.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Records go to OUTPUT/NAME. [default: results; with --quick build/quick]",
+            show_default=False,
+        ),
+    ] = None,
+    experiments: Annotated[Path, typer.Option(help="Folder of the experiments' settings and questions.")] = Path(
+        "experiments"
+    ),
+    force: Force = False,
+) -> None:
+    """Run an experiment on this machine: its cells, then its tables and plots.
+
+    Cells that have a record are not run again, so an interrupted run goes on where it stopped.
+    """
+    from pqkv.errors import ConfigError
+    from pqkv.reproduce import EXPERIMENTS, experiment
+
+    if list_:
+        for found in EXPERIMENTS.values():
+            typer.echo(f"{found.name}  {found.title}")
+        return
+    if everything == (name is not None):
+        raise ConfigError("name one experiment, or give --all or --list")
+    chosen = list(EXPERIMENTS.values()) if name is None else [experiment(name)]
+    root = output or (QUICK_FOLDER if quick else Path("results"))
+    failed: list[Record] = []
+    for found in chosen:
+        failed += _run(found, root / found.name, experiments, quick=quick, force=force)
+    raise_if_failed(failed)
+
+
+def _run(found: Experiment, folder: Path, experiments: Path, *, quick: bool, force: bool) -> list[Record]:
+    """Run one experiment; returns the records of this run."""
+    from pqkv.reproduce import Request
+    from pqkv.reproduce import reproduce as run
+    from pqkv.reproduce.run import derive
+
+    def cells(store: RecordStore | None, bar: ProgressBar) -> Iterator[Record]:
+        assert store is not None
+        return run(found, experiments, Request(store, quick, force, bar.show))
+
+    records = gather(cells, folder)
+    outcome = derive(found, folder)
+    for path in outcome.files:
+        typer.echo(path)
+    return records

@@ -1,0 +1,44 @@
+"""Caches after a prefill, kept so that several backends can decode on from the very same one."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor
+
+from pqkv.codec import CodebookSet
+from pqkv.config import CacheConfig
+from pqkv.kernels import ChosenBackend
+from pqkv.lm import LanguageModel, PQKVCache, attach
+
+
+def prefill(lm: LanguageModel, ids: Tensor, books: CodebookSet | None, config: CacheConfig) -> PQKVCache:
+    """A cache that holds ids (B, T), taken in one step: exact attention among themselves, as a prefill does it."""
+    attach(lm.model)
+    cache = PQKVCache(lm.model.config, books, config)
+    lm.logits(ids, cache, newest=1)
+    return cache
+
+
+class Prefills:
+    """Prefilled caches of the newest context that was asked for; each call returns a copy that may be written to."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[bytes, int, str], PQKVCache] = {}
+        self._length = 0
+
+    def __call__(
+        self, lm: LanguageModel, ids: Tensor, books: CodebookSet | None, config: CacheConfig, backend: ChosenBackend
+    ) -> PQKVCache:
+        """The cache of ids (B, T) under `config`, to decode on with `backend`."""
+        if ids.shape[1] != self._length:
+            self._kept, self._length = {}, ids.shape[1]
+        # a prefill asks no backend: the caches of all of them are the same
+        neutral = config.model_copy(update={"backend": "auto"})
+        key = (ids.cpu().numpy().tobytes(), id(books), neutral.digest())
+        if key not in self._kept:
+            self._kept[key] = prefill(lm, ids, books, neutral)
+        found = copy.deepcopy(self._kept[key])
+        assert found.kv is not None
+        found.kv.use(backend)
+        return found

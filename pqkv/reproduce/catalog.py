@@ -1,0 +1,49 @@
+"""The experiments by name. What an experiment needs is imported when it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from pqkv.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """An experiment: the folder `experiments/<name>` says what and why, `module` does it.
+
+    The module has `Settings` (a pqkv.config.Settings: what experiments/<name>/experiment.toml may hold),
+    `cells(settings, request)` (an iterator of records) and `derive(records, folder)` (tables and plots, from records
+    and nothing else; returns the files it wrote).
+    """
+
+    name: str
+    title: str
+    module: str
+
+    def load(self) -> Any:  # noqa: ANN401 - a module
+        """The module that runs it."""
+        return import_module(self.module)
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    found.name: found
+    for found in (
+        Experiment(
+            "quality-degradation",
+            "a paged attention that lost quality: its defects one by one, and what sees them",
+            "pqkv.reproduce.quality_degradation",
+        ),
+        Experiment(
+            "million", "MILLION and its paged, transposed extension: each claim measured", "pqkv.reproduce.million"
+        ),
+    )
+}
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment called `name`; raises `ConfigError` listing the known names."""
+    if name not in EXPERIMENTS:
+        raise ConfigError(f"unknown experiment '{name}'; known: {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]

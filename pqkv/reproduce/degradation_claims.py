@@ -1,0 +1,108 @@
+"""What the report on the attention that lost quality claims, beside what the records say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+from pqkv.record import Record
+from pqkv.reproduce.claims import Claim
+
+_SEEN = 1e-3  # nats: the mean KLD from which on a fault shows
+_MASS = 1e-3  # what the report's test of the softmax sum would notice
+
+
+def claims_of(records: Sequence[Record]) -> Iterable[Claim]:
+    """The claims, each from the records of one device; those of a GPU where there are any, after those of the CPU."""
+    for device in sorted({record.config["device"] for record in records}):
+        members = [record for record in records if record.config["device"] == device]
+        part = "" if device == "cpu" else f" ({device})"
+        for claim in (_fixed, _from_2048, _warps, _drift, _blind_sum, _perplexity_misses):
+            found = claim(members)
+            yield Claim(found.part + part, found.claim, found.theirs, found.ours, found.holds)
+
+
+def _of(records: Sequence[Record], *names: str) -> list[Record]:
+    wanted = [r for r in records if any(str(r.config["backend"]).startswith(f"fault:{name}") for name in names)]
+    return sorted(wanted, key=lambda r: r.config["context"])
+
+
+def _kld(record: Record) -> float:
+    """Mean KLD; what is no number is infinitely far."""
+    metric = record.metrics.get("kld_mean")
+    return float("inf") if metric is None or metric.value is None else metric.value
+
+
+def _bad(records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if _kld(record) > _SEEN]
+
+
+def _contexts(records: Sequence[Record]) -> str:
+    return ", ".join(str(c) for c in sorted({r.config["context"] for r in records})) or "none"
+
+
+def _fixed(records: Sequence[Record]) -> Claim:
+    sound = _of(records, "none")
+    claim, theirs = "with every fix, paged equals contiguous", "within tolerance"
+    if not sound:
+        return Claim("fixes", claim, theirs, "not run", None)
+    worst = max(_kld(r) for r in sound)
+    change = max(abs((r.metrics["perplexity_ratio"].value or 0) - 1) for r in sound)
+    ours = f"mean KLD at most {worst:.1e} nats, perplexity within {change:.1e} at {_contexts(sound)} tokens"
+    return Claim("fixes", claim, theirs, ours, worst < _SEEN and change < 1e-3)
+
+
+def _from_2048(records: Sequence[Record]) -> Claim:
+    cells = _of(records, "shared-memory-2048")
+    bad = _bad(cells)
+    first = min((r.config["context"] for r in bad), default=None)
+    below = [r for r in bad if r.config["context"] <= 2048]
+    ours = "not seen" if first is None else f"first at {first} tokens, up to {max(map(_kld, bad)):.2g} nats"
+    return Claim("shared-memory-2048", "quality falls beyond 2,048 tokens", "> 2,048", ours, bool(bad) and not below)
+
+
+def _warps(records: Sequence[Record]) -> Claim:
+    one = _of(records, "warp-max/32", "warp-sum/32")
+    more = _of(records, "warp-max/64", "warp-max/128", "warp-sum/64", "warp-sum/128")
+    if not one or not more:
+        return Claim("warps", "a warp's reduction fails at context > 32", "context > 32", "not run", None)
+    ours = (
+        f"block of 32: {len(_bad(one))} of {len(one)} cells wrong, contexts to {max(r.config['context'] for r in one)}; "
+        f"64 and 128: {len(_bad(more))} of {len(more)}: the condition is block > 32"
+    )
+    return Claim("warps", "a warp's reduction fails at context > 32", "context > 32", ours, bool(_bad(one)))
+
+
+def _drift(records: Sequence[Record]) -> Claim:
+    claim, theirs = "decoding at pos - 1 drifts further with every token", "cumulative"
+    steps = [r.samples["kld_by_step"] for r in _of(records, "rope-minus-one") if "kld_by_step" in r.samples]
+    if not steps:
+        return Claim("rope-minus-one", claim, theirs, "not run", None)
+    quarter = max(1, len(steps[0]) // 4)
+    early, late = fmean(x for s in steps for x in s[:quarter]), fmean(x for s in steps for x in s[-quarter:])
+    ours = f"mean KLD of the first quarter of the steps {early:.2g}, of the last {late:.2g} nats"
+    return Claim("rope-minus-one", claim, theirs, ours, late > 1.5 * early)
+
+
+def _blind_sum(records: Sequence[Record]) -> Claim:
+    claim = "a test that softmax sums to 1 finds a broken reduction"
+    cells = [r for r in _bad(records) if r.config["bits"] == 0 and "softmax_mass_error" in r.metrics]
+    missed = [r for r in cells if (r.metrics["softmax_mass_error"].value or 0) <= _MASS and _finite(r)]
+    names = sorted({str(r.config["backend"]).removeprefix("fault:") for r in missed})
+    if not cells:
+        return Claim("softmax sum", claim, "yes", "not run", None)
+    ours = f"misses {len(missed)} of {len(cells)} damaged cells: {', '.join(names) or 'none'}"
+    return Claim("softmax sum", claim, "yes", ours, not missed)
+
+
+def _perplexity_misses(records: Sequence[Record]) -> Claim:
+    claim = "perplexity shows the damage"
+    cells = [r for r in _bad(records) if r.config["bits"] == 0]
+    missed = [r for r in cells if _finite(r) and abs((r.metrics["perplexity_ratio"].value or 0) - 1) <= 0.01]
+    names = sorted({f"{str(r.config['backend']).removeprefix('fault:')} at {r.config['context']}" for r in missed})
+    ours = f"within 1% in {len(missed)} of {len(cells)} cells that the KLD sees: {', '.join(names) or 'none'}"
+    return Claim("perplexity", claim, "yes", ours, not missed if cells else None)
+
+
+def _finite(record: Record) -> bool:
+    return all(metric.value is not None for metric in record.metrics.values())

@@ -1,0 +1,121 @@
+"""`quality-degradation`: each defect of a paged attention alone, decoding on from the same correct prefill.
+
+Exact pages for the faults of the kernel, codes for those of the paged PQ code; for each kind the same run without a
+fault. On a machine with a GPU every fault runs there too, in a process of its own: a fault may leave a GPU unusable.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from pydantic import Field, field_validator
+
+from pqkv.config import EvalConfig
+from pqkv.config import Settings as Base
+from pqkv.errors import KernelError
+from pqkv.kernels import check_backend
+from pqkv.kernels.faults import FAULTS
+from pqkv.lm import load_model
+from pqkv.quality.cell_run import Shared
+from pqkv.quality.evaluate import Progress, evaluate
+from pqkv.record import Record
+from pqkv.reproduce.fingerprint import write_fingerprint
+from pqkv.reproduce.run import Request
+
+
+class Settings(Base):
+    """What experiments/quality-degradation/experiment.toml may hold."""
+
+    model: str = "reference"
+    data: str = "stdlib"
+    contexts: tuple[int, ...] = (128, 512, 1024, 2047, 2048, 2049, 4096, 8192)
+    decode_tokens: int = Field(64, ge=2)
+    windows: int = Field(8, ge=1)
+    bits: float = Field(4, gt=0, description="of the codes that the faults of the paged PQ code run on")
+    page_size: int = Field(64, ge=1)
+    faults: tuple[str, ...] = tuple(FAULTS)
+    seed: int = Field(0, ge=0)
+
+    @field_validator("faults")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in FAULTS:
+                raise ValueError(f"unknown fault '{name}'; known: {', '.join(FAULTS)}")
+        return names
+
+
+def cells(settings: Settings, request: Request) -> Iterator[Record]:
+    """A record for every fault and context, and for the codes without a fault."""
+    shared = Shared(load_model(settings.model))
+    plan = [(name, 0.0 if FAULTS[name].in_kernel else settings.bits) for name in settings.faults]
+    if any(bits for _, bits in plan):
+        plan.append(("auto", settings.bits))
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    total, number = len(plan) * len(settings.contexts) * len(devices), 0
+    for context in settings.contexts:  # outermost: all faults of a context decode on from the same prefills
+        for name, bits in plan:
+            for device in devices:
+                number += 1
+                stage = f"cell {number} of {total}: {name} on {device}, {context} tokens"
+                config = _config(settings, name, bits, context, device)
+                if device == "cuda":
+                    request.report(stage, 0, 1)
+                    yield from _apart(config, request)
+                else:
+
+                    def tell(progress: Progress, stage: str = stage) -> None:
+                        request.report(stage, progress.done, progress.total)
+
+                    yield from evaluate(config, request.store, force=request.force, report=tell, shared=shared)
+
+
+def derive(records: list[Record], folder: Path) -> list[Path]:
+    """The fingerprint, as CSV, Markdown and plot, and the report's claims beside what was found."""
+    return write_fingerprint(records, folder)
+
+
+def _config(settings: Settings, backend: str, bits: float, context: int, device: str) -> EvalConfig:
+    check_backend(backend)
+    return EvalConfig(
+        model=settings.model, device=device, data=settings.data, bits=(bits,), context=(context,), mode=("decode",),
+        decode_tokens=settings.decode_tokens, windows=settings.windows, page_size=settings.page_size,
+        residual=max(128, settings.page_size), backend=backend, fallback=False, seed=settings.seed,
+    )  # fmt: skip
+
+
+def _apart(config: EvalConfig, request: Request) -> Iterator[Record]:
+    """Run one cell as a command in a process of its own, and read its record."""
+    before = {record.digest for record in request.store.load_all()}
+    command = [
+        sys.executable, "-c", "from pqkv_cli.main import main; main()", "eval", "--device", config.device,
+        "--model", config.model, "--data", config.data, "--bits", f"{config.bits[0]:g}", "--mode", "decode",
+        "--context", str(config.context[0]), "--decode-tokens", str(config.decode_tokens),
+        "--windows", str(config.windows), "--page-size", str(config.page_size), "--residual", str(config.residual),
+        "--backend", config.backend, "--no-fallback", "--seed", str(config.seed), "-o", str(request.store.folder),
+        *(["--force"] if request.force else []),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = [
+        record
+        for record in request.store.load_all()
+        if (record.digest not in before or done.returncode == 0) and _is_of(record, config)
+    ]
+    if not found:
+        lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        raise KernelError(f"{config.backend} on {config.device} left no record: {lines[-1]}")
+    yield from found
+
+
+def _is_of(record: Record, config: EvalConfig) -> bool:
+    c = record.config
+    return (
+        c["device"] == config.device
+        and c["context"] == config.context[0]
+        and c["backend"] == (config.backend if config.backend != "auto" else c["backend"])
+        and c["bits"] == config.bits[0]
+    )

@@ -1,0 +1,68 @@
+"""Run an experiment: its settings, its cells into its folder of records, then tables and plots from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pqkv.config import read_config_file
+from pqkv.errors import ConfigError, RecordError
+from pqkv.record import Record, RecordStore
+from pqkv.reproduce.catalog import Experiment
+
+SETTINGS_FILE = "experiment.toml"
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How an experiment is to run: `quick` is its small version (under three minutes on two cores), `force` runs cells
+    that have a record again, `report(stage, done, total)` is told of progress.
+    """
+
+    store: RecordStore
+    quick: bool = False
+    force: bool = False
+    report: Report = lambda stage, done, total: None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run left: its records and the files derived from them."""
+
+    records: list[Record]
+    files: list[Path]
+
+
+def reproduce(found: Experiment, experiments: Path, request: Request) -> Iterator[Record]:
+    """Run the cells of an experiment, yielding each record; `derive` its tables and plots afterwards."""
+    module = found.load()
+    request.store.check_writable()
+    yield from module.cells(settings_of(found, experiments, quick=request.quick), request)
+
+
+def derive(found: Experiment, folder: Path) -> Outcome:
+    """Tables and plots of all records in `folder`, which they are written to. Raises `RecordError` for an empty one."""
+    records = RecordStore(folder).load_all()
+    if not records:
+        raise RecordError(f"there are no records of '{found.name}' in {folder}; run pqkv reproduce {found.name}")
+    return Outcome(records, found.load().derive(records, folder))
+
+
+def settings_of(found: Experiment, experiments: Path, *, quick: bool) -> Any:  # noqa: ANN401 - the experiment's own type
+    """What experiments/<name>/experiment.toml holds, the keys of its table `quick` over the others if `quick`.
+
+    Raises `ConfigError` where the file is not there, not TOML, or holds what the experiment does not know.
+    """
+    path = Path(experiments) / found.name / SETTINGS_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no {path}: run in a checkout of pqkv, or name its folder of experiments with --experiments"
+        )
+    values = read_config_file(path)
+    small = values.pop("quick", {})
+    if not isinstance(small, dict):
+        raise ConfigError(f"{path}: quick: must be a table of settings")
+    return found.load().Settings.parse(values | small if quick else values, source=str(path))
