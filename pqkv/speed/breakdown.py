@@ -65,7 +65,12 @@ def _measure(
     # every part in every round: it takes what the one before it left
     timings = race(contestants, config.repeats, always=[c.name for c in contestants], device=device)
     rows, samples = part_rows(found[0], timings)
-    metrics = {"latency_ms": metric_of(timings[WHOLE].median, samples[WHOLE], "ms")}
+    moved = first.read / (timings[WHOLE].median * 1e-3) / 1e9
+    metrics = {
+        "latency_ms": metric_of(timings[WHOLE].median, samples[WHOLE], "ms"),
+        "bandwidth_gbs": Metric(value=moved, unit="GB/s"),
+        "bandwidth_fraction": Metric(value=moved / bandwidth()),
+    }
     if cell.shape is not None:
         metrics["code_bits"] = Metric(value=code_bits(*cell.shape, config.head_dim), unit="bits")
         rows += _encoding_rows(config, cell, device)

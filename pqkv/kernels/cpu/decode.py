@@ -123,13 +123,17 @@ def step_of(
     scale: float,
     window: int | None = None,
     ways: tuple[Way, Way] = ("auto", "auto"),
+    stretches: int | None = None,
 ) -> Step:
-    """The arguments of `AttentionBackend` for Tq = 1 as arrays; `ways` force what codes of keys and values look up."""
+    """The arguments of `AttentionBackend` for Tq = 1 as arrays; `ways` force what codes of keys and values look up,
+    `stretches` how many units of work the pages of a sequence are cut into.
+    """
     B, _, Hq, D = query.shape
     Hkv = _kv_heads(pages, sinks, residual, Hq)
     scaled = (query[:, 0].detach().float() * (scale * math.log2(math.e))).numpy()
     lengths = [_lengths(part, B) for part in (sinks, pages, residual)]
-    stretches = _stretches(pages, lengths[1], B * Hkv)
+    if stretches is None:
+        stretches = _stretches(pages, lengths[1], B * Hkv)
     G = Hq // Hkv
     out = np.empty((B, Hkv, stretches, G, D), np.float32)
     top, total = (np.empty((B, Hkv, stretches, G), np.float32) for _ in range(2))

@@ -226,10 +226,10 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
     VROW_BYTES = (VM * VBITS + 7) // 8
     TOGETHER = variant.together
     KLINE, KLINES = KEY_STEP.line, KT if KROW else STEP
-    KLOAD, KLOADS = _loads(KLINE)
-    VLOAD, VLOADS = _loads(VALUE_STEP.line)
-    KCENTROID, KPARTS = _loads(KSUB)
-    VCENTROID, VPARTS = _loads(VSUB)
+    KLOAD, KLOADS = words_of_loads(KLINE)
+    VLOAD, VLOADS = words_of_loads(VALUE_STEP.line)
+    KCENTROID, KPARTS = words_of_loads(KSUB)
+    VCENTROID, VPARTS = words_of_loads(VSUB)
     LOAD_KEYS, LOAD_VALUES = words_loader(KLOAD), words_loader(VLOAD)
     LOAD_KEY_CENTROID, LOAD_VALUE_CENTROID = words_loader(KCENTROID), words_loader(VCENTROID)
     ONE = GROUP == 1
@@ -503,7 +503,7 @@ def _constants(codes: Codes) -> tuple[int, int, int, int, bool]:
     return codes.num_subspaces, codes.nbits, codes.d_sub, codes.entries, codes.layout == "row"
 
 
-def _loads(words: int) -> tuple[int, int]:
+def words_of_loads(words: int) -> tuple[int, int]:
     """How wide loads of `words` words are, and how many."""
     width = next(width for width in (4, 2, 1) if words % width == 0)
     return width, words // width
