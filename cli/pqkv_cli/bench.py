@@ -61,7 +61,9 @@ def bench(
     sink_tokens: SinkTokens = None,
     key_layout: Layout = None,
     value_layout: Layout = None,
-    backend: Annotated[str | None, option("cuda, cuda-naive, cpu, reference or auto.", CACHE, "auto")] = None,
+    backend: Annotated[
+        str | None, option("cuda, cuda-naive, cpu, cpu-centroids, cpu-tables, reference or auto.", CACHE, "auto")
+    ] = None,
     device: Annotated[str | None, option("cpu or cuda.", CACHE, "where the backend runs")] = None,
     fallback: Fallback = None,
     whole: Annotated[
