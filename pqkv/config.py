@@ -224,6 +224,7 @@ class BenchConfig(Settings):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     model: str | None = Field(None, description="heads as in this shape; end to end, the model itself")
     end_to_end: bool = False
+    breakdown: bool = Field(False, description="the parts of a decoding step, and of encoding, instead of a race")
     new_tokens: int = Field(320, ge=1, description="decoded end to end, through several flushes")
     repeats: int = Field(21, ge=1)
     threads: int | None = Field(None, ge=1)
@@ -240,6 +241,8 @@ class BenchConfig(Settings):
     def _check(self) -> Self:
         CacheConfig(page_size=self.page_size, residual=self.residual)
         CodeShape(num_subspaces=self.num_subspaces, nbits=self.nbits)
+        if self.breakdown and self.end_to_end:
+            raise ValueError("breakdown and end_to_end are two kinds of bench; ask for one")
         if not self.bits and self.num_subspaces is None:
             raise ValueError("bits: at least one is needed")
         if self.heads % self.kv_heads:

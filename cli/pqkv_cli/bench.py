@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
+from pqkv_cli.breakdown import breakdown_table
 from pqkv_cli.end_to_end import end_to_end_table, heads_of
 from pqkv_cli.flags import layered, option, split_list
 from pqkv_cli.options import (
@@ -60,7 +61,9 @@ def bench(
     sink_tokens: SinkTokens = None,
     key_layout: Layout = None,
     value_layout: Layout = None,
-    backend: Annotated[str | None, option("cuda, cuda-naive, cpu, reference or auto.", CACHE, "auto")] = None,
+    backend: Annotated[
+        str | None, option("cuda, cuda-naive, cpu, cpu-centroids, cpu-tables, reference or auto.", CACHE, "auto")
+    ] = None,
     device: Annotated[str | None, option("cpu or cuda.", CACHE, "where the backend runs")] = None,
     fallback: Fallback = None,
     whole: Annotated[
@@ -68,6 +71,10 @@ def bench(
         option(
             "Time a whole model: to the first token, and per token with real flushes.", _MEASURE, False, "--end-to-end"
         ),
+    ] = None,
+    parts: Annotated[
+        bool | None,
+        option("Time the parts of a step, and encoding, instead of a race.", _MEASURE, False, "--breakdown"),
     ] = None,
     new_tokens: Annotated[int | None, option("Tokens decoded end to end.", _MEASURE, "320")] = None,
     repeats: Annotated[int | None, option("Timed rounds of a cell.", _MEASURE, "21; end to end 3")] = None,
@@ -97,6 +104,7 @@ def bench(
         "ragged": ragged,
         "model": model,
         "end_to_end": whole,
+        "breakdown": parts,
         "new_tokens": new_tokens,
         "heads": heads,
         "kv_heads": kv_heads,
@@ -131,6 +139,10 @@ def bench(
         return
 
     def cells(store: RecordStore | None, bar: ProgressBar) -> Iterator[Record]:
+        if wanted.breakdown:
+            from pqkv.speed.breakdown import breakdown
+
+            return breakdown(wanted, store, force=force, report=bar.show)
         if whole_model:
             from pqkv.speed.end_to_end import end_to_end
 
@@ -140,7 +152,8 @@ def bench(
         return bench(wanted, store, force=force, report=bar.show)
 
     records = gather(cells, output)
-    print_records(records, format, output, end_to_end_table if whole_model else _table)
+    table = breakdown_table if wanted.breakdown else end_to_end_table if whole_model else _table
+    print_records(records, format, output, table)
     raise_if_failed(records)
 
 
@@ -158,10 +171,22 @@ def _table(records: list[Record]) -> None:
     table = Table(
         title=f"decoding attention, {first['model']}, backend {first['backend']}, {first['threads']} threads",
         caption=f"medians of {first['repeats']} cold runs, 95% intervals; exact: the fastest of torch's forms in "
-        f"the same rounds; of copy: bytes read a second over the copy bandwidth of this run; {machine_of(records[0])}",
+        "the same rounds; charged: the speed-up with each step paying for the encoding of its own tokens; "
+        f"of copy: bytes read a second over the copy bandwidth of this run; {machine_of(records[0])}",
         box=None,
     )
-    for name in ("bits", "batch", "tokens", "ms", "exact ms", "speed-up", "fastest exact", "GB/s", "of copy"):
+    for name in (
+        "bits",
+        "batch",
+        "tokens",
+        "ms",
+        "exact ms",
+        "speed-up",
+        "charged",
+        "fastest exact",
+        "GB/s",
+        "of copy",
+    ):
         table.add_column(name, justify="left" if name == "fastest exact" else "right")
     for record in records:
         table.add_row(*_row(record))
@@ -178,7 +203,10 @@ def _table(records: list[Record]) -> None:
 
 
 def _row(record: Record) -> list[str]:
+    from pqkv.derived import derived
+
     c, m = record.config, record.metrics
+    charged = derived(record).get("charged_speedup")
     ratio = m["speedup"]
     interval = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
     exact = min((r for r in record.tables["contestants"] if r["name"] != "pqkv"), key=lambda r: r["median_ms"])
@@ -190,6 +218,7 @@ def _row(record: Record) -> list[str]:
         f"{m['latency_ms'].value:.2f}",
         f"{m['exact_latency_ms'].value:.2f}",
         f"{ratio.value:.2f}x{interval}",
+        "" if charged is None else f"{charged.value:.2f}x",
         exact["name"],
         f"{m['bandwidth_gbs'].value:.1f}",
         f"{fraction:.0%}",

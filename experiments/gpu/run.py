@@ -3,8 +3,8 @@
     python experiments/gpu/run.py [--minutes 30] [--only NAME] [--list] [--again]
 
 Each step is a command of a few minutes. A finished step is not run again (`--again` forgets that); a grid that was cut
-off goes on from its records. Neither FAISS nor a network is needed. Records go to results/bench and results/end-to-end,
-logs and what was done to results/gpu.
+off goes on from its records. Neither FAISS nor a network is needed. Records go to results/bench, results/breakdown and
+results/end-to-end, logs and what was done to results/gpu.
 """
 
 from __future__ import annotations
@@ -58,6 +58,15 @@ def steps() -> Iterator[Step]:
                     "-o", "results/bench",
                 ),
             )  # fmt: skip
+    for group, (heads, kv_heads) in GROUPS.items():
+        yield Step(
+            f"breakdown-group{group}",
+            (
+                *PQKV, "bench", "--breakdown", "--backend", "cuda", "--no-fallback", "--dtype", "float16", "--heads",
+                heads, "--kv-heads", kv_heads, "--bits", "0,4,3,2", "--lengths", "4096,32768", "-o",
+                "results/breakdown",
+            ),
+        )  # fmt: skip
     for model, lengths in (("tinyllama", "1024,8192"), ("llama-3.1-8b", "4096,32768"), ("llama-2-7b", "4096,32768")):
         yield Step(
             f"end-to-end-{model}",
@@ -66,7 +75,7 @@ def steps() -> Iterator[Step]:
                 "float16", "--batch", "1,8", "--bits", "0,4,2", "--lengths", lengths, "-o", "results/end-to-end",
             ),
         )  # fmt: skip
-    for folder in ("bench", "end-to-end"):
+    for folder in ("bench", "end-to-end", "breakdown"):
         yield Step(f"report-{folder}", (*PQKV, "report", f"results/{folder}", "-o", f"results/{folder}"), 3)
 
 

@@ -19,7 +19,8 @@ from pqkv.kernels import AttentionBackend, ExactTokens, slot_writer
 class CodedLayer:
     """Keys and values of one layer for a batch of sequences of `lengths[b]` tokens: the first min(n, S) are sinks,
     the next `coded[b]` lie in sealed pages, the rest is the residual. `coded[b]` is `coded_len(n)`, or what it was
-    before a `crop` took tokens back: sealed pages are not opened again.
+    before a `crop` took tokens back: sealed pages are not opened again. Keys and values must be finite, which is seen
+    when they come, or of single tokens on a GPU when their page is sealed.
     """
 
     observer: AttentionObserver | None = None
@@ -32,6 +33,8 @@ class CodedLayer:
         backend: AttentionBackend,
     ) -> None:
         self.store, self.config, self.geometry, self.backend = store, config, geometry, backend
+        # asking a GPU whether a token is finite is waiting for it, in every layer and step: asked when a page is sealed
+        self.checks_late = geometry.device.type != "cpu"
         self.lengths = [0] * geometry.num_sequences
         self.coded = [0] * geometry.num_sequences
         self._sinks = self._buffers(config.sink_tokens)
@@ -137,7 +140,8 @@ class CodedLayer:
         """Put the new tokens where attention finds them: first into the sinks, then behind the residual."""
         T = keys.shape[2]
         keys, values = keys.detach(), values.detach()  # a cache is no part of a graph
-        checked_finite(keys, values, padding)
+        if T > 1 or not self.checks_late:
+            checked_finite(keys, values, padding)
         lengths = [n + T - pad for n, pad in zip(self.lengths, padding, strict=True)]
         after = map(self._coded_after, lengths, self.coded)
         self.store.reserve([coded // self.config.page_size for coded in after])
@@ -185,7 +189,10 @@ class CodedLayer:
         for (before, total), members in groups.items():
             if due := self._coded_after(total, before) - before:
                 rows = self._rows(members)
-                self.store.seal(members, before // self.config.page_size, keys[rows, :, :due], values[rows, :, :due])
+                sealed_keys, sealed_values = keys[rows, :, :due], values[rows, :, :due]
+                if self.checks_late:
+                    checked_finite(sealed_keys, sealed_values, [0] * len(members))
+                self.store.seal(members, before // self.config.page_size, sealed_keys, sealed_values)
         # a seal can fail (memory, an interrupt): only now does anything change
         for (before, total), members in groups.items():
             coded = self._coded_after(total, before)

@@ -105,10 +105,11 @@ def checked_padding(padding: Sequence[int] | None, keys: Tensor, num_sequences: 
 
 def checked_finite(keys: Tensor, values: Tensor, padding: Sequence[int]) -> None:
     """Raise `CacheError` for NaN or infinite keys or values (B, Hkv, T, D) among the real ones."""
+    # one pass without a mask in memory: a sum is finite if all terms are (in float64 floats cannot overflow it); and
+    # one answer to wait for where the vectors are on a GPU
+    if torch.isfinite(keys.sum(dtype=torch.float64) + values.sum(dtype=torch.float64)):
+        return
     for name, vectors in (("keys", keys), ("values", values)):
-        # one pass without a mask in memory: a sum is finite if all terms are (in float64 floats cannot overflow it)
-        if torch.isfinite(vectors.sum(dtype=torch.float64)):
-            continue
         if any(not torch.isfinite(row[:, pad:]).all() for row, pad in zip(vectors, padding, strict=True)):
             raise CacheError(
                 f"the model produced {name} that are NaN or infinite, which no code can stand for; "
@@ -123,5 +124,7 @@ def checked_crop(lengths: Sequence[int], wanted: Sequence[int]) -> None:
 
 
 def length_tensor(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """(B,) int32."""
+    """(B,) int32. The host does not wait until a GPU has it: it is copied from pinned memory in the stream's order."""
+    if device.type == "cuda":
+        return torch.tensor(list(lengths), dtype=torch.int32, pin_memory=True).to(device, non_blocking=True)
     return torch.tensor(list(lengths), dtype=torch.int32, device=device)

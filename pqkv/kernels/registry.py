@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from torch import Tensor
 from pqkv.errors import ConfigError, KernelError
 from pqkv.kernels.faults.catalog import FAULTS, PREFIX, Fault, canonical_name
 from pqkv.kernels.types import AttentionBackend, ExactTokens, PagedTokens
+
+if TYPE_CHECKING:
+    from pqkv.kernels.cpu.decode import Way
 
 AUTO = "auto"
 
@@ -136,6 +140,13 @@ def _cpu() -> AttentionBackend:
     return attention
 
 
+def _cpu_one_way(way: Way) -> AttentionBackend:
+    """Backend `cpu` with codes of keys and values looking up this, whatever costs less."""
+    from pqkv.kernels.cpu.backend import attention
+
+    return partial(attention, ways=(way, way))
+
+
 def _cpu_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return f"the model is on {device}"
@@ -199,6 +210,8 @@ def _fault_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 
 register_backend("reference", _reference)
 register_backend("cpu", _cpu, _cpu_obstacle)
+register_backend("cpu-centroids", partial(_cpu_one_way, "centroids"), _cpu_obstacle)
+register_backend("cpu-tables", partial(_cpu_one_way, "tables"), _cpu_obstacle)
 register_backend("cuda", _cuda, _cuda_obstacle)
 register_backend("cuda-naive", _cuda_naive, _cuda_obstacle)
 for _name, _fault in FAULTS.items():

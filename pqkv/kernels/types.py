@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -94,3 +95,14 @@ class AttentionBackend(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Run attention."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a decoding step that can be run and timed. Where `beyond` names another, `run` does what that one does
+    and then this part: its own time is the difference.
+    """
+
+    name: str
+    run: Callable[[], object]
+    beyond: str | None = None

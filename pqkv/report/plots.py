@@ -13,10 +13,13 @@ from pqkv.report.axes import tokens
 from pqkv.report.drawing import EXACT, Line, Plot, Point, draw
 from pqkv.report.series import Cell, cells
 
-BY_CONTEXT = ("perplexity_ratio", "kld_mean", "agreement_at_1", "recall", "latency_ms", "speedup", "bandwidth_gbs")
+BY_CONTEXT = (
+    "perplexity_ratio", "kld_mean", "agreement_at_1", "recall", "latency_ms", "speedup", "charged_speedup",
+    "bandwidth_gbs",
+)  # fmt: skip
 BY_CODE_BITS = ("perplexity_ratio", "kld_mean", "agreement_at_1")
-LOGARITHMIC = ("kld_mean", "latency_ms", "speedup")
-AT_ONE = ("perplexity_ratio", "speedup")  # where coded and exact are equal
+LOGARITHMIC = ("kld_mean", "latency_ms", "speedup", "charged_speedup")
+AT_ONE = ("perplexity_ratio", "speedup", "charged_speedup")  # where coded and exact are equal
 
 
 def write_plots(records: Iterable[Record], folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from pqkv.derived import with_derived
 from pqkv.env import machine_name
 from pqkv.record import Record
 
@@ -38,7 +39,9 @@ class Cell:
 
 
 def cells(records: Iterable[Record]) -> list[Cell]:
-    """The records in report order: by group, most bits first, then mode, context and variant."""
+    """The records in report order: by group, most bits first, then mode, context and variant. Each has the figures that
+    follow from its own among its metrics.
+    """
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         groups[_group(record)].append(record)
@@ -48,7 +51,7 @@ def cells(records: Iterable[Record]) -> list[Cell]:
         variants = _variants(members)
         ranked = sorted(zip(members, variants, strict=True), key=lambda pair: (*_rank(pair[0]), natural(pair[1])))
         found += [
-            Cell(record, name, shape_name(record.config), _mode(record), _context(record), variant)
+            Cell(with_derived(record), name, shape_name(record.config), _mode(record), _context(record), variant)
             for record, variant in ranked
         ]
     return found

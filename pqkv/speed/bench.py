@@ -26,14 +26,17 @@ from pqkv.speed.timing import Contestant, Timing, copies_beyond_cache, copy_band
 
 Report = Callable[[str, int, int], None]
 _OURS = "pqkv"
-# of the grid, of the choice of backend, or of the other kind of bench
+# of the grid, of the choice of backend, or of the other kinds of bench
 _NOT_OF_A_CELL = frozenset(
-    ("lengths", "batch", "bits", "fallback", "threads", "backend", "device", "model", "end_to_end", "new_tokens")
-)
+    (
+        "lengths", "batch", "bits", "fallback", "threads", "backend", "device", "model", "end_to_end", "new_tokens",
+        "breakdown",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class _Cell:
+class Cell:
     """One code shape (None: exact pages), batch and length."""
 
     bits: float
@@ -43,9 +46,13 @@ class _Cell:
 
     @property
     def label(self) -> str:
+        """What is running, for people."""
         return (
             f"{self.bits:g} bits, batch {self.batch}, {self.context} tokens" if self.bits else f"exact, {self.context}"
         )
+
+
+Measure = Callable[[BenchConfig, Cell, ChosenBackend, torch.device, Callable[[], float]], dict[str, Any]]
 
 
 def bench(
@@ -56,13 +63,26 @@ def bench(
     A cell whose backend is wrong or whose memory runs short yields a failed record and the grid goes on. Raises
     `ConfigError` for a geometry that no code shape fits.
     """
+    return run_grid(config, _measure, store, force=force, report=report)
+
+
+def run_grid(
+    config: BenchConfig,
+    measure: Measure,
+    store: RecordStore | None,
+    *,
+    force: bool,
+    report: Report | None,
+    mode: str = "decode",
+) -> Iterator[Record]:
+    """A record of what `measure` finds of each cell; `mode` names it in what describes the cells."""
     tell = report or (lambda stage, done, total: None)
     threads = min(config.threads or torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
     torch.set_num_threads(threads)
     numba.set_num_threads(threads)
     device = device_of(config)
     backend = choose_backend(config.backend, device, getattr(torch, config.dtype), fallback=config.fallback)
-    grid = [_Cell(bits, shape, b, n) for n in config.lengths for b in config.batch for bits, shape in _shapes(config)]
+    grid = [Cell(bits, shape, b, n) for n in config.lengths for b in config.batch for bits, shape in _shapes(config)]
     if store is not None:
         store.check_writable()
     env, git = environment(), git_state()
@@ -71,10 +91,11 @@ def bench(
     bandwidth = functools.cache(functools.partial(copy_bandwidth, device=device))
     for number, cell in enumerate(grid):
         tell(cell.label, number, len(grid))
+        described = _describe(config, cell, mode, backend.name, threads)
         yield run_cell(
-            functools.partial(_measure, config, cell, backend, device, bandwidth),
+            functools.partial(measure, config, cell, backend, device, bandwidth),
             kind="bench",
-            config=_describe(config, cell, backend.name, threads) | {"device": device.type, "machine": machine},
+            config=described | {"device": device.type, "machine": machine},
             seed=config.seed,
             env=env,
             git=git,
@@ -97,13 +118,13 @@ def _shapes(config: BenchConfig) -> list[tuple[float, tuple[int, int] | None]]:
     return shapes
 
 
-def _describe(config: BenchConfig, cell: _Cell, backend: str, threads: int) -> dict[str, Any]:
+def _describe(config: BenchConfig, cell: Cell, mode: str, backend: str, threads: int) -> dict[str, Any]:
     M, nbits = cell.shape or (None, None)
     settings = config.model_dump(mode="json", exclude=set(_NOT_OF_A_CELL))
     return settings | {
         "model": f"{config.heads} query heads on {config.kv_heads} KV heads of {config.head_dim}",
         "data": "random numbers",
-        "mode": f"decode, batch {cell.batch}{', ragged' if config.ragged and cell.batch > 1 else ''}",
+        "mode": f"{mode}, batch {cell.batch}{', ragged' if config.ragged and cell.batch > 1 else ''}",
         "backend": backend,
         "bits": cell.bits,
         "num_subspaces": M,
@@ -115,7 +136,7 @@ def _describe(config: BenchConfig, cell: _Cell, backend: str, threads: int) -> d
 
 
 def _measure(
-    config: BenchConfig, cell: _Cell, backend: ChosenBackend, device: torch.device, bandwidth: Callable[[], float]
+    config: BenchConfig, cell: Cell, backend: ChosenBackend, device: torch.device, bandwidth: Callable[[], float]
 ) -> dict[str, Any]:
     scale, copied = config.head_dim**-0.5, bandwidth()
 
@@ -128,7 +149,7 @@ def _measure(
     if not error <= limit:
         raise KernelError(f"wrong result: relative error {error:.1e} is above {limit:.0e}, so nothing was timed")
     inputs = [first] + [inputs_of(config.seed + i) for i in range(1, copies_beyond_cache(first.read, device))]
-    ours = Contestant(_OURS, [_call(backend, case, scale, config.window) for case in inputs])
+    ours = Contestant(_OURS, [backend_call(backend, case, scale, config.window) for case in inputs])
     exact, missing = exact_contestants(config, lengths_of(cell.batch, cell.context, config.ragged), device)
     timings = race([ours, *exact], config.repeats, always=[_OURS], device=device)
     strongest = min((timings[c.name] for c in exact), key=lambda timing: timing.median)
@@ -136,9 +157,9 @@ def _measure(
     ratios = [theirs / own for theirs, own in zip(strongest.seconds, mine.seconds, strict=True)]
     moved = first.read / (mine.median * 1e-3) / 1e9
     metrics = {
-        "latency_ms": _metric(mine.median, [1e3 * s for s in mine.seconds], "ms"),
-        "exact_latency_ms": _metric(strongest.median, [1e3 * s for s in strongest.seconds], "ms"),
-        "speedup": _metric(statistics.median(ratios), ratios, "x"),
+        "latency_ms": metric_of(mine.median, [1e3 * s for s in mine.seconds], "ms"),
+        "exact_latency_ms": metric_of(strongest.median, [1e3 * s for s in strongest.seconds], "ms"),
+        "speedup": metric_of(statistics.median(ratios), ratios, "x"),
         "bandwidth_gbs": Metric(value=moved, unit="GB/s"),
         "bandwidth_fraction": Metric(value=moved / copied),
         "cache_bytes": Metric(value=float(first.nbytes), unit="B"),
@@ -175,11 +196,13 @@ def device_of(config: BenchConfig) -> torch.device:
     return torch.device("cuda" if wanted and there else "cpu")
 
 
-def _call(backend: ChosenBackend, case: DecodeInputs, scale: float, window: int | None) -> Callable[[], object]:
+def backend_call(backend: ChosenBackend, case: DecodeInputs, scale: float, window: int | None) -> Callable[[], object]:
+    """One step of the backend on this cache, to be timed."""
     return lambda: backend.run(case.query, case.pages, case.sinks, case.residual, scale=scale, window=window)
 
 
-def _metric(value: float, samples: list[float], unit: str) -> Metric:
+def metric_of(value: float, samples: list[float], unit: str) -> Metric:
+    """A figure with the interval of the median of its samples."""
     low, high = median_interval(samples)
     return Metric(value=value, low=low, high=high, unit=unit, n=len(samples))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -45,26 +45,29 @@ class WallClock:
 
 
 class DeviceClock:
-    """All calls in one graph, or launched one after another, between two events."""
+    """All calls in one graph, or launched one after another, between two events of the device.
 
-    def __init__(self, calls: Sequence[Call]) -> None:
-        self._calls = list(calls) * -(-_FEWEST // len(calls))
+    `device` has what is used of `torch.cuda`: synchronize, CUDAGraph, graph, Event.
+    """
+
+    def __init__(self, calls: Sequence[Call], device: Any = torch.cuda) -> None:  # noqa: ANN401 - a module
+        self._calls, self._device = list(calls) * -(-_FEWEST // len(calls)), device
         for call in calls:  # compilation, allocation and choices of algorithms happen outside of a capture
             call()
-        torch.cuda.synchronize()
-        self._graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
+        device.synchronize()
+        self._graph: torch.cuda.CUDAGraph | None = device.CUDAGraph()
         try:
-            with torch.cuda.graph(self._graph):
+            with device.graph(self._graph):
                 for call in self._calls:
                     call()
         except RuntimeError:
-            torch.cuda.synchronize()
+            device.synchronize()
             self._graph = None
         self.captured = self._graph is not None
 
     def seconds(self) -> float:
         """See `Stopwatch`."""
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (self._device.Event(enable_timing=True) for _ in range(2))
         start.record()
         if self._graph is not None:
             self._graph.replay()

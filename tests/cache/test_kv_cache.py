@@ -226,6 +226,30 @@ def test_what_no_code_can_stand_for_is_refused_when_it_would_be_coded(kind, brok
         assert layer.lengths == [2, 2]
 
 
+@coded
+@pytest.mark.parametrize("side", [0, 1])
+def test_where_asking_means_waiting_single_tokens_are_checked_when_their_page_is_sealed(kind, side):
+    """As on a GPU: 2 sinks, a broken token and 6 more; the 8th of the residual window would seal its page."""
+    pair = Pair(config_of(kind=kind))
+    layer = pair.cache.layers[0]
+    assert not layer.checks_late  # a CPU does not wait
+    layer.checks_late = True
+    pair.append(2)
+    _, *broken = pair.tokens(1)
+    broken[side][1, 0, 0, 3] = float("nan")
+    layer.append(*broken)
+    for _ in range(6):
+        layer.append(*pair.tokens(1)[1:])
+    assert layer.lengths == [9, 9]
+    with pytest.raises(CacheError, match=f"{('keys', 'values')[side]} that are NaN or infinite"):
+        layer.append(*pair.tokens(1)[1:])
+    assert (layer.lengths, layer.coded) == ([9, 9], [0, 0])
+    _, *chunk = pair.tokens(3)
+    chunk[side][0, 0, 0, 0] = float("inf")
+    with pytest.raises(CacheError, match="NaN or infinite"):  # several at once, a prompt, are still checked at once
+        layer.append(*chunk)
+
+
 def test_after_a_refused_step_the_cache_goes_on_from_where_it_was():
     pair = Pair(config_of(), sequences=2)
     pair.append(11, [0, 4])

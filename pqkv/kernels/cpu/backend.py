@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pqkv.errors import KernelError
 from pqkv.kernels.checks import check_inputs, check_lengths
-from pqkv.kernels.cpu.decode import decode
+from pqkv.kernels.cpu.decode import Way, decode
 from pqkv.kernels.cpu.prefill import prefill
 from pqkv.kernels.types import ExactTokens, PagedTokens
 
@@ -24,15 +24,18 @@ def attention(
     *,
     scale: float,
     window: int | None = None,
+    ways: tuple[Way, Way] = ("auto", "auto"),
 ) -> tuple[Tensor, Tensor]:
-    """See `AttentionBackend`. Computes in float32, lse is float64."""
+    """See `AttentionBackend`. Computes in float32, lse is float64. `ways` force what codes of keys and of values look
+    up where there is one query a sequence.
+    """
     check_inputs(query, pages, sinks, residual)
     check_lengths(pages, sinks, residual)
     if query.dtype == torch.float64 or query.device.type != "cpu":
         raise KernelError(f"backend 'cpu' serves float32 and half precision on the CPU, not {query.dtype}")
     Tq = query.shape[1]
     if Tq == 1:
-        return decode(query, pages, sinks, residual, scale=scale, window=window)
+        return decode(query, pages, sinks, residual, scale=scale, window=window, ways=ways)
     if Tq <= _FEW and residual is not None and query.shape[0] and int(residual.length.min()) >= Tq:
         # all new tokens stand in the residual: each query sees one more of them than the one before
         steps = [
@@ -43,6 +46,7 @@ def attention(
                 replace(residual, length=residual.length - (Tq - 1 - i)),
                 scale=scale,
                 window=window,
+                ways=ways,
             )
             for i in range(Tq)
         ]

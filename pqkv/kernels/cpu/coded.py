@@ -10,21 +10,22 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba.extending import register_jitable
 
 from pqkv.kernels.cpu.lookups import bin_block, empty_bins, fill_table, score_block, sum_block, value_block
 from pqkv.kernels.cpu.paging import Side, Stretch, codes_at, own_centroids, prefetch_block, scratch_of
 from pqkv.kernels.cpu.softmax import fold_scores, largest, soften
 from pqkv.vector_code import chosen
 
-REGISTER = 8  # floats of one vector register; more lanes than this and tables or bins cost less than centroids
+CENTROID, TABLE = range(2)  # lengths of a `way`
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
 def attend_coded(
     query, context_len, lowest, table, num_kv_heads, page_size, stretch_pages,
-    key_pages, key_line, key_centroids, key_channels, key_unpacked, key_d_sub, key_block, key_nbits, key_order,
+    key_pages, key_line, key_centroids, key_channels, key_unpacked, key_d_sub, key_block, key_nbits, key_order, key_way,
     value_pages, value_line, value_centroids, value_channels, value_unpacked, value_d_sub, value_block_, value_nbits,
-    value_order, out, top, total, heads, unit,
+    value_order, value_way, out, top, total, heads, unit,
 ):  # fmt: skip
     """Partial attention of every stretch; `pqkv.kernels.cpu.decode` merges them.
 
@@ -34,37 +35,57 @@ def attend_coded(
     """
     stretches = out.shape[2]
     for job in numba.prange(query.shape[0] * num_kv_heads * stretches):
-        b = job // (num_kv_heads * stretches)
-        h = job // stretches % num_kv_heads
-        s = job % stretches
         # tuples are made here: Numba does not hand nested ones to its threads
         keys = Side(
             key_pages, key_line, key_centroids, key_channels, key_unpacked, key_d_sub, key_block, key_nbits, key_order,
+            key_way,
         )  # fmt: skip
         values = Side(
             value_pages, value_line, value_centroids, value_channels, value_unpacked, value_d_sub, value_block_,
-            value_nbits, value_order,
+            value_nbits, value_order, value_way,
         )  # fmt: skip
-        first_page = max(s * stretch_pages, lowest[b] // page_size)
-        first = first_page * page_size
-        count = min((s + 1) * stretch_pages * page_size, context_len[b]) - first
-        stretch = Stretch(table[b], page_size, num_kv_heads, h, first_page, count)
-        _attend(
-            query[b], stretch, keys, values, lowest[b] - first, out[b, h, s], top[b, h, s], total[b, h, s], heads, unit
+        b, h, s, hidden, stretch = stretch_of(
+            job, stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages
         )
+        _attend(query[b], stretch, keys, values, hidden, out[b, h, s], top[b, h, s], total[b, h, s], heads, unit)
+
+
+@register_jitable
+def stretch_of(job, stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages):
+    """Sequence, KV head and place of a unit of work, how many of its first tokens are not seen, and its tokens."""
+    b = job // (num_kv_heads * stretches)
+    h = job // stretches % num_kv_heads
+    s = job % stretches
+    first_page = max(s * stretch_pages, lowest[b] // page_size)
+    first = first_page * page_size
+    count = min((s + 1) * stretch_pages * page_size, context_len[b]) - first
+    return b, h, s, lowest[b] - first, Stretch(table[b], page_size, num_kv_heads, h, first_page, count)
 
 
 @numba.njit(error_model="numpy")
 def _attend(query, stretch, keys, values, hidden, out, top, total, heads, unit):
     """Partial attention of a stretch of whose tokens the first `hidden` are not seen."""
-    G, U, count = len(heads), len(unit), stretch.length
     top[:] = -np.inf
     total[:] = 0.0
-    if count <= 0:
+    if stretch.length <= 0:
         return
-    units = (count + U - 1) // U
-    scores = np.empty(units * U * G, np.float32)
+    scores = np.empty(scores_size(stretch.length, heads, unit), np.float32)
     _scores(scores, query, stretch, keys, heads)
+    soften_stretch(scores, stretch.length, hidden, top, total, heads, unit)
+    mix(out, scores, stretch, values, heads)
+
+
+@register_jitable
+def scores_size(count, heads, unit):
+    """Numbers that hold the scores of `count` tokens in whole vectors."""
+    return (count + len(unit) - 1) // len(unit) * len(unit) * len(heads)
+
+
+@numba.njit(error_model="numpy")
+def soften_stretch(scores, count, hidden, top, total, heads, unit):
+    """Scores (count, G) become 2**(score - top), hidden ones 0; top and total (G,) are their largest and their sums."""
+    G, U = len(heads), len(unit)
+    units = (count + U - 1) // U
     scores[count * G :] = -np.inf
     scores[: min(max(hidden, 0), count) * G] = -np.inf
     highest = np.empty(G * U, np.float32)
@@ -80,36 +101,62 @@ def _attend(query, stretch, keys, values, hidden, out, top, total, heads, unit):
     soften(scores, highest, sums, units, heads, unit)
     for i in range(G * U):
         total[i % G] += sums[i]
-    _mix(out, scores, stretch, values, heads)
 
 
-def _lanes(heads: Any, side: Any) -> int:
-    """Lanes that a centroid takes for all heads, of Numba types."""
-    return len(heads) * len(Side._make(side).d_sub)
+def _by_table(side: Any) -> bool:
+    """Whether codes of a side, given in Numba types, look up what all heads have in common: a table entry or a bin."""
+    return len(Side._make(side).way) == TABLE
 
 
 @chosen
 def _scores(scores, query, stretch, side, heads):
     """scores (count, G) of a stretch."""
-    return _scores_by_table if _lanes(heads, side) > REGISTER else _scores_by_centroid
+    return _scores_by_table if _by_table(side) else _scores_by_centroid
 
 
 @chosen
-def _mix(out, weights, stretch, side, heads):
+def mix(out, weights, stretch, side, heads):
     """out (G, D) = the sum of the values of a stretch by weights (count, G)."""
-    return _mix_by_bin if _lanes(heads, side) > 2 * REGISTER else _mix_by_centroid
+    return _mix_by_bin if _by_table(side) else _mix_by_centroid
+
+
+@chosen
+def prepare_keys(prepared, query, stretch, side, heads):
+    """What `look_up_keys` takes of the queries: the tables of all subspaces, (M, C, G), or their elements in the order
+    of lanes, (M, G * d_sub).
+    """
+    return _fill_tables if _by_table(side) else _fill_lanes
+
+
+@chosen
+def look_up_keys(scores, prepared, stretch, side, heads):
+    """scores (count, G) of a stretch from what `prepare_keys` made."""
+    return _look_up_tables if _by_table(side) else _look_up_centroids
 
 
 def _scores_by_centroid(scores, query, stretch, side, heads):
-    G, S, J = len(heads), len(side.d_sub), len(side.block)
+    lanes = np.empty(side.centroids.shape[1] * len(heads) * len(side.d_sub), np.float32)
+    _fill_lanes(lanes, query, stretch, side, heads)
+    _look_up_centroids(scores, lanes, stretch, side, heads)
+
+
+@register_jitable
+def _fill_lanes(prepared, query, stretch, side, heads):
+    G, S = len(heads), len(side.d_sub)
     W = G * S
-    M, C = side.centroids.shape[1:3]
-    own, book = own_centroids(side, stretch.head)
-    lanes = np.empty(M * W, np.float32)
-    for m in range(M):
+    own, _ = own_centroids(side, stretch.head)
+    for m in range(side.centroids.shape[1]):
         for g in range(G):
             for e in range(S):
-                lanes[m * W + g * S + e] = query[stretch.head * G + g, side.channels[own, m * S + e]]
+                prepared[m * W + g * S + e] = query[stretch.head * G + g, side.channels[own, m * S + e]]
+
+
+@register_jitable
+def _look_up_centroids(scores, prepared, stretch, side, heads):
+    S, J = len(side.d_sub), len(side.block)
+    W = len(heads) * S
+    M, C = side.centroids.shape[1:3]
+    _, book = own_centroids(side, stretch.head)
     partial = np.zeros(stretch.length * W, np.float32)
     scratch = scratch_of(side)
     prefetch_block(side, book, 0)
@@ -119,7 +166,7 @@ def _scores_by_centroid(scores, query, stretch, side, heads):
         while start < stretch.length:
             codes, place, stride, n = codes_at(scratch, stretch, side, m, start)
             score_block(
-                partial, lanes[m * W :], book[m * C * S :], codes, start, n, place, stride, C,
+                partial, prepared[m * W :], book[m * C * S :], codes, start, n, place, stride, C,
                 heads, side.d_sub, side.block, side.nbits, side.order,
             )  # fmt: skip
             start += n
@@ -127,26 +174,61 @@ def _scores_by_centroid(scores, query, stretch, side, heads):
 
 
 def _scores_by_table(scores, query, stretch, side, heads):
-    G, S, J = len(heads), len(side.d_sub), len(side.block)
+    J = len(side.block)
     M, C = side.centroids.shape[1:3]
-    own, book = own_centroids(side, stretch.head)
-    wanted = np.empty(S * G, np.float32)
-    lookup = np.empty(J * C * G, np.float32)
-    scores[: stretch.length * G] = 0.0
+    _, book = own_centroids(side, stretch.head)
+    lookup = np.empty(J * C * len(heads), np.float32)  # of one block: it stays in the first-level cache
+    scores[: stretch.length * len(heads)] = 0.0
     scratch = scratch_of(side)
     prefetch_block(side, book, 0)
     for m in range(0, M, J):
         prefetch_block(side, book, m + J)
-        for j in range(J):
-            for e in range(S):
-                for g in range(G):
-                    wanted[e * G + g] = query[stretch.head * G + g, side.channels[own, (m + j) * S + e]]
-            fill_table(lookup[j * C * G :], wanted, book[(m + j) * C * S :], C, heads, side.d_sub)
-        start = 0
-        while start < stretch.length:
-            codes, place, stride, n = codes_at(scratch, stretch, side, m, start)
-            sum_block(scores, lookup, codes, start, n, place, stride, C, heads, side.block, side.nbits, side.order)
-            start += n
+        _fill_block(lookup, query, stretch, side, m, heads)
+        _sum_block(scores, lookup, scratch, stretch, side, m, heads)
+
+
+@register_jitable
+def _fill_block(lookup, query, stretch, side, m, heads):
+    """The tables of the J subspaces from m on."""
+    G, S = len(heads), len(side.d_sub)
+    C = side.centroids.shape[2]
+    own, book = own_centroids(side, stretch.head)
+    wanted = np.empty(S * G, np.float32)
+    for j in range(len(side.block)):
+        for e in range(S):
+            for g in range(G):
+                wanted[e * G + g] = query[stretch.head * G + g, side.channels[own, (m + j) * S + e]]
+        fill_table(lookup[j * C * G :], wanted, book[(m + j) * C * S :], C, heads, side.d_sub)
+
+
+@register_jitable
+def _sum_block(scores, lookup, scratch, stretch, side, m, heads):
+    """Add to scores what the codes of the J subspaces from m on find in their tables."""
+    C = side.centroids.shape[2]
+    start = 0
+    while start < stretch.length:
+        codes, place, stride, n = codes_at(scratch, stretch, side, m, start)
+        sum_block(scores, lookup, codes, start, n, place, stride, C, heads, side.block, side.nbits, side.order)
+        start += n
+
+
+@register_jitable
+def _fill_tables(prepared, query, stretch, side, heads):
+    M, C = side.centroids.shape[1:3]
+    _, book = own_centroids(side, stretch.head)
+    prefetch_block(side, book, 0)
+    for m in range(0, M, len(side.block)):
+        prefetch_block(side, book, m + len(side.block))
+        _fill_block(prepared[m * C * len(heads) :], query, stretch, side, m, heads)
+
+
+@register_jitable
+def _look_up_tables(scores, prepared, stretch, side, heads):
+    M, C = side.centroids.shape[1:3]
+    scores[: stretch.length * len(heads)] = 0.0
+    scratch = scratch_of(side)
+    for m in range(0, M, len(side.block)):
+        _sum_block(scores, prepared[m * C * len(heads) :], scratch, stretch, side, m, heads)
 
 
 def _mix_by_centroid(out, weights, stretch, side, heads):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from pqkv.kernels.cpu.coded import REGISTER, attend_coded
+from pqkv.kernels.cpu.coded import CENTROID, TABLE, attend_coded
 from pqkv.kernels.cpu.exact import attend_exact_pages, merge
 from pqkv.kernels.cpu.lookups import ROW, TRANSPOSED, TRANSPOSED_64
 from pqkv.kernels.cpu.paging import Side
@@ -19,10 +21,124 @@ from pqkv.vector_code import tag
 
 _STRETCH = 8192  # tokens of one unit of work: their scores stay in the second-level cache, tables come often from it
 _SHORTEST = 256  # a unit this short pays for being handed to a thread
+_REGISTER = 8  # floats of one vector register
+_MOST_KEY_LANES, _MOST_VALUE_LANES = _REGISTER, 2 * _REGISTER  # with more, tables and bins cost less than centroids
 _LANES = 64  # floats of the centroid rows under way: eight vector registers of eight
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 Array = np.ndarray
+
+
+Way = Literal["auto", "centroids", "tables"]
+_WAYS: dict[Way, int] = {"centroids": CENTROID, "tables": TABLE}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decoding step as the arrays that kernels read and write. `partial` are out (B, Hkv, stretches, G, D), top and
+    total (B, Hkv, stretches, G); `exact` keys and values of sinks and residual, in numbers of `kind`; lengths and
+    starts of sinks, pages, residual; `ways` of keys and of values.
+    """
+
+    query: Array  # (B, Hq, D) float32, scaled to base 2
+    pages: PagedTokens | None
+    lengths: list[Array]
+    starts: list[Array]
+    kv_heads: int
+    partial: tuple[Array, Array, Array]
+    kind: int
+    exact: list[tuple[Array, Array]]
+    ways: tuple[Way, Way]
+
+    @property
+    def group(self) -> int:
+        """Query heads of a KV head."""
+        return int(self.query.shape[1] // self.kv_heads)
+
+    @property
+    def stretches(self) -> int:
+        """Units of work of a sequence and KV head."""
+        return int(self.partial[0].shape[2])
+
+    def paging(self) -> tuple[Array, Array, Array, int, int, int]:
+        """Lengths, starts, table, KV heads, page size and pages of a stretch, as the kernels take them."""
+        pages = self.pages
+        assert pages is not None
+        each = max(1, -(-int(self.lengths[1].max()) // (self.stretches * pages.page_size)))
+        return self.lengths[1], self.starts[1], pages.page_table.numpy(), self.kv_heads, pages.page_size, each
+
+    def sides(self) -> tuple[Side, Side]:
+        """Coded keys and values."""
+        assert self.pages is not None
+        P, G = self.pages.page_size, self.group
+        return (
+            _side(self.pages.keys, P, G, self.ways[0], _MOST_KEY_LANES),
+            _side(self.pages.values, P, G, self.ways[1], _MOST_VALUE_LANES),
+        )
+
+    def tags(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Query heads of a group, and tokens that fill a vector with them."""
+        unit = next(u for u in (8, 4, 2, 1) if u * self.group <= _REGISTER or u == 1)
+        return tag(self.group), tag(unit)
+
+    def attend_pages(self) -> None:
+        """Partial results of all stretches."""
+        if self.pages is None or not self.stretches:
+            return
+        if self.pages.keys.centroids is None:
+            attend_exact_pages(self.query, *_exact_paging(self.paging()), *_exact_sides(self.pages), *self.partial)
+            return
+        lengths, starts, *paging = self.paging()
+        keys, values = self.sides()
+        attend_coded(self.query, lengths, starts, *paging, *keys, *values, *self.partial, *self.tags())
+
+    def without_pages(self) -> Step:
+        """The same step with nothing but sinks and residual to merge."""
+        out, top, total = self.partial
+        return replace(self, partial=(out[:, :, :0], top[:, :, :0], total[:, :, :0]))
+
+    def without_exact_parts(self) -> Step:
+        """The same step with nothing but the stretches to merge."""
+        none = np.zeros_like(self.lengths[0])
+        return replace(self, lengths=[none, self.lengths[1], none], starts=[none, self.starts[1], none])
+
+    def merge(self) -> tuple[Array, Array]:
+        """Stretches, sinks and residual together: (B, Hq, D) float32, and lse (B, Hq) float64."""
+        B, Hq, D = self.query.shape
+        result, lse = np.empty((B, Hq, D), np.float32), np.empty((B, Hq), np.float64)
+        sinks, residual = self.exact
+        merge(
+            self.query, *self.partial, *sinks, self.lengths[0], self.starts[0], *residual, self.lengths[2],
+            self.starts[2], self.kind, result, lse,
+        )  # fmt: skip
+        return result, lse
+
+
+def step_of(
+    query: Tensor,
+    pages: PagedTokens | None,
+    sinks: ExactTokens | None,
+    residual: ExactTokens | None,
+    *,
+    scale: float,
+    window: int | None = None,
+    ways: tuple[Way, Way] = ("auto", "auto"),
+    stretches: int | None = None,
+) -> Step:
+    """The arguments of `AttentionBackend` for Tq = 1 as arrays; `ways` force what codes of keys and values look up,
+    `stretches` how many units of work the pages of a sequence are cut into.
+    """
+    B, _, Hq, D = query.shape
+    Hkv = _kv_heads(pages, sinks, residual, Hq)
+    scaled = (query[:, 0].detach().float() * (scale * math.log2(math.e))).numpy()
+    lengths = [_lengths(part, B) for part in (sinks, pages, residual)]
+    if stretches is None:
+        stretches = _stretches(pages, lengths[1], B * Hkv)
+    G = Hq // Hkv
+    out = np.empty((B, Hkv, stretches, G, D), np.float32)
+    top, total = (np.empty((B, Hkv, stretches, G), np.float32) for _ in range(2))
+    kind, exact = _exact_parts(sinks, residual, Hkv, D)
+    return Step(scaled, pages, lengths, _starts(lengths, window), Hkv, (out, top, total), kind, exact, ways)
 
 
 def decode(
@@ -33,25 +149,12 @@ def decode(
     *,
     scale: float,
     window: int | None = None,
+    ways: tuple[Way, Way] = ("auto", "auto"),
 ) -> tuple[Tensor, Tensor]:
     """`AttentionBackend` for Tq = 1; returns out in the query's dtype and lse in float64."""
-    B, _, Hq, D = query.shape
-    Hkv = _kv_heads(pages, sinks, residual, Hq)
-    scaled = (query[:, 0].detach().float() * (scale * math.log2(math.e))).numpy()
-    lengths = [_lengths(part, B) for part in (sinks, pages, residual)]
-    starts = _starts(lengths, window)
-    stretches = _stretches(pages, lengths[1], B * Hkv)
-    G = Hq // Hkv
-    out = np.empty((B, Hkv, stretches, G, D), np.float32)
-    top, total = (np.empty((B, Hkv, stretches, G), np.float32) for _ in range(2))
-    if pages is not None and stretches:
-        run = _coded if pages.keys.centroids is not None else _exact
-        run(scaled, pages, lengths[1], starts[1], Hkv, stretches, (out, top, total))
-    kind, exact = _exact_parts(sinks, residual, Hkv, D)
-    result, lse = np.empty((B, Hq, D), np.float32), np.empty((B, Hq), np.float64)
-    merge(
-        scaled, out, top, total, *exact[0], lengths[0], starts[0], *exact[1], lengths[2], starts[2], kind, result, lse
-    )
+    step = step_of(query, pages, sinks, residual, scale=scale, window=window, ways=ways)
+    step.attend_pages()
+    result, lse = step.merge()
     return torch.from_numpy(result)[:, None].to(query.dtype), torch.from_numpy(lse)[:, None]
 
 
@@ -95,37 +198,14 @@ def _stretches(pages: PagedTokens | None, lengths: Array, rows: int) -> int:
     return max(1, min(wanted, longest // _SHORTEST))
 
 
-def _stretch_pages(pages: PagedTokens, lengths: Array, stretches: int) -> int:
-    return max(1, -(-int(lengths.max()) // (stretches * pages.page_size)))
-
-
-def _coded(
-    query: Array, pages: PagedTokens, lengths: Array, starts: Array, Hkv: int, stretches: int, into: tuple[Array, ...]
-) -> None:
-    G = query.shape[1] // Hkv
-    unit = next(u for u in (8, 4, 2, 1) if u * G <= REGISTER or u == 1)
-    attend_coded(
-        query,
-        lengths,
-        starts,
-        pages.page_table.numpy(),
-        Hkv,
-        pages.page_size,
-        _stretch_pages(pages, lengths, stretches),
-        *_side(pages.keys, pages.page_size, G),
-        *_side(pages.values, pages.page_size, G),
-        *into,
-        tag(G),
-        tag(unit),
-    )
-
-
-def _side(side: PagedSide, page_size: int, G: int) -> Side:
+def _side(side: PagedSide, page_size: int, G: int, way: Way, most_lanes: int) -> Side:
     assert side.centroids is not None
     M, _, d_sub = side.centroids.shape[1:]
     transposed = side.layout == "transposed"
     block = next(j for j in (8, 4, 2, 1) if M % j == 0 and (j == 1 or j * G * d_sub <= _LANES))
     in_place = side.nbits == 8
+    if way == "auto":
+        way = "tables" if G * d_sub > most_lanes else "centroids"
     order = ROW if not transposed else TRANSPOSED_64 if page_size == 64 or not in_place else TRANSPOSED
     return Side(
         pages=side.pages.reshape(-1).numpy(),
@@ -137,6 +217,7 @@ def _side(side: PagedSide, page_size: int, G: int) -> Side:
         block=tag(block),
         nbits=tag(8 if in_place else 0),
         order=tag(order),
+        way=tag(_WAYS[way]),
     )
 
 
@@ -148,24 +229,17 @@ def _channels(side: PagedSide) -> Array:
     return np.broadcast_to(np.arange(M * d_sub), (H, M * d_sub)).copy()
 
 
-def _exact(
-    query: Array, pages: PagedTokens, lengths: Array, starts: Array, Hkv: int, stretches: int, into: tuple[Array, ...]
-) -> None:
+def _exact_paging(paging: tuple[Array, Array, Array, int, int, int]) -> tuple[Array | int, ...]:
+    lengths, starts, table, *sizes = paging
+    return table, lengths, starts, *sizes
+
+
+def _exact_sides(pages: PagedTokens) -> list[Array | int]:
     sides: list[Array | int] = []
     for side in (pages.keys, pages.values):
         pages_ = side.pages if side.pages.dtype in _KINDS else side.pages.float()
         sides += [_flat(pages_), _KINDS[pages_.dtype]]
-    attend_exact_pages(
-        query,
-        pages.page_table.numpy(),
-        lengths,
-        starts,
-        Hkv,
-        pages.page_size,
-        _stretch_pages(pages, lengths, stretches),
-        *sides,
-        *into,
-    )
+    return sides
 
 
 def _flat(tensor: Tensor) -> Array:

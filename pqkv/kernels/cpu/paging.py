@@ -19,7 +19,7 @@ _AHEAD = 2  # pages between the one whose codes are asked for and the one that i
 
 
 class Side(NamedTuple):
-    """Coded keys or values; the last five are tags (`vector_code.tag`)."""
+    """Coded keys or values; the last six are tags (`vector_code.tag`)."""
 
     pages: np.ndarray  # flat, uint8
     line: int  # bytes of the codes of a subspace (transposed) or of a token (row) in a page
@@ -30,6 +30,7 @@ class Side(NamedTuple):
     block: tuple[int, ...]  # J, subspaces taken at a time; divides M
     nbits: tuple[int, ...]  # 8, or 0 for any other width
     order: tuple[int, ...]  # see `lookups`
+    way: tuple[int, ...]  # what a code looks up; see `coded`
 
 
 class Stretch(NamedTuple):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from pqkv.errors import KernelError
 from pqkv.kernels.checks import check_inputs, check_lengths
-from pqkv.kernels.cuda.coded import Codes, coded_kernel, coded_variant
+from pqkv.kernels.cuda.coded import CodedVariant, Codes, Phase, coded_kernel, coded_variant
 from pqkv.kernels.cuda.exact import ExactVariant, exact_kernel, fitting
 from pqkv.kernels.cuda.launch import DeviceArray, array, compiled, launch, multiprocessors, words
 from pqkv.kernels.cuda.merge import merge_kernel
@@ -51,10 +52,10 @@ def attention(
     if Tq > 1 or wide or query.shape[3] % 8:  # rows are read 128 bits at a time
         out, lse = reference(query, pages, sinks, residual, scale=scale, window=window)
         return out, lse.float()
-    return _Step(query, pages, sinks, residual, scale, window or 0).run()
+    return Step(query, pages, sinks, residual, scale, window or 0).run()
 
 
-class _Step:
+class Step:
     """The launches of one decoding step: every part of the cache writes partial results into slots of its own."""
 
     def __init__(
@@ -88,22 +89,48 @@ class _Step:
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Launch everything; returns out in the query's dtype and lse in float32."""
-        plans = [self._exact_plan(part, _as_pages(tokens)) for part, tokens in self.exact]
-        if self.pages is not None and self.pages.page_table.shape[1]:
-            coded = self.pages.keys.centroids is not None
-            plans.append(self._coded_plan(self.pages) if coded else self._exact_plan(_PAGES, self.pages))
+        plans = [*self.exact_plans(), *self.page_plans()]
         slots = sum(splits for splits, _ in plans)
-        device = self.query.device
-        partial = torch.empty(self.B * self.Hq * max(1, slots) * (self.D + 2), dtype=torch.float32, device=device)
-        first = 0
+        partial = self.partial(slots)
+        self.start(plans, partial, 0, slots)
+        return self.merge(partial, slots)
+
+    def exact_plans(self) -> list[Plan]:
+        """Of sinks and residual."""
+        return [self._exact_plan(part, _as_pages(tokens)) for part, tokens in self.exact]
+
+    def page_plans(self, last: Phase = "values") -> list[Plan]:
+        """Of the pages; where a kernel serves them that has phases, up to the `last`."""
+        if self.pages is None or not self.pages.page_table.shape[1]:
+            return []
+        coded = self.pages.keys.centroids is not None
+        return [self._coded_plan(self.pages, last) if coded else self._exact_plan(_PAGES, self.pages)]
+
+    def partial(self, slots: int) -> Tensor:
+        """Room for the partial results of so many slots, flat."""
+        size = self.B * self.Hq * max(1, slots) * (self.D + 2)
+        return torch.empty(size, dtype=torch.float32, device=self.query.device)
+
+    def start(self, plans: list[Plan], partial: Tensor, first: int, slots: int) -> None:
+        """Launch `plans`, which fill the slots of `partial` from `first` on."""
         for splits, start in plans:
             start(array(partial), first, slots)
             first += splits
+
+    def merge(self, partial: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+        """All slots together; see `run`."""
+        device = self.query.device
         out = torch.empty(self.B, self.Hq, self.D, dtype=torch.float32, device=device)
         lse = torch.empty(self.B, self.Hq, dtype=torch.float32, device=device)
         merge = compiled(merge_kernel, self.D)
         launch(merge, (self.Hq, self.B), min(128, self.D), array(partial), slots, array(out), array(lse))
         return out[:, None].to(self.query.dtype), lse[:, None]
+
+    def fast(self, pages: PagedTokens) -> CodedVariant | None:
+        """The variant of `coded_kernel` that serves coded pages, or None where the plain kernel has to."""
+        variant = coded_variant(self.group, _codes(pages.keys), _codes(pages.values))
+        served = self.query.dtype != torch.float32 and variant.obstacle(pages.page_size) is None
+        return variant if served else None
 
     def _splits(self, tokens: int) -> int:
         units = self.B * self.kv_heads * self.chunks
@@ -125,14 +152,18 @@ class _Step:
 
         return splits, start
 
-    def _coded_plan(self, pages: PagedTokens) -> Plan:
+    def _coded_plan(self, pages: PagedTokens, last: Phase) -> Plan:
         sides = pages.keys, pages.values
-        keys, values = (_codes(side) for side in sides)
-        fast = coded_variant(self.group, keys, values)
-        half = self.query.dtype != torch.float32 and fast.obstacle(pages.page_size) is None
-        variant = fast if half else PlainVariant(self.group, keys, values)
-        kernel = compiled(coded_kernel if half else plain_kernel, variant)
-        longest, together = self._longest(pages), fast.together if half else 1
+        fast = self.fast(pages)
+        half, together = fast is not None, 1 if fast is None else fast.together
+        variant: CodedVariant | PlainVariant
+        if fast is None:
+            variant = PlainVariant(self.group, _codes(pages.keys), _codes(pages.values))
+            kernel = compiled(plain_kernel, variant)
+        else:
+            variant = replace(fast, last=last)
+            kernel = compiled(coded_kernel, variant)
+        longest = self._longest(pages)
         share, splits = stretches(longest, self._splits(longest), tokens=variant.tokens, together=together)
         codes = [
             words(side.pages) if half and (side is pages.keys or side.layout == "transposed") else array(side.pages)

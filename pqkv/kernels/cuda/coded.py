@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
-from typing import Any
+from typing import Any, Literal
 
 from numba import cuda, float32, int32, int64, uint32, uint64
 
@@ -38,6 +38,8 @@ from pqkv.kernels.cuda.steps import KeyStep, ValueStep
 
 _ROW_TOKENS = 4  # tokens of a thread where keys lie in rows
 _LANES = 32
+
+Phase = Literal["tables", "scores", "softmax", "values"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +69,15 @@ class Codes:
 
 @dataclass(frozen=True, slots=True)
 class CodedVariant:
-    """What the kernel is compiled for."""
+    """What the kernel is compiled for. With a `last` phase before that of values it ends there, to be timed: a word of
+    every thread goes where values would, so that no phase is left out as useless.
+    """
 
     group: int
     keys: Codes
     values: Codes
     block: int = 128
+    last: Phase = "values"
 
     @property
     def decodes(self) -> bool:
@@ -221,13 +226,14 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
     VROW_BYTES = (VM * VBITS + 7) // 8
     TOGETHER = variant.together
     KLINE, KLINES = KEY_STEP.line, KT if KROW else STEP
-    KLOAD, KLOADS = _loads(KLINE)
-    VLOAD, VLOADS = _loads(VALUE_STEP.line)
-    KCENTROID, KPARTS = _loads(KSUB)
-    VCENTROID, VPARTS = _loads(VSUB)
+    KLOAD, KLOADS = words_of_loads(KLINE)
+    VLOAD, VLOADS = words_of_loads(VALUE_STEP.line)
+    KCENTROID, KPARTS = words_of_loads(KSUB)
+    VCENTROID, VPARTS = words_of_loads(VSUB)
     LOAD_KEYS, LOAD_VALUES = words_loader(KLOAD), words_loader(VLOAD)
     LOAD_KEY_CENTROID, LOAD_VALUE_CENTROID = words_loader(KCENTROID), words_loader(VCENTROID)
     ONE = GROUP == 1
+    TABLES_ONLY, SCORES_ONLY, NO_VALUES = (variant.last == phase for phase in ("tables", "scores", "softmax"))
     FULL = BLOCK % 32 == 0
     TABLE, WEIGHT_ROOM, QUERY, PACKED, RED = (
         variant.table_words, TILE * WEIGHTS, GROUP * D, GROUP * KM * KWORDS, BLOCK * GROUP,
@@ -329,7 +335,7 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
                 index = uint32(index + uint32(BLOCK))
                 source += BLOCK * KSUB
             cuda.syncthreads()
-            if alive:
+            if alive and not TABLES_ONLY:
                 cursor = place + (stage * KBITS // 32 if KROW else stage * key_line)
                 m = uint32(0)
                 while m < uint32(KSTAGE):
@@ -344,6 +350,23 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
                         packed, uint32((m + uint32(stage)) * uint32(4 * GROUP * KWORDS)), score,
                     )  # fmt: skip
                     m = uint32(m + uint32(STEP))
+
+        if TABLES_ONLY or SCORES_ONLY:
+            total = float32(0.0)
+            if TABLES_ONLY:
+                total = float_of(tables[uint32(thread % uint32(TABLE))])
+                if DECODES:
+                    total += float_of(packed[uint32(thread % uint32(PACKED))])
+            else:
+                for i in range(SCORES):
+                    total += score[i]
+            # through the arrays of the phases to come: as many blocks run at a time as of the whole kernel
+            weights[thread] = bits_of(total)
+            meeting[thread] = total
+            cuda.syncthreads()
+            neighbour = uint32(uint32(thread + uint32(1)) % uint32(BLOCK))
+            partial[uint64(at + int64(thread) % D)] = float_of(weights[neighbour]) + meeting[neighbour]
+            return
 
         # ---- softmax over the block's tokens
         for g in range(GROUP):
@@ -389,6 +412,10 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
                 for other in range(0, BLOCK, 32 if FULL else 1):
                     mass += meeting[other * GROUP + g]
                 partial[uint64(at + g * slots * (D + 2) + D + 1)] = mass
+
+        if NO_VALUES:
+            partial[uint64(at + int64(thread) % D)] = float_of(weights[uint32(uint32(WEIGHT_ROOM - 1) - thread)])
+            return
 
         # ---- values: this thread's subspace over the tokens of its team
         team, own = uint32(thread // uint32(VSTAGE)), uint32(thread % uint32(VSTAGE))
@@ -476,7 +503,7 @@ def _constants(codes: Codes) -> tuple[int, int, int, int, bool]:
     return codes.num_subspaces, codes.nbits, codes.d_sub, codes.entries, codes.layout == "row"
 
 
-def _loads(words: int) -> tuple[int, int]:
+def words_of_loads(words: int) -> tuple[int, int]:
     """How wide loads of `words` words are, and how many."""
     width = next(width for width in (4, 2, 1) if words % width == 0)
     return width, words // width

@@ -17,12 +17,14 @@ from pqkv.errors import KernelError
 from pqkv.kernels.cuda.coded import CodedVariant, coded_kernel
 from pqkv.kernels.cuda.device import SIMULATED
 from pqkv.kernels.cuda.exact import ExactVariant, exact_kernel
+from pqkv.kernels.cuda.naive import NaiveVariant, naive_kernel
+from pqkv.kernels.cuda.plain import PlainVariant, plain_kernel
 
 Capability = tuple[int, int]  # such as (9, 0)
 
 _REMEDY = "pip install 'pqkv[cuda]'"
 _PTXAS = Path("bin") / "ptxas"
-_CODED_NUMBERS, _EXACT_NUMBERS = 11, 10  # arguments after the arrays
+_CODED_NUMBERS, _EXACT_NUMBERS, _NAIVE_NUMBERS = 11, 10, 4  # arguments after the arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,34 @@ def compile_coded(variant: CodedVariant, capability: Capability) -> Compiled:
     return _compile(coded_kernel(variant), arrays, _CODED_NUMBERS, capability)
 
 
+def compile_plain(variant: PlainVariant, capability: Capability) -> Compiled:
+    """`plain_kernel` as the backend launches it. Raises `KernelError` where there is no assembler."""
+    from numba import types
+
+    numbers = types.uint8
+    arrays = [
+        types.float32, numbers, numbers, types.float32, types.float32, types.int64, types.int64, types.int32,
+        types.int32, types.float32,
+    ]  # fmt: skip
+    return _compile(plain_kernel(variant), arrays, _CODED_NUMBERS, capability)
+
+
 def compile_exact(variant: ExactVariant, capability: Capability) -> Compiled:
     """`exact_kernel` as the backend launches it. Raises `KernelError` where there is no assembler."""
     from numba import types
 
     arrays = [types.float32, types.int32, types.int32, types.int32, types.int32, types.float32]
     return _compile(exact_kernel(variant), arrays, _EXACT_NUMBERS, capability)
+
+
+def compile_naive(variant: NaiveVariant, capability: Capability) -> Compiled:
+    """`naive_kernel` as backend `cuda-naive` launches it. Raises `KernelError` where there is no assembler."""
+    from numba import types
+
+    arrays = [
+        types.float32, types.int32, types.int32, types.int32, types.int32, types.float32, types.float32,
+    ]  # fmt: skip
+    return _compile(naive_kernel(variant), arrays, _NAIVE_NUMBERS, capability)
 
 
 def find_ptxas() -> Path:

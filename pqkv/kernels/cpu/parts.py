@@ -1,0 +1,71 @@
+"""The stages of a decoding step on the CPU, each alone over the whole cache: what each of them costs.
+
+`attend_coded` takes a stretch of tokens through all stages at once. Here one stage goes over all stretches, with the
+same code on the same threads, and hands its results to the next in arrays. What lies in these arrays would have stayed
+in a core's own cache, so the parts may add up to more than the whole; `pqkv.speed.breakdown` shows both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
+
+from pqkv.kernels.cpu.coded import TABLE, scores_size
+from pqkv.kernels.cpu.decode import Step, Way, step_of
+from pqkv.kernels.cpu.stages import look_up_all, mix_all, prepare_all, soften_all
+from pqkv.kernels.types import ExactTokens, PagedTokens, Part
+
+
+def decode_parts(
+    query: Tensor,
+    pages: PagedTokens,
+    sinks: ExactTokens | None,
+    residual: ExactTokens | None,
+    *,
+    scale: float,
+    window: int | None = None,
+    ways: tuple[Way, Way] = ("auto", "auto"),
+) -> list[Part]:
+    """The parts of `decode` on these arguments, in order; each takes what the one before it left, so they are run in
+    turns. They leave the result of the whole in the arrays that the last part returns.
+    """
+
+    def prepare() -> Step:
+        return step_of(query, pages, sinks, residual, scale=scale, window=window, ways=ways)
+
+    step = prepare()
+    parts = [Part("arguments", prepare)]
+    if not step.stretches:
+        pass
+    elif pages.keys.centroids is None:
+        parts.append(Part("exact pages", step.attend_pages))
+    else:
+        parts += _coded_parts(step, pages)
+    if sinks is not None or residual is not None:
+        parts.append(Part("exact part", step.without_pages().merge))
+    return [*parts, Part("merge", step.without_exact_parts().merge)]
+
+
+def _coded_parts(step: Step, pages: PagedTokens) -> list[Part]:
+    keys, values = step.sides()
+    heads, unit = step.tags()
+    out, top, total = step.partial
+    lengths, starts, table, kv_heads, page_size, each = step.paging()
+    units = out.shape[0] * kv_heads * step.stretches
+    M, C, d_sub = keys.centroids.shape[1:]
+    by_table = len(keys.way) == TABLE
+    prepared = np.empty((units, M * step.group * (C if by_table else d_sub)), np.float32)
+    scores = np.empty((units, scores_size(each * page_size, heads, unit)), np.float32)
+    work = (lengths, starts, table, kv_heads, page_size, each, step.stretches)
+
+    def call(kernel: Callable[..., None], *arguments: object) -> Callable[[], object]:
+        return lambda: kernel(*work, *arguments)
+
+    return [
+        Part("key tables" if by_table else "query", call(prepare_all, *keys, step.query, prepared, heads)),
+        Part("scores", call(look_up_all, *keys, prepared, scores, heads, unit)),
+        Part("softmax", call(soften_all, scores, top, total, heads, unit)),
+        Part("values", call(mix_all, *values, scores, out, heads, unit)),
+    ]

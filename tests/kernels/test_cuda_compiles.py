@@ -1,0 +1,126 @@
+"""What the attention kernels become on a GPU, without one: every variant is assembled and `ptxas` finds no fault."""
+
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'pqkv[cuda]'")
+
+from pqkv.errors import KernelError
+from pqkv.kernels.cuda.coded import CodedVariant, Codes, coded_variant
+from pqkv.kernels.cuda.compile import compile_coded, compile_exact, compile_naive, compile_plain, find_ptxas
+from pqkv.kernels.cuda.device import SIMULATED
+from pqkv.kernels.cuda.exact import SHARED_BYTES, ExactVariant, fitting
+from pqkv.kernels.cuda.naive import NaiveVariant
+from pqkv.kernels.cuda.plain import PlainVariant
+
+try:
+    ASSEMBLER = find_ptxas()
+except KernelError:
+    ASSEMBLER = None
+pytestmark = [
+    pytest.mark.skipif(SIMULATED, reason="the simulator compiles nothing"),
+    pytest.mark.skipif(ASSEMBLER is None, reason="needs ptxas: pip install 'pqkv[cuda]'"),
+]
+SHAPES = {4: (64, 8, 2), 3: (64, 6, 2), 2: (32, 8, 4)}  # of vectors of 128 elements
+GROUPS = (1, 2, 4, 8)
+CAPABILITIES = [(8, 0), (9, 0)]
+DTYPES = ("float32", "float16", "bfloat16")
+COMPILE = {
+    CodedVariant: compile_coded, ExactVariant: compile_exact, PlainVariant: compile_plain, NaiveVariant: compile_naive,
+}  # fmt: skip
+many = [pytest.mark.slow, pytest.mark.ci]
+
+
+def coded(bits, group, layouts=("transposed", "transposed")):
+    return coded_variant(group, *(Codes(*SHAPES[bits], layout) for layout in layouts))
+
+
+def plain(bits, group, layout="transposed"):
+    return PlainVariant(group, Codes(*SHAPES[bits], layout), Codes(*SHAPES[bits], layout))
+
+
+def check(variant, capability):
+    found = COMPILE[type(variant)](variant, capability)
+    report = found.report
+    print(variant, capability, report)
+    assert (report.spill_bytes, report.stack_bytes) == (0, 0)
+    # what the variant says of itself is what ptxas finds, but for the space that aligns arrays, and for the query in
+    # fp16, which only look-ups of centroids read
+    unread = 0
+    if isinstance(variant, CodedVariant) and not variant.decodes:
+        unread = 4 * variant.group * variant.keys.num_subspaces * variant.keys.centroid_words
+    assert variant.shared_bytes - unread <= report.shared_bytes <= variant.shared_bytes + 64
+    assert report.shared_bytes <= SHARED_BYTES
+    assert report.registers * variant.block <= 65536
+    assert f".target sm_{capability[0]}{capability[1]}" in found.ptx
+    return found
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [plain(4, 4), NaiveVariant("float16", 128), fitting(ExactVariant("float16", 128, 4))],
+    ids=lambda variant: type(variant).__name__,
+)
+def test_one_of_each_kernel_is_sound(variant):
+    check(variant, (9, 0))
+
+
+def test_a_kernel_that_ends_early_does_the_work_of_its_phases():
+    """What a part costs is the difference of two of these: nothing of a phase may be left out as useless."""
+    whole = coded(4, 1)
+    tables, scores = (check(replace(whole, last=last), (9, 0)).ptx for last in ("tables", "scores"))
+    assert tables.count("st.shared") > 0 and tables.count("ld.global.nc") > 0
+    # a look-up is a load of shared memory, and 8 tokens in 4 subspaces are written out; one word stood for the tables
+    assert scores.count("ld.shared") - tables.count("ld.shared") >= 8 * 4 - 1
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("bits", SHAPES)
+def test_coded_kernels_are_sound(bits, group, capability):
+    check(coded(bits, group), capability)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("layouts", [("row", "row"), ("row", "transposed"), ("transposed", "row")])
+@pytest.mark.parametrize("bits", SHAPES)
+def test_coded_kernels_of_rows_are_sound(bits, layouts):
+    check(coded(bits, 4, layouts), (9, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("last", ["tables", "scores", "softmax"])
+@pytest.mark.parametrize("bits", (4, 2))
+def test_kernels_that_end_early_are_sound(bits, last):
+    check(replace(coded(bits, 4), last=last), (9, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("bits", SHAPES)
+def test_plain_kernels_are_sound(bits, group, capability):
+    check(plain(bits, group, "row" if group == 2 else "transposed"), capability)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_naive_kernels_are_sound(dtype, capability):
+    check(NaiveVariant(dtype, 128), capability)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_exact_kernels_are_sound(dtype, group, capability):
+    check(fitting(ExactVariant(dtype, 128, group)), capability)
