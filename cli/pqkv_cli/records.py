@@ -54,7 +54,7 @@ def print_records(
         return
     table([record for record in records if record.status == "ok"])
     if output is not None:
-        typer.echo(f"records: {output} (pqkv report {output} -o {output} derives CSV, Markdown and plots)")
+        typer.echo(f"records: {output} (pqkv report {output} -o {output} derives tables, plots and a page)")
 
 
 def raise_if_failed(records: list[Record]) -> None:

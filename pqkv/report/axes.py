@@ -9,8 +9,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def scale_x(axes: Axes, values: list[float], ticks: tuple[float, ...], *, logarithmic: bool) -> None:
-    """Scale the x axis by powers of 2 or linearly, with ticks at `ticks` (powers of 2 without any)."""
+ROOM = 14  # labels that a wide x axis holds side by side
+
+
+def scale_x(axes: Axes, values: list[float], ticks: tuple[float, ...], *, logarithmic: bool, room: int = ROOM) -> None:
+    """Scale the x axis by powers of 2 or linearly, with ticks at `ticks` (powers of 2 without any), of which those
+    are labelled that stand a `room`-th of the axis apart.
+    """
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     low, high = min(values), max(values)
@@ -18,7 +23,7 @@ def scale_x(axes: Axes, values: list[float], ticks: tuple[float, ...], *, logari
         axes.set_xscale("log", base=2)
         margin = 2 ** max(0.35, 0.06 * math.log2(high / low)) if low > 0 else 2
         axes.set_xlim(low / margin, high * margin)
-        axes.xaxis.set_major_locator(FixedLocator(_apart(ticks)) if ticks else LogLocator(base=2))
+        axes.xaxis.set_major_locator(FixedLocator(_apart(ticks, room)) if ticks else LogLocator(base=2))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tokens(value)))
     else:
         margin = max(0.3, 0.06 * (high - low))
@@ -54,11 +59,11 @@ def tokens(count: float) -> str:
     return f"{count:g}"
 
 
-def _apart(ticks: tuple[float, ...]) -> list[float]:
+def _apart(ticks: tuple[float, ...], room: int) -> list[float]:
     """The ticks whose labels do not run into the one before."""
     kept: list[float] = []
     span = math.log2(ticks[-1] / ticks[0]) if len(ticks) > 1 else 0
     for tick in ticks:
-        if not kept or math.log2(tick / kept[-1]) >= max(0.2, span / 14):
+        if not kept or math.log2(tick / kept[-1]) >= max(0.2, span / room):
             kept.append(tick)
     return kept

@@ -1,71 +1,25 @@
-"""A plot as data, and the one function that turns it into a PNG."""
+"""A plot as PNG, all panels in one picture; and how one panel is drawn, which the SVG of the page shares."""
 
 from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pqkv.report.axes import scale_x, scale_y
-from pqkv.report.series import natural
+from pqkv.report.axes import ROOM, scale_x, scale_y
+from pqkv.report.looks import GREY, legend, look
+from pqkv.report.plot import EXACT, Line, Plot, Point, shown, visible_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
 DPI = 144
-EXACT = "exact cache"  # the hue of a line that is a reference, not a result
-# Okabe and Ito's palette, told apart with every common colour blindness; without yellow, which white swallows, and
-# with two of Tol's for long lists.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
-GREY = "0.45"
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A figure with its interval."""
-
-    x: float
-    y: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Points to join: `hue` gives the colour, `marker` the mode, `dash` the variant, `panel` the axes it lies in."""
-
-    panel: str
-    hue: str
-    marker: str
-    dash: str
-    points: tuple[Point, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """Everything a picture shows. `hues` lists all colours there are, so that a hue looks alike in every plot."""
-
-    name: str
-    title: str
-    x_label: str
-    y_label: str
-    lines: tuple[Line, ...]
-    hue_title: str
-    hues: tuple[str, ...]
-    log_x: bool = False
-    log_y: bool = False
-    x_ticks: tuple[float, ...] = ()
-    baseline: float | None = None
 
 
 def draw(plot: Plot) -> bytes | None:
     """The picture as PNG, the same bytes for the same plot; None when there is nothing to show."""
-    visible = [line for line in plot.lines if any(_shown(plot, point) for point in line.points)]
+    visible = visible_lines(plot)
     panels = list(dict.fromkeys(line.panel for line in visible))
     if not panels:
         return None
@@ -83,7 +37,10 @@ def draw(plot: Plot) -> bytes | None:
         FigureCanvasAgg(figure)
         for index, panel in enumerate(panels):
             axes = figure.add_subplot(rows, columns, index + 1)
-            _draw_panel(plot, panel, axes)
+            draw_panel(plot, panel, axes)
+            axes.set_title(_short(panel, 60), fontsize=10)
+            axes.set_xlabel(plot.x_label)
+            axes.set_ylabel(plot.y_label)
         figure.suptitle(plot.title, fontsize=12)
         _legend(plot, visible, figure)
         buffer = io.BytesIO()
@@ -91,31 +48,32 @@ def draw(plot: Plot) -> bytes | None:
     return buffer.getvalue()
 
 
-def _draw_panel(plot: Plot, panel: str, axes: Axes) -> None:
+def draw_panel(plot: Plot, panel: str, axes: Axes, *, room: int = ROOM, note_size: float = 8) -> None:
+    """Draw the lines of `panel` with their intervals, grid and ticks. The caller gives title and labels.
+
+    `room` is how many labels the x axis holds side by side, `note_size` the font size of the note on what is not shown.
+    """
     lines = [line for line in plot.lines if line.panel == panel]
-    hidden = sum(not _shown(plot, point) for line in lines for point in line.points)
+    hidden = sum(not shown(plot, point) for line in lines for point in line.points)
     for index, line in enumerate(lines):
-        shown = [point for point in line.points if _shown(plot, point)]
-        colour, marker, dash = _look(plot, line)
-        xs = [point.x for point in shown]
+        drawn = [point for point in line.points if shown(plot, point)]
+        colour, marker, dash = look(plot, line)
+        xs = [point.x for point in drawn]
         if line.hue != EXACT:
             xs = [_aside(x, index - (len(lines) - 1) / 2, len(lines), plot) for x in xs]
-        axes.plot(xs, [point.y for point in shown], color=colour, marker=marker, linestyle=dash, linewidth=1.5, ms=5)
-        for x, point in zip(xs, shown, strict=True):
+        axes.plot(xs, [point.y for point in drawn], color=colour, marker=marker, linestyle=dash, linewidth=1.5, ms=5)
+        for x, point in zip(xs, drawn, strict=True):
             _draw_interval(axes, x, point, colour, plot)
     if plot.baseline is not None:
         axes.axhline(plot.baseline, color=GREY, linestyle="--", linewidth=1, zorder=1.5)
-    axes.set_title(_short(panel, 60), fontsize=10)
-    axes.set_xlabel(plot.x_label)
-    axes.set_ylabel(plot.y_label)
     axes.grid(True, color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
-    scale_x(axes, [point.x for line in lines for point in line.points], plot.x_ticks, logarithmic=plot.log_x)
+    scale_x(axes, [point.x for line in lines for point in line.points], plot.x_ticks, logarithmic=plot.log_x, room=room)
     scale_y(axes, logarithmic=plot.log_y)
     if hidden:
         axes.annotate(
             f"{hidden} point{'s' if hidden > 1 else ''} at 0 not shown", (0.99, 0.01), xycoords="axes fraction",
-            ha="right", va="bottom", fontsize=8, color=GREY,
+            ha="right", va="bottom", fontsize=note_size, color=GREY,
         )  # fmt: skip
 
 
@@ -128,32 +86,12 @@ def _draw_interval(axes: Axes, x: float, point: Point, colour: str, plot: Plot) 
     axes.errorbar([x], [point.y], yerr=[[below], [above]], fmt="none", ecolor=colour, elinewidth=1.2, capsize=3)
 
 
-def _shown(plot: Plot, point: Point) -> bool:
-    return (point.y > 0 or not plot.log_y) and (point.x > 0 or not plot.log_x)
-
-
 def _aside(x: float, place: float, count: int, plot: Plot) -> float:
     """`x` moved a little, so that the intervals of lines that meet at it stand side by side."""
     step = min(0.05, 0.3 / count)  # the fan of all lines stays within a third of an octave
     if plot.log_x:
         return float(x * 2 ** (place * step)) if plot.x_ticks else x
     return x + place * step
-
-
-def _look(plot: Plot, line: Line) -> tuple[str, str, Any]:
-    if line.hue == EXACT:
-        return GREY, "", "--"
-    markers, dashes = _kinds(plot, "marker"), _kinds(plot, "dash")
-    return (
-        PALETTE[plot.hues.index(line.hue) % len(PALETTE)],
-        MARKERS[markers.index(line.marker) % len(MARKERS)],
-        DASHES[dashes.index(line.dash) % len(DASHES)],
-    )
-
-
-def _kinds(plot: Plot, attribute: str) -> list[str]:
-    """The distinct markers or dashes of a plot, in the order that gives them their looks."""
-    return sorted({getattr(line, attribute) for line in plot.lines if line.hue != EXACT}, key=natural)
 
 
 def _short(text: str, length: int) -> str:
@@ -163,34 +101,24 @@ def _short(text: str, length: int) -> str:
 
 
 def _legend(plot: Plot, visible: list[Line], figure: Figure) -> None:
-    """What colours, markers and dashes mean: shorter than one entry a line, and beside the data instead of on it."""
+    """The legend beside the data instead of on it."""
     from matplotlib.lines import Line2D
 
-    present = {line.hue for line in visible}
-
-    def title(text: str) -> Line2D:
-        return Line2D([], [], linestyle="", label=text)
-
-    handles = [title(plot.hue_title)]
-    for index, hue in enumerate(plot.hues):
-        if hue in present:
-            handles.append(Line2D([], [], color=PALETTE[index % len(PALETTE)], linewidth=2.5, label=hue))
-    if EXACT in present or plot.baseline is not None:
-        handles.append(Line2D([], [], color=GREY, linestyle="--", label=EXACT))
-    for heading, attribute in (("mode", "marker"), ("variant", "dash")):
-        examples = {getattr(line, attribute): line for line in visible if line.hue != EXACT}
-        kinds = [kind for kind in _kinds(plot, attribute) if kind and kind in examples]
-        if kinds:
-            handles.append(title(heading))
-        for kind in kinds:
-            _, marker, dash = _look(plot, examples[kind])
-            handles.append(
-                Line2D([], [], color="0.2", marker=marker, linestyle="", label=kind)
-                if attribute == "marker"
-                else Line2D([], [], color="0.2", linestyle=dash, label=_wrapped(kind))
-            )
-    legend = figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
-    for text in legend.get_texts():
+    handles = []
+    groups = legend(plot, visible)
+    for index, group in enumerate(groups):
+        handles.append(Line2D([], [], linestyle="", label=group.title))
+        for sample in group.samples:
+            if sample.marker:
+                handles.append(Line2D([], [], color="0.2", marker=sample.marker, linestyle="", label=sample.label))
+            elif index:
+                handles.append(Line2D([], [], color="0.2", linestyle=sample.dash, label=_wrapped(sample.label)))
+            elif sample.label == EXACT:
+                handles.append(Line2D([], [], color=GREY, linestyle="--", label=EXACT))
+            else:
+                handles.append(Line2D([], [], color=sample.colour, linewidth=2.5, label=sample.label))
+    drawn = figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
+    for text in drawn.get_texts():
         if text.get_text() in (plot.hue_title, "mode", "variant"):
             text.set_fontweight("bold")
 

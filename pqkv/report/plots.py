@@ -10,7 +10,8 @@ from pqkv.errors import RecordError
 from pqkv.metrics import METRICS
 from pqkv.record import Record, atomic_write
 from pqkv.report.axes import tokens
-from pqkv.report.drawing import EXACT, Line, Plot, Point, draw
+from pqkv.report.drawing import draw
+from pqkv.report.plot import EXACT, Line, Plot, Point
 from pqkv.report.series import Cell, cells
 
 BY_CONTEXT = (
@@ -19,6 +20,11 @@ BY_CONTEXT = (
 )  # fmt: skip
 BY_CODE_BITS = ("perplexity_ratio", "kld_mean", "agreement_at_1")
 LOGARITHMIC = ("kld_mean", "latency_ms", "speedup", "charged_speedup")
+PLOT_NAMES = (
+    *(f"{metric}_by_context" for metric in BY_CONTEXT),
+    "kld_mean_by_position",
+    *(f"{metric}_by_code_bits" for metric in BY_CODE_BITS),
+)
 AT_ONE = ("perplexity_ratio", "speedup", "charged_speedup")  # where coded and exact are equal
 
 
@@ -26,14 +32,8 @@ def write_plots(records: Iterable[Record], folder: Path) -> list[Path]:
     """Write every plot that has data as PNG and return the paths. A plot that an earlier call left and that has no
     data now is removed: the folder shows these records only.
     """
-    ran = [cell for cell in cells(records) if cell.record.status == "ok"]
-    plots = [
-        *(_by_context(ran, metric) for metric in BY_CONTEXT),
-        _by_position(ran),
-        *(_by_code_bits(ran, metric) for metric in BY_CODE_BITS),
-    ]
     written = []
-    for plot in plots:
+    for plot in plots_of(records):
         path = Path(folder) / f"{plot.name}.png"
         image = draw(plot)
         if image is not None:
@@ -45,6 +45,16 @@ def write_plots(records: Iterable[Record], folder: Path) -> list[Path]:
         except OSError as error:
             raise RecordError(f"cannot remove the old plot {path}: {error.strerror}") from error
     return written
+
+
+def plots_of(records: Iterable[Record]) -> list[Plot]:
+    """Every plot there is, in the order of `PLOT_NAMES`; one without lines has no data."""
+    ran = [cell for cell in cells(records) if cell.record.status == "ok"]
+    return [
+        *(_by_context(ran, metric) for metric in BY_CONTEXT),
+        _by_position(ran),
+        *(_by_code_bits(ran, metric) for metric in BY_CODE_BITS),
+    ]
 
 
 def _by_context(ran: list[Cell], metric: str) -> Plot:

@@ -149,7 +149,10 @@ def test_eval_prints_records_and_keeps_them(capsys, codebooks, text, tmp_path):
     code, out, _ = run(capsys, "report", tmp_path / "results", "-o", tmp_path / "report")
     assert code == 0
     names = {path.name for path in (tmp_path / "report").iterdir()}
-    assert {"summary.csv", "summary.md", "kld_mean_by_context.png"} <= names
+    assert {"summary.csv", "summary.md", "kld_mean_by_context.png", "report.html"} <= names
+    words = ["report", tmp_path / "results", "-o", tmp_path / "other", "--experiments", "nowhere"]
+    assert "no folder of experiments at nowhere" in refused(capsys, *words)
+    assert not (tmp_path / "other").exists()
 
 
 def test_table_and_csv_go_to_stdout_and_progress_to_stderr(capsys, codebooks, text):

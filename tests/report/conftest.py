@@ -40,7 +40,7 @@ def make_record(bits=4, mode="exact-schedule", context=512, *, metrics=None, tab
     return Record(**{**values, **fields})
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make():
     return make_record
 

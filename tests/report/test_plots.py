@@ -8,7 +8,8 @@ from pqkv.errors import RecordError
 from pqkv.record import Metric
 from pqkv.report import write_plots
 from pqkv.report.axes import tokens
-from pqkv.report.drawing import Line, Plot, Point, draw
+from pqkv.report.drawing import draw
+from pqkv.report.plot import Line, Plot, Point
 
 ALL = [
     "perplexity_ratio_by_context", "kld_mean_by_context", "agreement_at_1_by_context", "recall_by_context",

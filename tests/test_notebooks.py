@@ -1,0 +1,81 @@
+"""Notebooks run as they are, wherever they are started, and are committed without what they printed."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def cells(path, kind):
+    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+
+
+def run(path, where):
+    """The notebook after a run of all its cells in `where`, by the kernel of this Python and with this pqkv."""
+    nbformat = pytest.importorskip("nbformat")
+    client = pytest.importorskip("nbclient").NotebookClient
+    pytest.importorskip("ipykernel")
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    runner = client(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(where)}})
+    runner.execute(env=environment)
+    return book
+
+
+def printed(book):
+    return "".join(output.get("text", "") for cell in book.cells if cell.cell_type == "code" for output in cell.outputs)
+
+
+def pictures(book):
+    outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
+    return [output for output in outputs if "image/png" in output.get("data", {})]
+
+
+def test_there_is_a_notebook_for_each_experiment():
+    assert {path.stem for path in NOTEBOOKS} == {
+        "quality", "bench", "static", "reference-model", "quality-degradation", "million",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_nothing_printed_is_committed(path):
+    for cell in cells(path, "code"):
+        assert cell["outputs"] == []
+        assert cell["execution_count"] is None
+    headings = [cell["source"][0].strip() for cell in cells(path, "markdown")]
+    assert headings[0].endswith("?")  # the question
+    assert headings[-1] == "## What to read from it"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_runs_from_anywhere(path, tmp_path):
+    for where in (path.parent, tmp_path):
+        book = run(path, where)
+        holds_records = next((ROOT / "results" / path.stem).glob("*.json*"), None) is not None
+        if holds_records:
+            assert pictures(book)
+        else:
+            assert f"results/{path.stem} holds no records yet" in printed(book)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["quality-degradation", "million"])
+def test_a_notebook_shows_what_an_experiment_wrote(name, tmp_path):
+    records = sorted((ROOT / "results" / "demo").glob("*.json"))
+    folder = tmp_path / "results" / name
+    folder.mkdir(parents=True)
+    (tmp_path / "pyproject.toml").write_text("")
+    for record in records:
+        (folder / record.name).write_bytes(record.read_bytes())
+    (folder / "fingerprint.csv").write_text("fault,context,kld_mean,recall\nnone,512,0.1,1\nstale,512,0.5,0\n")
+    (folder / "claims.csv").write_text("part,claim,theirs,ours,holds\n1,a,1.0,1.1,yes\n2,b,few,many,no\n")
+    book = run(ROOT / "notebooks" / f"{name}.ipynb", tmp_path)
+    assert pictures(book)
+    assert "no records yet" not in printed(book)
+    assert f"{len(records)} cells, 0 failed" in printed(book)
