@@ -17,7 +17,7 @@ from pqkv.errors import ConfigError
 
 Layout = Literal["row", "transposed"]
 Scope = Literal["head", "layer", "global"]
-Channels = Literal["balanced", "adjacent"]
+Channels = Literal["balanced", "adjacent", "opq"]
 CodeMetric = Literal["query", "euclidean"]
 Mode = Literal["exact-schedule", "token", "chunk", "all-coded"]
 Split = Literal["calibration", "test", "all"]

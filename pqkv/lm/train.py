@@ -57,7 +57,7 @@ def train(
             scope=config.scope,
             iterations=config.iterations,
             seed=config.seed,
-            balance=config.channels == "balanced",
+            channels=config.channels,
             weights=metric,
             progress=partial(report, f"train {side}"),
         )
