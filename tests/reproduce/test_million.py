@@ -27,11 +27,11 @@ def run(tmp_path_factory, tiny_folder):
     folder = tmp_path_factory.mktemp("million")
     text = str(write_corpus(folder / "prose", NAMES))
     settings = Settings(
-        model=str(tiny_folder), data=("missing.txt",), contexts=(120,), windows=2, shapes=((8, 4), (16, 4)),
+        model=str(tiny_folder), data=("missing.txt",), contexts=(220,), windows=2, shapes=((8, 4), (16, 4)),
         opq_shapes=((8, 4),), calibration=str(write_corpus(folder / "calibration", NAMES, seed=1)),
         calibration_tokens=1000, calibration_context=200, samples=500, iterations=2, memory_shapes=((16, 4),),
-        memory_models=("llama-3.1-8b",), lengths=LENGTHS, verify_up_to=200, page_shape=(16, 4), page_context=200,
-        page_windows=1, page_sizes=(64, 128), residuals=(64, 128), prompt=140, decoded=128,
+        memory_models=("llama-3.1-8b",), lengths=LENGTHS, verify_up_to=200, page_shape=(16, 4), page_context=220,
+        page_windows=2, page_sizes=(64, 128), residuals=(64, 128), prompt=140, decoded=128,
         ragged=(RAGGED["shortest"], RAGGED["longest"]), sequences=RAGGED["sequences"], pool_pages=(10, 100),
         pool_calls=100, pool_growths=1,
     )  # fmt: skip
