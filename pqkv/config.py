@@ -17,7 +17,7 @@ from pqkv.errors import ConfigError
 
 Layout = Literal["row", "transposed"]
 Scope = Literal["head", "layer", "global"]
-Channels = Literal["balanced", "adjacent"]
+Channels = Literal["balanced", "adjacent", "opq"]
 CodeMetric = Literal["query", "euclidean"]
 Mode = Literal["exact-schedule", "token", "chunk", "decode", "all-coded"]
 STEPWISE: tuple[Mode, ...] = ("token", "chunk", "decode")  # through the real cache and backend

@@ -21,7 +21,9 @@ def train_codebooks(
     channels: Annotated[
         str | None,
         option(
-            "balanced: subspaces of like variance; adjacent: neighbouring channels, as MILLION.", _CODES, "balanced"
+            "balanced: subspaces of like variance; adjacent: neighbouring channels, as MILLION; opq: rotated first.",
+            _CODES,
+            "balanced",
         ),
     ] = None,
     metric: Annotated[

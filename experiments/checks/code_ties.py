@@ -32,7 +32,7 @@ def recording(book: Codebook, kept: list[Tensor]) -> Codebook:
             kept.append(codes)
             return codes
 
-    return Recording(book.centroids, book.channels, book.weights)
+    return Recording(book.centroids, book.channels, book.weights, book.rotation)
 
 
 def codes(books: CodebookSet, ids: Tensor, mode: Mode) -> list[Tensor]:

@@ -12,9 +12,10 @@ from pqkv.cache.coded import CodedLayer
 from pqkv.cache.exact import PagedExactLayer
 from pqkv.cache.layer import Geometry, Layer
 from pqkv.cache.pool import PagePool
+from pqkv.cache.rotated import RotatedLayer
 from pqkv.cache.store import CodeSide, CodeStore, ContiguousCodeStore, PagedCodeStore
 from pqkv.cache.table import PageTable
-from pqkv.codec import CodebookSet
+from pqkv.codec import Codebook, CodebookSet
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
 from pqkv.kernels import AttentionBackend, ChosenBackend, choose_backend
@@ -151,11 +152,15 @@ class KVCache:
     def _layer(self, index: int, backend: AttentionBackend, geometry: Geometry) -> Layer:
         if self.codebooks is None:
             return PagedExactLayer(self.table, self.config.page_size, geometry, backend, self._copy_page)
-        return CodedLayer(self._store(index, self.codebooks, geometry), self.config, geometry, backend)
+        books = self.codebooks.keys[index], self.codebooks.values[index]
+        if all(book.rotation is None for book in books):
+            return CodedLayer(self._store(index, books, geometry), self.config, geometry, backend)
+        turned = books[0].without_rotation(), books[1].without_rotation()
+        inner = CodedLayer(self._store(index, turned, geometry), self.config, geometry, backend)
+        return RotatedLayer(inner, *books)
 
-    def _store(self, index: int, codebooks: CodebookSet, g: Geometry) -> CodeStore:
+    def _store(self, index: int, books: tuple[Codebook, Codebook], g: Geometry) -> CodeStore:
         c = self.config
-        books = codebooks.keys[index], codebooks.values[index]
         for book in books:
             heads = book.centroids.shape[0]
             if book.head_dim != g.head_dim or heads not in (1, g.num_kv_heads):

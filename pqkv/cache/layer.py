@@ -45,10 +45,18 @@ class AttentionObserver(Protocol):
 class Layer(Protocol):
     """Keys and values of one layer for a batch of sequences."""
 
-    geometry: Geometry
-    lengths: list[int]
     backend: AttentionBackend
     observer: AttentionObserver | None
+
+    @property
+    def geometry(self) -> Geometry:
+        """Sizes, dtype and device."""
+        ...
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence."""
+        ...
 
     def append(self, keys: Tensor, values: Tensor, padding: Sequence[int] | None = None) -> None:
         """Add tokens (B, Hkv, T, D)."""

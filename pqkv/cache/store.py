@@ -41,6 +41,8 @@ class CodeSide:
     """Packed codes of keys or values: encoding and the layout of one page."""
 
     def __init__(self, book: Codebook, layout: Layout, num_kv_heads: int, page_size: int, device: torch.device) -> None:
+        if book.rotation is not None:
+            raise CacheError("pages hold codes of turned vectors: a codebook with a rotation needs a RotatedLayer")
         self.book, self.layout, self.page_size = book, layout, page_size
         M, nbits = book.num_subspaces, book.nbits
         lines, count = (page_size, M) if layout == "row" else (M, page_size)

@@ -21,11 +21,15 @@ class Codebook:
     `channels[h, m * d_sub + s]`; None is the natural order. `weights` (H, D), in coded order, is the metric of the
     nearest centroid: squared differences count times weights squared; None is Euclidean. Neither costs anything when
     attention reads the codes: tables are built from the query in coded order, and weights only decide codes.
+
+    `rotation` (H, D, D), orthogonal, in place of `channels`: codes stand for rotation @ (weights * vector), the weights
+    then in natural order (OPQ, Ge et al. 2013). It costs a product for every vector coded and every query.
     """
 
     centroids: Tensor
     channels: Tensor | None = None
     weights: Tensor | None = None
+    rotation: Tensor | None = None
     # laid out for the search when first encoded with, per dtype
     _search: dict[torch.dtype, NearestCentroids] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -64,6 +68,8 @@ class Codebook:
             flat = flat.gather(-1, self.channels[:, None].expand_as(flat))
         if self.weights is not None:
             flat = flat * self.weights.to(dtype)[:, None]
+        if self.rotation is not None:
+            flat = flat @ self.rotation.to(dtype).mT
         return self._searcher(dtype)(flat).reshape(Hkv, B, T, M).transpose(0, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -75,6 +81,9 @@ class Codebook:
         index = codes.long() + rows[None, :, None]  # (B, Hkv, T, M)
         table = self.centroids.reshape(H * M * C, d_sub)
         coded = table.index_select(0, index.reshape(-1)).reshape(*codes.shape[:3], M * d_sub)
+        if self.rotation is not None:
+            coded = coded @ self.rotation.to(coded.dtype)  # (H, D, D) against (B, Hkv, T, D)
+            return coded if self.weights is None else coded / self.weights.to(coded.dtype)[:, None]
         if self.channels is None:
             return coded
         return coded.gather(-1, self.channels.argsort(-1)[None, :, None].expand_as(coded))
@@ -82,7 +91,7 @@ class Codebook:
     def _searcher(self, dtype: torch.dtype) -> NearestCentroids:
         if dtype not in self._search:
             centroids = self.centroids.to(dtype)
-            if self.weights is not None:
+            if self.weights is not None and self.rotation is None:
                 H, M, _, d_sub = centroids.shape
                 centroids = centroids * self.weights.to(dtype).reshape(H, M, 1, d_sub)
             self._search[dtype] = NearestCentroids(centroids)
@@ -91,16 +100,24 @@ class Codebook:
     def map(self, change: Callable[[Tensor], Tensor]) -> Codebook:
         """The codebook with `change` applied to each of its tensors; itself if nothing changes."""
         centroids = change(self.centroids)
-        channels, weights = (None if part is None else change(part) for part in (self.channels, self.weights))
-        if centroids is self.centroids and channels is self.channels and weights is self.weights:
+        before = (self.channels, self.weights, self.rotation)
+        after = tuple(None if part is None else change(part) for part in before)
+        if centroids is self.centroids and all(new is old for new, old in zip(after, before, strict=True)):
             return self
-        return type(self)(centroids, channels, weights)
+        return type(self)(centroids, *after)
+
+    def without_rotation(self) -> Codebook:
+        """The codebook of vectors that were turned already; itself if it does not rotate."""
+        if self.rotation is None:
+            return self
+        # the type stays: a subclass may deal the codes out differently
+        return type(self)(self.centroids)
 
     def nbytes(self) -> int:
         """Bytes of its tensors. What encoding lays out for its search, about as much again, is not part of a cache that
         is read.
         """
-        tensors = (self.centroids, self.channels, self.weights)
+        tensors = (self.centroids, self.channels, self.weights, self.rotation)
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 

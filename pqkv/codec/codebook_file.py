@@ -25,7 +25,8 @@ from pqkv.errors import CodebookError
 
 _KEY = "pqkv-codebooks"
 FORMAT_VERSION = 1
-_PARTS = ("centroids", "channels", "weights")
+_PARTS = ("centroids", "channels", "weights", "rotation")
+_NOT_ORTHOGONAL = 1e-4  # rounding to float32 leaves 1e-6
 
 
 class _Strict(BaseModel):
@@ -187,6 +188,7 @@ def _book(path: Path, header: CodebookHeader, name: str, tensors: dict[str, Tens
         "centroids": (heads, header.num_subspaces, 2**header.nbits, D // header.num_subspaces),
         "channels": (heads, D),
         "weights": (heads, D),
+        "rotation": (heads, D, D),
     }
     parts: dict[str, Tensor | None] = {}
     for part, shape in shapes.items():
@@ -205,6 +207,14 @@ def _book(path: Path, header: CodebookHeader, name: str, tensors: dict[str, Tens
     channels = parts["channels"]
     if channels is not None and not torch.equal(channels.sort(-1).values, torch.arange(D).expand(heads, D)):
         raise CodebookError(f"{path}: {name}.channels is not an order of the {D} channels; train it again")
+    rotation = parts["rotation"]
+    if (rotation is None) == (header.channels == "opq"):
+        raise CodebookError(
+            f"{path}: {name} has {'no' if rotation is None else 'a'} rotation, its header says channels "
+            f"{header.channels}; train it again"
+        )
+    if rotation is not None and float((rotation @ rotation.mT - torch.eye(D)).abs().max()) > _NOT_ORTHOGONAL:
+        raise CodebookError(f"{path}: {name}.rotation is not orthogonal; train it again")
     centroids = parts["centroids"]
     assert centroids is not None
-    return Codebook(centroids, channels, parts["weights"])
+    return Codebook(centroids, channels, parts["weights"], rotation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from pqkv.codec import CodebookSet
@@ -10,7 +11,7 @@ from pqkv.codec.codebook_file import CodebookHeader, load_codebooks, save_codebo
 from pqkv.config import TrainConfig, digest_of
 from pqkv.errors import CodebookError
 from pqkv.lm.load import LanguageModel
-from pqkv.lm.train import Progress, check_codebooks, train
+from pqkv.lm.train import Calibrated, Progress, check_codebooks, train
 
 _RECIPE = 2  # raised when training changes, so that codebooks of an older recipe are not taken for new ones
 
@@ -23,11 +24,13 @@ def cache_folder() -> Path:
 
 
 def default_codebooks(
-    lm: LanguageModel, config: TrainConfig, progress: Progress | None = None
+    lm: LanguageModel,
+    config: TrainConfig,
+    progress: Progress | None = None,
+    calibrated: Callable[[], Calibrated] | None = None,
 ) -> tuple[CodebookSet, CodebookHeader, Path]:
-    """Load the codebooks of this model and training, training them first where they are not there yet.
-
-    A damaged file in the cache folder is trained again.
+    """Load the codebooks of this model and training, training them first where they are not there yet, on what
+    `calibrated` returns if it is given. A damaged file in the cache folder is trained again.
     """
     key = digest_of([_RECIPE, config.model_dump(mode="json", exclude={"model", "device", "device_map"}), lm.identity()])
     path = cache_folder() / "codebooks" / f"{key}.safetensors"
@@ -38,6 +41,6 @@ def default_codebooks(
             return books, header, path
         except CodebookError:
             path.unlink()
-    books, header = train(lm, config, progress)
+    books, header = train(lm, config, progress, calibrated() if calibrated else None)
     save_codebooks(path, books, header)
     return books, header, path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 
@@ -13,7 +14,7 @@ from pqkv.codec.codebook_file import Calibration, CodebookHeader, ModelIdentity
 from pqkv.codec.training import relative_error, train_codebooks
 from pqkv.config import TrainConfig
 from pqkv.errors import CodebookError
-from pqkv.lm.capture import capture
+from pqkv.lm.capture import Samples, capture
 from pqkv.lm.contamination import identifying_documents
 from pqkv.lm.load import LanguageModel
 from pqkv.text import load_corpus, tokenize, windows
@@ -23,13 +24,20 @@ _HELD_OUT = 2048  # sampled positions that are not trained on and only measured
 Progress = Callable[[str, int, int], None]
 
 
-def train(
-    lm: LanguageModel, config: TrainConfig, progress: Progress | None = None
-) -> tuple[CodebookSet, CodebookHeader]:
-    """Capture, train, measure on held-out positions of the same split. Same seed, same bytes."""
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What codebooks learn from: sampled vectors, `held_out` of them only to measure on, and the text they are of."""
+
+    samples: Samples
+    held_out: int
+    text: Calibration
+
+
+def calibrate(lm: LanguageModel, config: TrainConfig, progress: Progress | None = None) -> Calibrated:
+    """Run the calibration text through the model and keep a sample. Trainings that differ in nothing but their codes
+    (shape, scope, channels, metric, iterations) can share it: `train` gives the same bytes as when it makes its own.
+    """
     report = progress or (lambda stage, done, total: None)
-    shape = config.code_shape()
-    num_subspaces, nbits = code_geometry(shape, lm.head_dim)
     context = min(config.context, lm.max_positions)
     corpus = load_corpus(config.data, config.split, default="calibration")
     report("tokenize", 0, 1)
@@ -45,6 +53,28 @@ def train(
         config.seed,
         lambda done, of: report("capture", done, of),
     )
+    text = Calibration(
+        name=corpus.name,
+        split=corpus.split,
+        sha256=corpus.sha256,
+        tokens=total,
+        context=context,
+        documents=identifying_documents(stream, chosen.starts, context),
+    )
+    return Calibrated(samples, held_out, text)
+
+
+def train(
+    lm: LanguageModel,
+    config: TrainConfig,
+    progress: Progress | None = None,
+    calibrated: Calibrated | None = None,
+) -> tuple[CodebookSet, CodebookHeader]:
+    """Capture (unless `calibrated` is given), train, measure on held-out positions. Same seed, same bytes."""
+    report = progress or (lambda stage, done, total: None)
+    num_subspaces, nbits = code_geometry(config.code_shape(), lm.head_dim)
+    found = calibrated or calibrate(lm, config, progress)
+    samples, held_out = found.samples, found.held_out
     weights = samples.queries if config.metric == "query" else None
     trained, errors = {}, {}
     for side, vectors, metric in (("keys", samples.keys, weights), ("values", samples.values, None)):
@@ -57,7 +87,7 @@ def train(
             scope=config.scope,
             iterations=config.iterations,
             seed=config.seed,
-            balance=config.channels == "balanced",
+            channels=config.channels,
             weights=metric,
             progress=partial(report, f"train {side}"),
         )
@@ -72,15 +102,8 @@ def train(
         scope=config.scope,
         channels=config.channels,
         metric=config.metric,
-        calibration=Calibration(
-            name=corpus.name,
-            split=corpus.split,
-            sha256=corpus.sha256,
-            tokens=total,
-            context=context,
-            documents=identifying_documents(stream, chosen.starts, context),
-        ),
-        samples=min(config.samples, total - held_out),
+        calibration=found.text,
+        samples=samples.keys[0].shape[1] - held_out,
         iterations=config.iterations,
         seed=config.seed,
         errors=tuple(zip(errors["keys"], errors["values"], strict=True)),

@@ -37,7 +37,7 @@ class _ShuffledValues(ShuffledCodebook):
 def shuffled(books: CodebookSet) -> CodebookSet:
     """The control of `books`."""
     keys, values = (
-        tuple(kind(book.centroids, book.channels, book.weights) for book in side)
+        tuple(kind(book.centroids, book.channels, book.weights, book.rotation) for book in side)
         for kind, side in ((ShuffledCodebook, books.keys), (_ShuffledValues, books.values))
     )
     return CodebookSet(keys, values)

@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import json
 import os
@@ -36,14 +37,16 @@ def make_header(scope="head", **more):
     return CodebookHeader(**{**values, **more})
 
 
-def make_books(scope="head", *, channels=True, weights=True, layers=LAYERS):
+def make_books(scope="head", *, channels=True, weights=True, rotation=False, layers=LAYERS):
     generator = torch.Generator().manual_seed(7)
     H = HEADS if scope == "head" else 1
 
     def book():
         order = torch.stack([torch.randperm(DIM, generator=generator) for _ in range(H)]) if channels else None
         metric = torch.rand(H, DIM, generator=generator) if weights else None
-        return Codebook(torch.randn(H, M, 2**NBITS, DIM // M, generator=generator), order, metric)
+        centroids = torch.randn(H, M, 2**NBITS, DIM // M, generator=generator)
+        turn = torch.linalg.qr(torch.randn(H, DIM, DIM, generator=generator)).Q if rotation else None
+        return Codebook(centroids, order, metric, turn)
 
     if scope == "global":
         return CodebookSet((book(),) * layers, (book(),) * layers)
@@ -54,7 +57,7 @@ def tensors_of(books):
     return [
         None if part is None else (part.dtype, tuple(part.shape), part.tolist())
         for book in (*books.keys, *books.values)
-        for part in (book.centroids, book.channels, book.weights)
+        for part in (book.centroids, book.channels, book.weights, book.rotation)
     ]
 
 
@@ -89,6 +92,46 @@ def test_what_was_saved_is_loaded(path, scope, channels, weights):
     assert tensors_of(loaded) == tensors_of(books)
     assert loaded.num_layers == LAYERS
     assert loaded.nbytes() == books.nbytes()  # a global codebook is one codebook, not one a layer
+
+
+@pytest.mark.parametrize("scope", ["head", "layer", "global"])
+@pytest.mark.parametrize("weights", [False, True])
+def test_a_rotation_is_saved_and_loaded(path, scope, weights):
+    books = make_books(scope, channels=False, weights=weights, rotation=True)
+    save_codebooks(path, books, make_header(scope, channels="opq"))
+    assert tensors_of(load_codebooks(path)[0]) == tensors_of(books)
+
+
+def test_the_file_of_codebooks_without_a_rotation_is_what_it_was_before_there_were_any(path):
+    """The digest of this file, taken with the code before rotations: codebooks that people keep stay what they are."""
+    save_codebooks(path, make_books(), make_header())
+    assert hashlib.sha256(path.read_bytes()).hexdigest()[:12] == "cac61efa4232"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r[:, :, :2].contiguous(), "has shape"),
+        (lambda r: r.double(), "torch.float64"),
+        (lambda r: r * float("nan"), "NaN"),
+        (lambda r: r * 1.01, "not orthogonal"),
+        (lambda r: r + torch.eye(DIM), "not orthogonal"),
+        (lambda r: None, "has no rotation, its header says channels opq"),
+    ],
+)
+def test_a_rotation_that_is_none_is_refused(path, change, message):
+    save_codebooks(path, make_books(channels=False, rotation=True), make_header(channels="opq"))
+    tensors, name = load_file(path), "layers.1.values.rotation"
+    changed = change(tensors.pop(name))
+    path.write_bytes(signed(tensors if changed is None else {**tensors, name: changed}, channels="opq"))
+    with pytest.raises(CodebookError, match=message):
+        load_codebooks(path)
+
+
+def test_a_rotation_that_the_header_does_not_know_is_refused(path):
+    save_codebooks(path, make_books(channels=False, rotation=True), make_header())
+    with pytest.raises(CodebookError, match="has a rotation, its header says channels balanced"):
+        load_codebooks(path)
 
 
 def test_a_global_codebook_is_stored_once(path):

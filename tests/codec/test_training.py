@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pqkv.codec.training import balanced_channels, relative_error, train_codebooks
+from pqkv.codec.grouping import balanced_channels
+from pqkv.codec.training import relative_error, train_codebooks
 from pqkv.errors import DataError
 
 HEADS, LAYERS, DIM = 2, 3, 8
@@ -21,7 +22,7 @@ def train(vectors, M=4, nbits=4, *, scope="head", iterations=5, seed=0, **more):
 
 
 def content(books):
-    parts = [(book.centroids, book.channels, book.weights) for book in books]
+    parts = [(book.centroids, book.channels, book.weights, book.rotation) for book in books]
     return [None if part is None else part.numpy().tobytes() for book in parts for part in book]
 
 
@@ -32,13 +33,14 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("channels", ["balanced", "opq"])
 @pytest.mark.parametrize("scope", ["head", "layer", "global"])
-def test_the_same_seed_gives_the_same_bytes_on_any_number_of_threads(threads, scope):
+def test_the_same_seed_gives_the_same_bytes_on_any_number_of_threads(threads, scope, channels):
     weights = [torch.rand(HEADS, DIM, generator=torch.Generator().manual_seed(1)) + 0.5] * LAYERS
     found = []
     for count in (1, 4, 2):
         threads(count)
-        found.append(content(train(samples(), scope=scope, weights=weights)))
+        found.append(content(train(samples(), scope=scope, weights=weights, channels=channels)))
     assert found[0] == found[1] == found[2]
 
 
@@ -69,7 +71,7 @@ def test_each_head_and_each_layer_learns_from_its_own_vectors():
     vectors = samples()
     changed = [vector.clone() for vector in vectors]
     changed[1][0] += 100
-    before, after = train(vectors, balance=False), train(changed, balance=False)
+    before, after = train(vectors, channels="adjacent"), train(changed, channels="adjacent")
     for layer in range(LAYERS):
         for head in range(HEADS):
             same = torch.equal(before[layer].centroids[head], after[layer].centroids[head])
@@ -86,7 +88,7 @@ def test_pooled_scopes_learn_from_as_many_vectors_of_all_heads_and_layers():
 
 
 def test_without_balance_and_weights_a_codebook_has_neither():
-    book = train(samples(), balance=False)[0]
+    book = train(samples(), channels="adjacent")[0]
     assert book.channels is None
     assert book.weights is None
 
@@ -151,7 +153,7 @@ def test_progress_counts_codebooks():
 @pytest.mark.parametrize(("M", "nbits"), [(8, 5), (4, 6), (1, 4)])
 def test_the_error_is_that_of_the_faiss_product_quantizer(M, nbits):
     vectors = samples(layers=1, heads=1, count=2000, dim=16)[0]
-    (book,) = train([vectors], M, nbits, iterations=25, balance=False)
+    (book,) = train([vectors], M, nbits, iterations=25, channels="adjacent")
     quantizer = faiss.ProductQuantizer(16, M, nbits)
     quantizer.train(vectors[0].numpy())
     restored = quantizer.decode(quantizer.compute_codes(vectors[0].numpy()))
@@ -201,14 +203,17 @@ def test_balance_with_weights_lowers_the_error_of_scores(seed):
     calibration, unseen = keys[:1500], keys[1500:]
     weights = [queries.square().mean(0).sqrt()[None]]
     errors = {
-        (balance, weighted): score_error(
-            train([calibration[None]], 8, 4, balance=balance, weights=weights if weighted else None)[0], unseen, queries
+        (channels, weighted): score_error(
+            train([calibration[None]], 8, 4, channels=channels, weights=weights if weighted else None)[0],
+            unseen,
+            queries,
         )
-        for balance in (False, True)
+        for channels in ("adjacent", "balanced")
         for weighted in (False, True)
     }
-    assert errors[True, True] < min(errors[True, False], errors[False, True])
-    assert errors[True, True] < 0.25 * errors[False, False]
+    both = errors["balanced", True]
+    assert both < min(errors["balanced", False], errors["adjacent", True])
+    assert both < 0.25 * errors["adjacent", False]
 
 
 def test_relative_error_is_zero_for_centroids_and_one_for_a_zero_codebook():

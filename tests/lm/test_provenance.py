@@ -13,7 +13,7 @@ from pqkv.errors import CodebookError, ConfigError, ContaminationError, DataErro
 from pqkv.lm import load_model
 from pqkv.lm.contamination import check_contamination, identifying_documents
 from pqkv.lm.defaults import cache_folder, default_codebooks
-from pqkv.lm.train import check_codebooks, train
+from pqkv.lm.train import calibrate, check_codebooks, train
 from pqkv.text import load_corpus, tokenize, windows
 
 NAMES = [f"{i:02}.txt" for i in range(6)]
@@ -46,6 +46,13 @@ def config(corpus):
 @pytest.fixture(scope="module")
 def trained(lm, config):
     return train(lm, config)
+
+
+def test_trainings_that_share_a_capture_give_the_bytes_of_trainings_that_make_their_own(lm, config, trained, tmp_path):
+    shared = calibrate(lm, config.model_copy(update={"nbits": 2, "scope": "global", "iterations": 1}))
+    for name, found in (("own", trained), ("shared", train(lm, config, calibrated=shared))):
+        save_codebooks(tmp_path / name, *found)
+    assert (tmp_path / "own").read_bytes() == (tmp_path / "shared").read_bytes()
 
 
 def stream_of(lm, folder):

@@ -1,0 +1,208 @@
+"""Parts a and h of `million`: what its codes cost in quality beside ours, and what a rotation (OPQ) adds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pqkv.record import Record
+from pqkv.report.drawing import Plot
+from pqkv.reproduce.million_lab import MILLION, OURS, Lab, Recipe
+from pqkv.reproduce.million_settings import Shape
+from pqkv.reproduce.million_tables import Row, claim, lines, newest, of_kind, plot
+
+STDLIB = "stdlib"
+CLAIMED_CHANGE = 0.01
+# in the schedule that decoding follows, one codebook a head; ours is the last, and stands for part a as well
+PER_HEAD = (
+    Recipe("neighbours", "head", "adjacent", "euclidean"),
+    Recipe("OPQ", "head", "opq", "euclidean"),
+    Recipe("balanced", "head", "balanced", "euclidean"),
+    Recipe("OPQ, queries' metric", "head", "opq", "query"),
+    OURS,
+)
+ROTATED_MILLION = Recipe("MILLION with OPQ", "global", "opq", "euclidean")
+_NAMES = {(r.scope, r.channels, r.metric): r.name for r in (MILLION, ROTATED_MILLION, *PER_HEAD)}
+_DEFAULT_CACHE = {"page_size": 64, "residual": 128, "sink_tokens": 4}
+
+
+def part_a(lab: Lab) -> Iterator[Record]:
+    """MILLION's own setting, everything coded, and ours on the schedule of decoding, at the same bits."""
+    shapes = lab.settings.shapes
+    yield from _coded(lab, "a", [(MILLION, shape) for shape in shapes])
+    yield from _scheduled(lab, "a", [(OURS, shape) for shape in shapes])
+
+
+def part_h(lab: Lab) -> Iterator[Record]:
+    """Neighbouring channels, OPQ and balanced channels at equal bits; and OPQ in MILLION's own setting."""
+    shapes = lab.settings.opq_shapes
+    yield from _scheduled(lab, "h", [(recipe, shape) for recipe in PER_HEAD for shape in shapes])
+    yield from _coded(lab, "h", [(recipe, shape) for recipe in (MILLION, ROTATED_MILLION) for shape in shapes])
+
+
+def quality_rows(records: Sequence[Record]) -> list[Row]:
+    """One row for each evaluated cell whose codebooks were trained by one of the recipes."""
+    rows = []
+    for record in of_kind(records, "eval"):
+        config, metrics = record.config, record.metrics
+        name = _NAMES.get((config["scope"], config["channels"], config["metric"]))
+        if name is None or "kld_mean" not in metrics:
+            continue
+        row: Row = {
+            "text": f"{config['data']} {config['split']}",
+            "context": config["context"],
+            "setting": name,
+            "mode": config["mode"],
+            "bits": metrics["code_bits"].value,
+            "num_subspaces": config["num_subspaces"],
+            "nbits": config["nbits"],
+            **{key: config[key] for key in _DEFAULT_CACHE},
+            "windows": config["windows"],
+        }
+        for metric in ("perplexity_exact", "perplexity_ratio", "agreement_at_1", "kld_mean"):
+            found = metrics[metric]
+            row |= {metric: found.value, f"{metric}_low": found.low, f"{metric}_high": found.high}
+        row |= {"effective_bits": metrics["effective_bits"].value, "cache_bytes": metrics["cache_bytes"].value}
+        rows.append({**row, "record": record.digest})
+    keys = ("text", "context", "setting", "mode", "bits", "num_subspaces", *_DEFAULT_CACHE)
+    return newest(rows, *keys)
+
+
+def rows_a(records: Sequence[Record]) -> list[Row]:
+    """MILLION's setting all coded, ours scheduled."""
+    return [
+        row
+        for row in quality_rows(records)
+        if (row["setting"], row["mode"]) == (MILLION.name, "all-coded") or (row["setting"] == OURS.name and _usual(row))
+    ]
+
+
+def rows_h(records: Sequence[Record]) -> list[Row]:
+    """Cells of shapes that were run with OPQ."""
+    rows = [row for row in quality_rows(records) if row["mode"] == "all-coded" or _usual(row)]
+    rotated = {(row["num_subspaces"], row["nbits"]) for row in rows if "OPQ" in row["setting"]}
+    return [row for row in rows if (row["num_subspaces"], row["nbits"]) in rotated]
+
+
+def errors_h(records: Sequence[Record]) -> list[Row]:
+    """Relative squared error of keys and values on held-out vectors, mean over the layers of each set of codebooks."""
+    rows = []
+    for record in of_kind(records, "million-codebooks"):
+        config, layers = record.config, record.tables["errors"]
+        rows.append(
+            {
+                "setting": _NAMES.get((config["scope"], config["channels"], config["metric"]), "other"),
+                "bits": record.metrics["code_bits"].value,
+                "num_subspaces": config["num_subspaces"],
+                "nbits": config["nbits"],
+                "samples": config["samples"],
+                "iterations": config["iterations"],
+                "keys": sum(layer["keys"] for layer in layers) / len(layers),
+                "values": sum(layer["values"] for layer in layers) / len(layers),
+                "record": record.digest,
+            }
+        )
+    return newest(rows, "setting", "bits", "num_subspaces")
+
+
+def finding_a(records: Sequence[Record]) -> list[Row]:
+    """The claim at 4 bits, for each text, context and setting."""
+    found = []
+    for row in rows_a(records):
+        if row["bits"] != 4:
+            continue
+        change = row["perplexity_ratio"] - 1
+        interval = ""
+        if row["perplexity_ratio_low"] is not None:
+            interval = f" [{row['perplexity_ratio_low'] - 1:+.2%}, {row['perplexity_ratio_high'] - 1:+.2%}]"
+        found.append(
+            claim(
+                f"perplexity change at 4 bits, {_how(row)}, {row['text']}, {row['context']:,} tokens",
+                "< 1%",
+                f"{change:+.2%}{interval}",
+                abs(change) < CLAIMED_CHANGE,
+            )
+        )
+    return found
+
+
+def finding_h(records: Sequence[Record]) -> list[Row]:
+    """Whether OPQ loses less than what it is compared with, at equal metric and bits: mean KLD."""
+    by_key = {(r["text"], r["context"], r["bits"], r["setting"], r["mode"]): r for r in rows_h(records)}
+    compared = (
+        ("OPQ", "neighbours", "exact-schedule"),
+        ("OPQ", "balanced", "exact-schedule"),
+        ("OPQ, queries' metric", OURS.name, "exact-schedule"),
+        (ROTATED_MILLION.name, MILLION.name, "all-coded"),
+    )
+    found = []
+    for text, context, bits in sorted({key[:3] for key in by_key}):
+        for ours, other, mode in compared:
+            a, b = (by_key.get((text, context, bits, name, mode)) for name in (ours, other))
+            if a is not None and b is not None:
+                times = f" ({a['kld_mean'] / b['kld_mean']:.2f}x)" if b["kld_mean"] else ""
+                found.append(
+                    claim(
+                        f"{ours} loses less than {other} at {bits:g} bits, {text}, {context:,} tokens",
+                        "a flag that raises NotImplementedError",
+                        f"KLD {a['kld_mean']:.3g} against {b['kld_mean']:.3g}{times}",
+                        a["kld_mean"] < b["kld_mean"],
+                    )
+                )
+    return found
+
+
+def plots_a(records: Sequence[Record]) -> list[Plot]:
+    """Mean KLD and perplexity ratio against bits."""
+    rows = rows_a(records)
+    return [
+        plot(
+            f"a_{metric}", f"MILLION's setting and ours: {label}", ("bits per element", label),
+            lines(rows, _panel, "setting", "bits", metric), "setting", log_y=log_y, baseline=baseline,
+        )
+        for metric, label, log_y, baseline in (
+            ("kld_mean", "mean KL divergence (nats)", True, None),
+            ("perplexity_ratio", "perplexity / exact perplexity", False, 1.0),
+        )
+    ]  # fmt: skip
+
+
+def plots_h(records: Sequence[Record]) -> list[Plot]:
+    """Mean KLD against bits."""
+    drawn = lines(rows_h(records), lambda row: f"{_panel(row)}, {row['mode']}", "setting", "bits", "kld_mean")
+    labels = ("bits per element", "mean KL divergence (nats)")
+    return [plot("h_opq_kld", "OPQ beside plain codes", labels, drawn, "channels", log_y=True)]
+
+
+def texts(lab: Lab) -> tuple[str, ...]:
+    """The bundled text, then those of the settings."""
+    return (STDLIB, *lab.settings.data)
+
+
+def _coded(lab: Lab, part: str, wanted: Sequence[tuple[Recipe, Shape]]) -> Iterator[Record]:
+    paths: list[str] = []
+    yield from lab.codebooks(wanted, paths)
+    s = lab.settings
+    yield from lab.evaluated(
+        part, paths, "all-coded", texts=texts(lab), contexts=s.contexts, windows=s.windows, sink_tokens=0
+    )
+
+
+def _scheduled(lab: Lab, part: str, wanted: Sequence[tuple[Recipe, Shape]]) -> Iterator[Record]:
+    paths: list[str] = []
+    yield from lab.codebooks(wanted, paths)
+    s = lab.settings
+    yield from lab.evaluated(
+        part, paths, "exact-schedule", texts=texts(lab), contexts=s.contexts, windows=s.windows, **_DEFAULT_CACHE
+    )
+
+
+def _usual(row: Row) -> bool:
+    return row["mode"] == "exact-schedule" and all(row[key] == value for key, value in _DEFAULT_CACHE.items())
+
+
+def _how(row: Row) -> str:
+    return "MILLION's setting" if row["setting"] == MILLION.name else "our setting"
+
+
+def _panel(row: Row) -> str:
+    return f"{row['text']}, {row['context']:,} tokens"

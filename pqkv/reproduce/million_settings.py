@@ -1,0 +1,52 @@
+"""What experiments/million/experiment.toml may hold."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+
+from pqkv.config import NBITS_RANGE
+from pqkv.config import Settings as Base
+
+Shape = tuple[int, int]
+
+
+class Settings(Base):
+    """Settings of the parts on quality, memory, pages and OPQ. A shape is (num_subspaces, nbits)."""
+
+    model: str = "reference"
+    data: tuple[str, ...] = Field((), description="texts beside stdlib's test split: files or data sets")
+    contexts: tuple[int, ...] = (512, 2048)
+    windows: int = Field(8, ge=1)
+    shapes: tuple[Shape, ...] = ((16, 8), (32, 5), (32, 6), (32, 8), (32, 10), (32, 12))
+    opq_shapes: tuple[Shape, ...] = ((16, 8), (32, 6), (32, 8))
+    calibration: str = Field("stdlib", description="calibration text, of a named corpus its calibration split")
+    calibration_tokens: int = Field(65536, ge=1)
+    calibration_context: int = Field(4096, ge=2)
+    samples: int = Field(16384, ge=1, description="vectors per codebook; more than the centroids of the widest code")
+    iterations: int = Field(25, ge=1, description="k-means iterations (MILLION: 25)")
+    distances: float = Field(4e11, gt=0, description="a set of codebooks gets fewer iterations rather than more work")
+    least_iterations: int = Field(5, ge=1)
+    memory_shapes: tuple[Shape, ...] = Field(((16, 8), (32, 6), (32, 8)), description="for head_dim 64")
+    memory_models: tuple[str, ...] = Field(("llama-2-7b", "llama-3.1-8b"), description="shapes beside the model's")
+    lengths: tuple[int, ...] = (2048, 4096, 32768, 131072)
+    verify_up_to: int = Field(8192, ge=0, description="caches of up to so many tokens are filled and measured too")
+    page_shape: Shape = (32, 8)
+    page_context: int = Field(2048, ge=2)
+    page_windows: int = Field(8, ge=1)
+    page_sizes: tuple[int, ...] = (16, 32, 64, 128, 256)
+    residuals: tuple[int, ...] = (64, 128, 256)
+    prompt: int = Field(512, ge=1, description="tokens before flushes are counted: past the first")
+    decoded: int = Field(1024, ge=1, description="tokens decoded one by one while flushes are counted")
+    ragged: tuple[int, int] = Field((512, 4096), description="lengths of the sequences whose unused slots are counted")
+    sequences: int = Field(8, ge=1)
+    pool_pages: tuple[int, ...] = (100, 1_000, 10_000, 100_000, 1_000_000)
+    pool_calls: int = Field(20_000, ge=100, description="single calls timed")
+    pool_growths: int = Field(5, ge=1, description="pools grown once, and that call timed")
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    @field_validator("shapes", "opq_shapes", "memory_shapes")
+    @classmethod
+    def _widths(cls, shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:
+        if not all(M >= 1 and NBITS_RANGE[0] <= nbits <= NBITS_RANGE[1] for M, nbits in shapes):
+            raise ValueError(f"a shape is [subspaces, nbits], nbits from {NBITS_RANGE[0]} to {NBITS_RANGE[1]}")
+        return shapes

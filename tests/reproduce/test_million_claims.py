@@ -1,0 +1,135 @@
+"""When a claim holds: on records that are made up, at both sides of each line."""
+
+import pytest
+
+from pqkv.config import digest_of
+from pqkv.record import Metric, Record
+from pqkv.reproduce.million_memory import finding_b
+from pqkv.reproduce.million_pages import finding_e
+from pqkv.reproduce.million_pool import pool_finding, pools_of
+from pqkv.reproduce.million_quality import finding_a, finding_h, quality_rows
+from pqkv.reproduce.million_tables import newest, write_rows
+
+
+def record(kind, config, *, metrics=None, tables=None, started="2026-01-01T00:00:00+00:00"):
+    return Record(
+        kind=kind, config=config, digest=digest_of(config), env={}, git={}, seed=0, status="ok", started_at=started,
+        seconds=1.0, metrics={k: Metric(**v) for k, v in (metrics or {}).items()}, tables=tables or {},
+    )  # fmt: skip
+
+
+def evaluated(
+    ratio=1.0, kld=0.1, *, bits=4.0, recipe=("global", "adjacent", "euclidean"), started="2026-01-01", **more
+):
+    scope, channels, metric = recipe
+    scheduled = scope == "head"
+    config = {
+        "data": "prose", "split": "test", "context": 512, "scope": scope, "channels": channels, "metric": metric,
+        "mode": "exact-schedule" if scheduled else "all-coded", "num_subspaces": 32, "nbits": int(2 * bits),
+        "page_size": 64, "residual": 128, "sink_tokens": 4 if scheduled else 0, "windows": 2, "codebooks": "a", **more,
+    }  # fmt: skip
+    values = {"perplexity_exact": 9.0, "perplexity_ratio": ratio, "agreement_at_1": 0.9, "kld_mean": kld}
+    values |= {"effective_bits": 5.0, "cache_bytes": 1.0, "code_bits": bits}
+    metrics = {name: {"value": value} for name, value in values.items()}
+    metrics["perplexity_ratio"] |= {"low": ratio - 0.001, "high": ratio + 0.002}
+    return record("eval", config, metrics=metrics, started=f"{started}T00:00:00+00:00")
+
+
+OURS = ("head", "balanced", "query")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "holds", "printed"),
+    [(1.0099, "yes", "+0.99%"), (1.0101, "no", "+1.01%"), (0.9901, "yes", "-0.99%"), (0.98, "no", "-2.00%")],
+)
+@pytest.mark.parametrize("recipe", [("global", "adjacent", "euclidean"), OURS])
+def test_a_change_of_perplexity_counts_in_both_directions(ratio, holds, printed, recipe):
+    (row,) = finding_a([evaluated(ratio, recipe=recipe), evaluated(2.0, bits=3.0, recipe=recipe)])
+    assert (row["theirs"], row["holds"]) == ("< 1%", holds)
+    assert row["ours"].split()[0] == printed
+    assert f"[{ratio - 1.001:+.2%}, {ratio - 0.998:+.2%}]" in row["ours"]
+
+
+def test_of_two_runs_of_a_cell_the_newer_one_is_reported():
+    old, new = evaluated(1.5), evaluated(1.001, started="2026-02-01", codebooks="b")
+    for records in ([old, new], [new, old]):
+        assert [row["perplexity_ratio"] for row in quality_rows(records)] == [1.001]
+
+
+@pytest.mark.parametrize(("kld", "holds"), [(0.09, "yes"), (0.11, "no")])
+def test_a_rotation_helps_where_it_loses_less(kld, holds):
+    found = finding_h(
+        [
+            evaluated(kld=kld, recipe=("head", "opq", "query")), evaluated(kld=0.1, recipe=OURS),
+            evaluated(kld=0.5, recipe=("global", "opq", "euclidean")), evaluated(kld=0.4),
+        ]
+    )  # fmt: skip
+    assert [(row["claim"].split(" at ")[0], row["holds"]) for row in found] == [
+        ("OPQ, queries' metric loses less than ours", holds), ("MILLION with OPQ loses less than MILLION", "no")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("share", "holds"), [(0.2549, "yes"), (0.2551, "no")])
+def test_memory_is_a_quarter_when_it_rounds_to_one(share, holds):
+    row = {"tokens": 2048, "share": share, "bytes_measured": None}
+    config = {"model": "m", "setting": "ours", "bits": 4.0}
+    (found,) = finding_b([record("million-memory", config, tables={"memory": [row]})])
+    assert (found["theirs"], found["holds"]) == ("25%", holds)
+    assert found["ours"].endswith(", computed")
+
+
+@pytest.mark.parametrize(("share", "holds"), [(0.049, "yes"), (0.05, "no")])
+def test_overhead_is_held_to_the_worst_page_size(share, holds):
+    def slots(size, unused):
+        row = {"cache": "exact", "unused_in_pages": unused, "free_of_pool": 0.5, "unused_in_residual": None}
+        return record("million-slots", {"page_size": size}, tables={"slots": [row]})
+
+    found = {row["claim"]: row for row in finding_e([slots(16, 0.01), slots(256, share)])}
+    row = found["pool overhead, exact cache: slots without a token in pages in use"]
+    assert (row["holds"], row["ours"]) == (holds, f"1.0% to {share:.1%}, most with pages of 256")
+    assert found["pool overhead, exact cache: pages of the pool that nobody uses"]["holds"] == "no"
+    assert not any("residual windows" in claim for claim in found)
+
+
+def calls(pages, median, p99, growth=10.0):
+    rows = [
+        {"operation": name, "median_us": m, "p99_us": p, "max_us": p, "count": 9, "clock_us": 0.1}
+        for name, m, p in (("allocate", median, p99), ("allocate that doubles the pool", growth, growth))
+    ]
+    return record("million-allocation", {"pages_in_use": pages}, tables={"calls": rows})
+
+
+@pytest.mark.parametrize(
+    ("last", "constant", "quick", "grown"),
+    [
+        (calls(10**6, 1.9, 999.0, 999.0), "yes", "yes", "yes"),
+        (calls(10**6, 2.1, 1001.0, 1001.0), "no", "no", "no"),
+        (calls(10**6, 1.0, 2.0, 40_000.0), "yes", "yes", "no"),
+    ],
+)
+def test_allocation_is_held_to_its_medians_its_tail_and_its_growth(last, constant, quick, grown):
+    found = {row["claim"].split(",")[0]: row["holds"] for row in pool_finding([calls(100, 1.0, 2.0), last])}
+    assert found == {
+        "allocate takes constant time": constant, "allocate under 1 ms": quick,
+        "the allocate that doubles a pool without --max-pages under 1 ms": grown,
+    }  # fmt: skip
+
+
+def test_pools_of_the_claimed_size_are_all_and_only_those():
+    found = pools_of("2.44")
+    for row in found:
+        sides = 2 if row["holds"] == "keys and values" else 1
+        nbytes = row["pages"] * row["page_size"] * row["heads"] * row["subspaces"] * row["code_bytes"] * sides
+        assert nbytes == row["bytes"]
+        unit = {"MB": 1_000_000, "MiB": 1_048_576}[row["unit"]]
+        assert 2.435 <= nbytes / unit <= 2.445
+    parameters = [(r["pages"], r["page_size"], r["heads"], r["subspaces"], r["code_bytes"], r["unit"]) for r in found]
+    assert (10_000, 16, 1, 16, 1, "MiB") in parameters  # 2,560,000 bytes
+    assert (625, 64, 1, 64, 1, "MiB") in parameters
+    assert not any(row["pages"] == 1024 and row["page_size"] == 64 for row in found)  # powers of two never print so
+
+
+def test_rows_become_the_csv_that_they_say(tmp_path):
+    rows = [{"a": 1, "b": 0.1 + 0.2, "c": None}, {"a": 2, "d": True}]
+    assert write_rows(rows, tmp_path / "x.csv").read_text() == "a,b,c,d\n1,0.30000000000000004,,\n2,,,yes\n"
+    assert newest([*rows, {"a": 1, "b": 5}], "a") == [{"a": 1, "b": 5}, {"a": 2, "d": True}]

@@ -1,0 +1,66 @@
+"""The file of settings, and how the work of training is bounded."""
+
+from pathlib import Path
+
+import pytest
+from models import tiny_lm
+
+from pqkv.errors import ConfigError
+from pqkv.record import RecordStore
+from pqkv.reproduce import experiment
+from pqkv.reproduce.million_lab import MILLION, OURS, Lab
+from pqkv.reproduce.million_settings import Settings
+from pqkv.reproduce.run import Request, settings_of
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_file_of_settings_is_one_and_covers_the_bits_of_the_claim(quick):
+    settings = settings_of(experiment("million"), EXPERIMENTS, quick=quick)
+    bits = {M * nbits / 64 for M, nbits in settings.shapes}
+    assert bits >= ({2, 4} if quick else {2, 2.5, 3, 4, 5, 6})
+    assert all(settings.samples >= 2**nbits for _, nbits in (*settings.shapes, *settings.opq_shapes))
+    assert {64, 128} <= set(settings.page_sizes) & set(settings.residuals)  # what the claim on flushes compares
+    assert settings.prompt >= 4 + max(settings.residuals)  # past the first flush
+    assert settings.decoded % max(settings.page_sizes) == 0  # else the last page would be counted in part
+
+
+def test_an_unknown_setting_is_refused():
+    with pytest.raises(ConfigError, match="unknown key 'pages'"):
+        Settings.parse({"pages": 3}, source="experiment.toml")
+    with pytest.raises(ConfigError, match="nbits from 1 to 12"):
+        Settings.parse({"shapes": [[8, 13]]})
+
+
+def lab(tmp_path, **settings):
+    made = Lab(Settings(**settings), Request(RecordStore(tmp_path)))
+    made.__dict__["lm"] = tiny_lm()  # 3 layers of 2 KV heads
+    return made
+
+
+def distances(training, books):
+    return books * training.num_subspaces * training.samples * 2**training.nbits * training.iterations
+
+
+@pytest.mark.parametrize(("recipe", "books"), [(OURS, 12), (MILLION, 2)])
+def test_wide_codes_get_fewer_iterations_never_fewer_samples(tmp_path, recipe, books):
+    budget = 1e10
+    made = lab(tmp_path, distances=budget, samples=5000)
+    seen = []
+    for nbits in range(4, 13):
+        training = made.training(recipe, (8, nbits))
+        seen.append(training.iterations)
+        assert training.samples == 5000
+        if training.iterations > 5:
+            assert distances(training, books) <= budget
+        if training.iterations < 25:
+            longer = training.model_copy(update={"iterations": training.iterations + 1})
+            assert distances(longer, books) > budget
+    assert seen == sorted(seen, reverse=True)
+    assert seen[0] == 25
+    assert seen[-1] == {OURS: 5, MILLION: 25}[recipe]
+
+
+def test_quick_work_stays_quick(tmp_path):
+    assert lab(tmp_path, iterations=3, distances=1.0).training(OURS, (8, 8)).iterations == 3
