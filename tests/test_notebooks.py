@@ -73,7 +73,9 @@ def test_a_notebook_shows_what_an_experiment_wrote(name, tmp_path):
     (tmp_path / "pyproject.toml").write_text("")
     for record in records:
         (folder / record.name).write_bytes(record.read_bytes())
-    (folder / "fingerprint.csv").write_text("fault,context,kld_mean,recall\nnone,512,0.1,1\nstale,512,0.5,0\n")
+    (folder / "fingerprint.csv").write_text(
+        "device,bits,fault,context,kld_mean\ncpu,4,none,512,0.1\ncpu,4,stale,512,0.5\ncpu,2,none,512,0.3\n"
+    )
     (folder / "claims.csv").write_text("part,claim,theirs,ours,holds\n1,a,1.0,1.1,yes\n2,b,few,many,no\n")
     book = run(ROOT / "notebooks" / f"{name}.ipynb", tmp_path)
     assert pictures(book)
