@@ -119,6 +119,16 @@ def test_naive_kernels_are_sound(dtype, capability):
 
 @pytest.mark.slow
 @pytest.mark.ci
+@pytest.mark.parametrize("fault", [
+    {"room": 2048, "past_room": "dropped"}, {"room": 2048, "past_room": "aliased"}, {"own_warp_max": True},
+    {"own_warp_sum": True},
+], ids=lambda fault: list(fault.values())[-1] if "room" in fault else next(iter(fault)))  # fmt: skip
+def test_faulty_kernels_are_sound_but_for_their_fault(fault):
+    check(NaiveVariant("float16", 128, **fault), (9, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("dtype", DTYPES)
