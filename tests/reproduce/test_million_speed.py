@@ -56,6 +56,7 @@ def test_layouts_by_time_and_by_count():
     assert keys["ours"].startswith("8 in rows, 2 transposed a token (75% fewer)")
     assert keys["holds"] is True
     assert found["memory transactions of values, 4 bits"]["holds"] is False
+    assert "(100% more)" in found["memory transactions of values, 4 bits"]["ours"]
     assert found["lines touched of values, 4 bits"]["holds"] is True
 
 
