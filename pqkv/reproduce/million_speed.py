@@ -108,8 +108,8 @@ def finding_d(records: Sequence[Record]) -> list[Row]:
                 fewer = 1 - transposed["units_per_token"] / row["units_per_token"]
                 said = (
                     f"{row['units_per_token']:g} in rows, {transposed['units_per_token']:g} transposed a token "
-                    f"({_change(fewer, 'fewer')}), in {row['loads_per_token']:g} and {transposed['loads_per_token']:g} loads; "
-                    f"counted, each {unit}"
+                    f"({_change(fewer, 'fewer')}), in {row['loads_per_token']:g} and "
+                    f"{transposed['loads_per_token']:g} loads; counted, each {unit}"
                 )
                 rows.append(_row(f"{name} of {side}, {bits:g} bits", "75% fewer transposed", said, fewer >= 0.75))
     for device in ("cpu", "cuda"):
