@@ -251,7 +251,8 @@ def finding_g(records: Sequence[Record]) -> list[Row]:
         )
         where = f"{c['bits']:g} bits, {c['context']} tokens" if c["bits"] else f"exact, {c['context']} tokens"
         claim = "2.09x at 32K, encoding not charged"
-        rows.append(_measured(f"time per token, {where}", claim, said, grown >= 2.09, c["device"]))
+        holds = grown >= 2.09 if c["context"] >= 32768 else None  # nothing is claimed of shorter contexts
+        rows.append(_measured(f"time per token, {where}", claim, said, holds, c["device"]))
     return rows
 
 
