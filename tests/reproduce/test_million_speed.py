@@ -56,6 +56,7 @@ def test_layouts_by_time_and_by_count():
     assert keys["ours"].startswith("8 in rows, 2 transposed a token (75% fewer)")
     assert keys["holds"] is True
     assert found["memory transactions of values, 4 bits"]["holds"] is False
+    assert "(100% more)" in found["memory transactions of values, 4 bits"]["ours"]
     assert found["lines touched of values, 4 bits"]["holds"] is True
 
 
@@ -80,7 +81,9 @@ def test_the_best_number_of_splits(context, best, holds):
 def test_a_token_beside_both_exact_caches():
     caches = [{"name": "pqkv", "tpot_ms": 10.0}, {"name": "DynamicCache", "tpot_ms": 21.0},
               {"name": "StaticCache", "tpot_ms": 8.0}]  # fmt: skip
-    (row,) = finding_g([made("end-to-end", mode="generate", model="reference", tables={"caches": caches})])
+    given = {"mode": "generate", "model": "reference", "tables": {"caches": caches}}
+    short, row = finding_g([made("end-to-end", context=n, **given) for n in (4096, 32768)])
+    assert short["holds"] is None
     assert "2.10x over a cache grown by torch.cat" in row["ours"] and "0.80x over the strongest" in row["ours"]
     assert row["holds"] is True
 
