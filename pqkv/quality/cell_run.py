@@ -55,12 +55,12 @@ class ExactLogits:
 
 
 class Shared:
-    """What cells of one model have in common, and evaluations that share it: token streams, exact logits, prefilled
-    caches.
+    """What cells of one model have in common, and evaluations that share it: token streams, exact logits and, where
+    `keep` says that several backends will decode on from them, prefilled caches.
     """
 
-    def __init__(self, lm: LanguageModel) -> None:
-        self.lm, self.exact, self.prefills = lm, ExactLogits(lm), Prefills()
+    def __init__(self, lm: LanguageModel, *, keep: bool = False) -> None:
+        self.lm, self.exact, self.prefills = lm, ExactLogits(lm), Prefills(keep=keep)
         self._streams: dict[tuple[str, Split | None], tuple[Corpus, TokenStream]] = {}
 
     def stream(self, data: str, split: Split | None) -> tuple[Corpus, TokenStream]:
@@ -112,6 +112,7 @@ class CellRun:
                 if not memory_is_short(error) or not self.config.fallback or self.batch == 1:
                     raise
                 self.batch = 1
+                self.prefills.clear()
                 notes.append("memory did not hold several windows at once: they ran one by one")
             else:
                 outcome["notes"] += notes
@@ -121,7 +122,7 @@ class CellRun:
         wanted = self.config.metrics
         probed = self.cell.mode in ("token", "decode") and "softmax-mass" in wanted
         probe = SoftmaxMassProbe(self.backend.run) if probed else None
-        prompts = build_prompts(self.lm, tokens, self.config.seed) if "recall" in wanted else []
+        prompts = build_prompts(self.lm, tokens[:, : self.cell.context], self.config.seed) if "recall" in wanted else []
         if self.newest:
             prompts = [p for p in (prompt.answered_by(self.newest) for prompt in prompts) if p.questions]
         controls = self.config.control and self.cell.coding.books is not None
@@ -147,7 +148,11 @@ class CellRun:
                 "kld_mean": [float(m.kld.mean()) for m in measures],
             }
             if self.newest:  # does the damage grow with the tokens decoded?
-                by_window["kld_by_step"] = torch.stack([m.kld for m in measures]).mean(0).tolist()
+                steps = torch.stack([m.kld for m in measures])  # (windows, steps)
+                quarter = max(1, steps.shape[1] // 4)
+                by_window["kld_by_step"] = steps.mean(0).tolist()
+                by_window["kld_first_quarter"] = steps[:, :quarter].mean(1).tolist()
+                by_window["kld_last_quarter"] = steps[:, -quarter:].mean(1).tolist()
             samples |= {name: values for name, values in by_window.items() if np.isfinite(values).all()}
             if controls and self.cell.coding.books is not None:
                 control = self._compare(tokens, shuffled(self.cell.coding.books), probe)
@@ -169,14 +174,13 @@ class CellRun:
         self, tokens: np.ndarray, books: CodebookSet | None, probe: SoftmaxMassProbe | None
     ) -> list[PositionMeasures]:
         found = []
-        for ids in self._batches(tokens):
-            coded = self._run(ids, books, probe)
-            exact = self.exact(ids, self.newest)
+        for window in self._batches(tokens):
+            # in mode decode a window holds one token more than the context: what the newest of it predicts
+            ids, targets = (window[:, :-1], window[:, -self.newest :]) if self.newest else (window, window[:, 1:])
+            scored = targets.shape[1]
+            coded, exact = self._run(ids, books, probe), self.exact(ids, self.newest)
             found += [
-                compare(
-                    exact[b, :-1], coded[b, :-1], ids[b, 1:][-self.newest + 1 if self.newest else 0 :], self.config.topk
-                )
-                for b in range(len(ids))
+                compare(exact[b, :scored], coded[b, :scored], targets[b], self.config.topk) for b in range(len(ids))
             ]
         return found
 
@@ -210,7 +214,8 @@ class CellRun:
             self.step(self._done, self._total)
 
         if self.newest:
-            cache = self.prefills(self.lm, ids[:, : -self.newest], books, self.cache, self.backend)
+            name = f"{self.cell.coding.digest}{'' if books is self.cell.coding.books else ' control'}"
+            cache = self.prefills(self.lm, ids[:, : -self.newest], books, self.cache, self.backend, name)
             shift = self.fault.position_shift if self.fault else 0
             newest = ids[:, -self.newest :]
             logits = run_decode(self.lm, newest, cache, position_shift=shift, probe=probe, step=step)

@@ -12,6 +12,7 @@ from pqkv.config import EvalConfig
 from pqkv.env import environment, git_state
 from pqkv.errors import ConfigError
 from pqkv.kernels import check_backend, choose_backend
+from pqkv.kernels.faults import fault_of
 from pqkv.lm import load_model
 from pqkv.lm.contamination import check_contamination
 from pqkv.lm.train import check_codebooks
@@ -53,6 +54,7 @@ def evaluate(
     tell = report or (lambda progress: None)
     named = named_codings(config)  # a bad file is told before a model is loaded
     check_backend(config.backend)
+    _check_fault(config)
     if store is not None:
         store.check_writable()
     shared = shared or Shared(load_model(config.model, config.dtype, config.device, config.device_map))
@@ -64,24 +66,30 @@ def evaluate(
         )
     backend = choose_backend(config.backend, lm.device, lm.dtype, fallback=config.fallback)
     corpus, stream = shared.stream(config.data, config.split)
-    chosen = {context: windows(stream, context, config.windows) for context in config.context}
+    # the last token of a context that is decoded is predicted from as well: its window holds one more, to score that
+    chosen = {
+        (context, more): windows(stream, context + more, config.windows)
+        for context in config.context
+        for more in {mode == "decode" for mode in config.mode}
+    }
     for path, coding in zip(config.codebooks, named, strict=True):
         if coding.header is not None:
             check_codebooks(coding.header, lm, Path(path).name)
     found = named or default_codings(config, lm, lambda stage, done, total: tell(Progress(stage, done, total)))
-    notes: dict[tuple[int, int], list[str]] = {}
+    notes: dict[tuple[int, int, bool], list[str]] = {}
     for i, coding in enumerate(found):
-        for context, window_set in chosen.items():
+        for (context, more), window_set in chosen.items():
             note = coding.header and check_contamination(
-                coding.header, stream, window_set.starts, context, allowed=config.allow_contaminated
+                coding.header, stream, window_set.starts, context + more, allowed=config.allow_contaminated
             )
-            notes[i, context] = [note] if note else []
+            notes[i, context, more] = [note] if note else []
     grid = cells(config, found)
     env, git = environment(), git_state()
     for number, cell in enumerate(grid, 1):
-        window_set = chosen[cell.context]
+        key = (cell.context, cell.mode == "decode")
+        window_set = chosen[key]
         run = CellRun(shared, config, cell, backend, _cell_step(tell, cell, number, len(grid)))
-        extra = list(notes[found.index(cell.coding), cell.context])
+        extra = list(notes[(found.index(cell.coding), *key)])
         if run.stepwise and backend.note:
             extra.append(backend.note)
         if len(window_set.tokens) < (config.windows or 0):
@@ -96,6 +104,18 @@ def evaluate(
             notes=extra,
             store=store,
             force=force,
+        )
+
+
+def _check_fault(config: EvalConfig) -> None:
+    """Raise `ConfigError` for a fault in a mode that does not go through it: its record would show no damage."""
+    fault = fault_of(config.backend)
+    allowed = () if fault is None else ("decode",) if fault.position_shift else ("decode", "token")
+    wrong = [mode for mode in config.mode if mode not in allowed]
+    if fault is not None and wrong:
+        raise ConfigError(
+            f"backend '{config.backend}' is a fault of decoding and mode {wrong[0]} does not decode through it; "
+            f"use --mode {' or '.join(allowed)}"
         )
 
 

@@ -21,24 +21,39 @@ def prefill(lm: LanguageModel, ids: Tensor, books: CodebookSet | None, config: C
 
 
 class Prefills:
-    """Prefilled caches of the newest context that was asked for; each call returns a copy that may be written to."""
+    """Prefilled caches of the newest context that was asked for. Where they are kept, each call returns a copy."""
 
-    def __init__(self) -> None:
-        self._kept: dict[tuple[bytes, int, str], PQKVCache] = {}
+    def __init__(self, *, keep: bool) -> None:
+        self._keep = keep
+        self._kept: dict[tuple[bytes, str, str], PQKVCache] = {}
         self._length = 0
 
+    def clear(self) -> None:
+        """Keep nothing of what was asked for so far."""
+        self._kept = {}
+
     def __call__(
-        self, lm: LanguageModel, ids: Tensor, books: CodebookSet | None, config: CacheConfig, backend: ChosenBackend
+        self,
+        lm: LanguageModel,
+        ids: Tensor,
+        books: CodebookSet | None,
+        config: CacheConfig,
+        backend: ChosenBackend,
+        coding: str,
     ) -> PQKVCache:
-        """The cache of ids (B, T) under `config`, to decode on with `backend`."""
+        """The cache of ids (B, T) under `config` and `books`, which `coding` names, to decode on with `backend`."""
         if ids.shape[1] != self._length:
             self._kept, self._length = {}, ids.shape[1]
         # a prefill asks no backend: the caches of all of them are the same
         neutral = config.model_copy(update={"backend": "auto"})
-        key = (ids.cpu().numpy().tobytes(), id(books), neutral.digest())
-        if key not in self._kept:
-            self._kept[key] = prefill(lm, ids, books, neutral)
-        found = copy.deepcopy(self._kept[key])
+        key = (ids.cpu().numpy().tobytes(), coding, neutral.digest())
+        found = self._kept.get(key)
+        if found is None:
+            found = prefill(lm, ids, books, neutral)
+            if self._keep:
+                self._kept[key] = found
+        if self._keep:
+            found = copy.deepcopy(found)
         assert found.kv is not None
         found.kv.use(backend)
         return found

@@ -18,14 +18,13 @@ from pqkv.report.drawing import Plot
 from pqkv.reproduce import million_memory, million_pages, million_pool, million_quality
 from pqkv.reproduce.million_lab import Lab
 from pqkv.reproduce.million_settings import Settings
-from pqkv.reproduce.million_tables import Row, write_plot, write_rows
 from pqkv.reproduce.run import Request
+from pqkv.reproduce.tables import CLAIM_COLUMNS, WORDS, Row, write_plot, write_rows
 
 __all__ = ["Settings", "cells", "derive"]
 
 SPEED = "pqkv.reproduce.million_speed"
 SPEED_PARTS = "cdfgi"
-COLUMNS = ("part", "claim", "theirs", "ours", "holds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +106,16 @@ def derive(records: list[Record], folder: Path) -> list[Path]:
     claims: list[Row] = []
     written: list[Path] = []
     for part in parts():
-        claims += [{"part": part.letter, **row} for row in part.finding(records)]
+        claims += [
+            {"part": part.letter, **row, "holds": WORDS.get(row["holds"], row["holds"])}
+            for row in part.finding(records)
+        ]
         for name, rows in part.tables(records).items():
             if rows:
                 written.append(write_rows(rows, folder / f"{name}.csv"))
         for drawn in part.plots(records):
             written += write_plot(drawn, folder)
-    return [write_rows(claims, folder / "claims.csv", COLUMNS), *written]
+    return [write_rows(claims, folder / "claims.csv", CLAIM_COLUMNS), *written]
 
 
 def _speed_parts() -> list[Part]:

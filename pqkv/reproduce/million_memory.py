@@ -12,7 +12,7 @@ from pqkv.record import Record
 from pqkv.report.drawing import Plot
 from pqkv.reproduce.million_lab import MILLION, OURS, Lab, Recipe
 from pqkv.reproduce.million_settings import Shape
-from pqkv.reproduce.million_tables import Row, claim, lines, newest, plot, table_rows
+from pqkv.reproduce.tables import Row, claim, lines, newest, plot, table_rows
 
 if TYPE_CHECKING:
     from pqkv.codec import CodebookSet

@@ -11,7 +11,7 @@ from pqkv.record import Record
 from pqkv.report.drawing import Plot
 from pqkv.reproduce.million_lab import OURS, Lab
 from pqkv.reproduce.million_quality import STDLIB, quality_rows
-from pqkv.reproduce.million_tables import Row, claim, lines, newest, plot, table_rows
+from pqkv.reproduce.tables import Row, claim, lines, newest, plot, table_rows
 
 FLUSHES, SLOTS = "million-flushes", "million-slots"
 CLAIMED_OVERHEAD = 0.05

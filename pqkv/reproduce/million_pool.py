@@ -13,7 +13,7 @@ import numpy as np
 from pqkv.record import Record
 from pqkv.report.drawing import Plot
 from pqkv.reproduce.million_lab import Lab
-from pqkv.reproduce.million_tables import Row, claim, lines, newest, plot, table_rows
+from pqkv.reproduce.tables import Row, claim, lines, newest, plot, table_rows
 
 ALLOCATION, POOL_SIZE = "million-allocation", "million-pool-size"
 CLAIMED_MS, CLAIMED_MB = 1.0, "2.44"

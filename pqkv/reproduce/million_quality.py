@@ -8,7 +8,7 @@ from pqkv.record import Record
 from pqkv.report.drawing import Plot
 from pqkv.reproduce.million_lab import MILLION, OURS, Lab, Recipe
 from pqkv.reproduce.million_settings import Shape
-from pqkv.reproduce.million_tables import Row, claim, lines, newest, of_kind, plot
+from pqkv.reproduce.tables import Row, claim, lines, newest, of_kind, plot
 
 STDLIB = "stdlib"
 CLAIMED_CHANGE = 0.01

@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, NoReturn
 
 import torch
 from pydantic import Field, field_validator
 
+from pqkv.cell import run_cell
 from pqkv.config import EvalConfig
 from pqkv.config import Settings as Base
+from pqkv.env import environment, git_state
 from pqkv.errors import KernelError
 from pqkv.kernels import check_backend
 from pqkv.kernels.faults import FAULTS
 from pqkv.lm import load_model
 from pqkv.quality.cell_run import Shared
 from pqkv.quality.evaluate import Progress, evaluate
-from pqkv.record import Record
+from pqkv.record import Record, RecordStore
 from pqkv.reproduce.fingerprint import write_fingerprint
 from pqkv.reproduce.run import Request
+
+COMMAND = (sys.executable, "-c", "from pqkv_cli.main import main; main()")
+_SECONDS = 900
 
 
 class Settings(Base):
@@ -32,12 +39,14 @@ class Settings(Base):
 
     model: str = "reference"
     data: str = "stdlib"
-    contexts: tuple[int, ...] = (128, 512, 1024, 2047, 2048, 2049, 4096, 8192)
+    contexts: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        (128, 512, 1024, 2047, 2048, 2049, 4096, 8192), min_length=1
+    )
     decode_tokens: int = Field(64, ge=2)
     windows: int = Field(8, ge=1)
     bits: float = Field(4, gt=0, description="of the codes that the faults of the paged PQ code run on")
     page_size: int = Field(64, ge=1)
-    faults: tuple[str, ...] = tuple(FAULTS)
+    faults: tuple[str, ...] = Field(tuple(FAULTS), min_length=1)
     seed: int = Field(0, ge=0)
 
     @field_validator("faults")
@@ -51,7 +60,7 @@ class Settings(Base):
 
 def cells(settings: Settings, request: Request) -> Iterator[Record]:
     """A record for every fault and context, and for the codes without a fault."""
-    shared = Shared(load_model(settings.model))
+    shared = Shared(load_model(settings.model), keep=True)
     plan = [(name, 0.0 if FAULTS[name].in_kernel else settings.bits) for name in settings.faults]
     if any(bits for _, bits in plan):
         plan.append(("auto", settings.bits))
@@ -65,7 +74,7 @@ def cells(settings: Settings, request: Request) -> Iterator[Record]:
                 config = _config(settings, name, bits, context, device)
                 if device == "cuda":
                     request.report(stage, 0, 1)
-                    yield from _apart(config, request)
+                    yield apart(config, request)
                 else:
 
                     def tell(progress: Progress, stage: str = stage) -> None:
@@ -81,41 +90,63 @@ def derive(records: list[Record], folder: Path) -> list[Path]:
 
 def _config(settings: Settings, backend: str, bits: float, context: int, device: str) -> EvalConfig:
     check_backend(backend)
-    return EvalConfig(
-        model=settings.model, device=device, data=settings.data, bits=(bits,), context=(context,), mode=("decode",),
-        decode_tokens=settings.decode_tokens, windows=settings.windows, page_size=settings.page_size,
-        residual=max(128, settings.page_size), backend=backend, fallback=False, seed=settings.seed,
+    values = {
+        "model": settings.model, "device": device, "data": settings.data, "bits": (bits,), "context": (context,),
+        "mode": ("decode",), "decode_tokens": settings.decode_tokens, "windows": settings.windows,
+        "page_size": settings.page_size, "residual": max(128, settings.page_size), "backend": backend,
+        "fallback": False, "seed": settings.seed,
+    }  # fmt: skip
+    return EvalConfig.parse(values, source="experiment quality-degradation")
+
+
+def apart(config: EvalConfig, request: Request, command: Sequence[str] = COMMAND) -> Record:
+    """Run one cell as a command in a process of its own; what ends without a record is a failed one."""
+    known = next((r for r in request.store.load_all() if r.status == "ok" and _is_of(r, config)), None)
+    if known is not None and not request.force:
+        return known
+    with TemporaryDirectory() as folder:
+        try:
+            done = subprocess.run(
+                [*command, *_flags(config), "-o", folder], capture_output=True, text=True, check=False, timeout=_SECONDS
+            )
+            said = done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"]
+        except subprocess.TimeoutExpired:
+            said = [f"its process did not end within {_SECONDS} s"]
+        found = RecordStore(folder).load_all()
+    if found:
+        request.store.write(found[0])
+        return found[0]
+
+    def failed() -> NoReturn:
+        raise KernelError(f"{config.backend} on {config.device} left no record: {said[-1]}")
+
+    described = config.model_dump(mode="json") | {
+        "bits": config.bits[0],
+        "context": config.context[0],
+        "mode": "decode",
+    }
+    return run_cell(
+        failed, kind="eval", config=described, seed=config.seed, env=environment(), git=git_state(),
+        store=request.store, force=True,
     )  # fmt: skip
 
 
-def _apart(config: EvalConfig, request: Request) -> Iterator[Record]:
-    """Run one cell as a command in a process of its own, and read its record."""
-    before = {record.digest for record in request.store.load_all()}
-    command = [
-        sys.executable, "-c", "from pqkv_cli.main import main; main()", "eval", "--device", config.device,
-        "--model", config.model, "--data", config.data, "--bits", f"{config.bits[0]:g}", "--mode", "decode",
-        "--context", str(config.context[0]), "--decode-tokens", str(config.decode_tokens),
-        "--windows", str(config.windows), "--page-size", str(config.page_size), "--residual", str(config.residual),
-        "--backend", config.backend, "--no-fallback", "--seed", str(config.seed), "-o", str(request.store.folder),
-        *(["--force"] if request.force else []),
+def _flags(config: EvalConfig) -> list[str]:
+    return [
+        "eval", "--device", config.device, "--model", config.model, "--data", config.data,
+        "--bits", f"{config.bits[0]:g}", "--mode", "decode", "--context", str(config.context[0]),
+        "--decode-tokens", str(config.decode_tokens), "--windows", str(config.windows),
+        "--page-size", str(config.page_size), "--residual", str(config.residual), "--backend", config.backend,
+        "--no-fallback", "--seed", str(config.seed),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = [
-        record
-        for record in request.store.load_all()
-        if (record.digest not in before or done.returncode == 0) and _is_of(record, config)
-    ]
-    if not found:
-        lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
-        raise KernelError(f"{config.backend} on {config.device} left no record: {lines[-1]}")
-    yield from found
 
 
 def _is_of(record: Record, config: EvalConfig) -> bool:
     c = record.config
-    return (
-        c["device"] == config.device
-        and c["context"] == config.context[0]
-        and c["backend"] == (config.backend if config.backend != "auto" else c["backend"])
-        and c["bits"] == config.bits[0]
-    )
+    named = c["backend"] not in FAULTS if config.backend == "auto" else c["backend"] == config.backend
+    return named and (
+        c["device"], c["context"], c["bits"], c["windows"], c["page_size"], c["decode_tokens"], c["seed"],
+    ) == (
+        config.device, config.context[0], config.bits[0], config.windows, config.page_size, config.decode_tokens,
+        config.seed,
+    )  # fmt: skip

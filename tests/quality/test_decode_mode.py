@@ -55,12 +55,15 @@ def test_a_position_shift_is_what_the_model_is_told(tiny):
 
 
 def test_copies_of_a_prefill_do_not_touch_each_other(tiny):
-    prefills, ids = Prefills(), random_ids(60)
+    prefills, ids = Prefills(keep=True), random_ids(60)
     backend = choose_backend("reference", CPU, torch.float64)
-    runs = [run_decode(tiny, ids[:, 50:], prefills(tiny, ids[:, :50], None, CacheConfig(), backend)) for _ in range(2)]
+    runs = [
+        run_decode(tiny, ids[:, 50:], prefills(tiny, ids[:, :50], None, CacheConfig(), backend, "exact"))
+        for _ in range(2)
+    ]
     assert torch.equal(*runs)
     assert len(prefills._kept) == 1
-    prefills(tiny, ids[:, :40], None, CacheConfig(), backend)
+    prefills(tiny, ids[:, :40], None, CacheConfig(), backend, "exact")
     assert len(prefills._kept) == 1  # of one context at a time
 
 
@@ -68,9 +71,9 @@ def test_the_cell_scores_the_newest_tokens_only(base):
     grid = {**base, "mode": ("decode",), "decode_tokens": 20, "metrics": ("perplexity", "kld", "softmax-mass")}
     (record,) = run(grid)
     assert record.config["decode_tokens"] == 20
-    assert record.metrics["kld_mean"].n == 2 * 19
-    assert [(row["start"], row["end"]) for row in record.tables["by_position"]] == [(130, 149)]
-    assert len(record.samples["kld_by_step"]) == 19
+    assert record.metrics["kld_mean"].n == 2 * 20
+    assert [(row["start"], row["end"]) for row in record.tables["by_position"]] == [(130, 150)]
+    assert len(record.samples["kld_by_step"]) == 20
     assert np.mean(record.samples["kld_by_step"]) == pytest.approx(record.metrics["kld_mean"].value)
     assert record.metrics["softmax_mass_error"].value < 1e-5
     (other,) = run({**base, "mode": ("token",)})
@@ -122,3 +125,33 @@ def test_buckets_begin_where_scoring_does(tiny):
     rows = by_position([found], 480)
     assert [(r["start"], r["end"], r["positions"]) for r in rows] == [(480, 512, 32), (512, 543, 31)]
     assert rows[1]["kld_mean"] == pytest.approx(float(found.kld[32:].mean()))
+
+
+def test_the_last_step_counts(base, monkeypatch):
+    """A fault that begins with the last token of the context shows in the KLD."""
+    from pqkv.kernels.faults import FAULTS, Fault
+    from pqkv.kernels.faults.backend import FaultyAttention
+
+    fault = Fault("shared-memory-2048/dropped", "", room=149)
+    assert fault.name in {found.name for found in FAULTS.values()}
+    grid = {key: value for key, value in base.items() if key != "codebooks"}
+    grid |= {"bits": (0,), "mode": ("decode",), "decode_tokens": 20, "metrics": ("perplexity", "kld")}
+
+    def spoiled(fault):
+        def choose(name, device, dtype, fallback):
+            chosen = choose_backend("fault:none/32", device, dtype)
+            return type(chosen)(chosen.name, FaultyAttention(fault, chosen.run))
+
+        monkeypatch.setattr("pqkv.quality.evaluate.choose_backend", choose)
+        (record,) = run({**grid, "backend": "fault:none/32"})
+        return record.samples["kld_by_step"]
+
+    steps, sound = spoiled(fault), spoiled(FAULTS["fault:none/128"])
+    assert steps[:-1] == sound[:-1]
+    assert steps[-1] > 2 * sound[-1]
+
+
+@pytest.mark.parametrize(("backend", "mode"), [("fault:rope-minus-one", "token"), ("fault:warp-max", "chunk")])
+def test_a_fault_is_refused_where_it_would_do_nothing(backend, mode):
+    with pytest.raises(ConfigError, match=f"is a fault of decoding and mode {mode} does not"):
+        run({"backend": backend, "mode": (mode,), "bits": (0,)})

@@ -8,7 +8,7 @@ from pqkv.reproduce.million_memory import finding_b
 from pqkv.reproduce.million_pages import finding_e
 from pqkv.reproduce.million_pool import pool_finding, pools_of
 from pqkv.reproduce.million_quality import finding_a, finding_h, quality_rows
-from pqkv.reproduce.million_tables import newest, write_rows
+from pqkv.reproduce.tables import newest, write_rows
 
 
 def record(kind, config, *, metrics=None, tables=None, started="2026-01-01T00:00:00+00:00"):

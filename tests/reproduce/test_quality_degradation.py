@@ -5,12 +5,14 @@ import csv
 import pytest
 from models import write_corpus
 
-from pqkv.config import digest_of
+from pqkv.config import EvalConfig, digest_of
 from pqkv.errors import ConfigError, RecordError
+from pqkv.quality.evaluate import evaluate
 from pqkv.record import Metric, Record, RecordStore
 from pqkv.reproduce import EXPERIMENTS, Request, experiment, reproduce
 from pqkv.reproduce.degradation_claims import claims_of
 from pqkv.reproduce.fingerprint import draw, markdown
+from pqkv.reproduce.quality_degradation import _config, apart
 from pqkv.reproduce.run import derive, settings_of
 
 NAME = "quality-degradation"
@@ -20,13 +22,13 @@ SOUND = {
 }  # fmt: skip
 
 
-def record(fault, context, *, bits=0.0, steps=None, **changed):
+def record(fault, context, *, bits=0.0, quarters=None, **changed):
     config = {"device": "cpu", "bits": bits, "backend": fault, "context": context, "windows": 2}
     return Record(
         kind="eval", config=config, digest=digest_of(config), env={}, git={}, seed=0, status="ok",
         started_at="2026-01-01T00:00:00+00:00", seconds=1.0,
         metrics={name: Metric(value=value) for name, value in {**SOUND, **changed}.items()},
-        samples={"kld_by_step": steps} if steps else {},
+        samples=dict(zip(("kld_first_quarter", "kld_last_quarter"), quarters, strict=True)) if quarters else {},
     )  # fmt: skip
 
 
@@ -81,8 +83,41 @@ def test_the_table_names_the_first_context_that_shows():
     }
     assert lines["none/128"] == ["-"] * 8
     assert lines["shared-memory-2048/dropped"] == ["2049", "-", "-", "-", "2049", "-", "-", "-"]
-    assert lines["warp-max/128"][4] == "100 (not at all after)"
+    assert lines["warp-max/128"][4] == "100 only"
     assert draw(records) == draw(records[::-1])
+
+
+def test_codes_are_held_to_codes_without_the_fault():
+    sound = record("cpu", 100, bits=4.0, kld_mean=0.02, agreement_at_1=0.95, recall=0.5, perplexity_ratio=1.02)
+    lossless = {"kld_mean": 0.02, "agreement_at_1": 0.95, "recall": 0.5, "perplexity_ratio": 1.02}
+    same = record("fault:double-count", 100, bits=4.0, **lossless)
+    worse = record("fault:first-head-page", 100, bits=4.0, **{**lossless, "kld_mean": 0.03, "recall": 0.4})
+    lines = {row.split("|")[2].strip(): row for row in markdown([sound, same, worse]).splitlines()[4:7]}
+    assert lines["double-count"].count("| - ") == len(SOUND) - 1
+    assert [i for i, cell in enumerate(lines["first-head-page"].split("|")[3:-1]) if cell.strip() != "-"] == [4, 5]
+    alone = markdown([same])
+    assert "not taken" in alone  # without its twin there is nothing to hold it to
+
+
+def test_a_cell_that_leaves_its_process_without_a_record_is_a_failed_one(tmp_path):
+    store = RecordStore(tmp_path)
+    config = EvalConfig(bits=(0,), mode=("decode",), context=(100,), backend="fault:none/32")
+    died = apart(config, Request(store), command=("sh", "-c", "echo no such GPU >&2; exit 1", "sh"))
+    assert (died.status, died.error) == ("failed", "fault:none/32 on cpu left no record: no such GPU")
+    again = apart(config, Request(store), command=("sh", "-c", "exit 3", "sh"))
+    assert "its process ended with 3" in again.error
+
+
+def test_a_cell_in_a_process_of_its_own_is_the_same_cell(folder, tmp_path):
+    store = RecordStore(tmp_path / "out")
+    settings = settings_of(EXPERIMENTS[NAME], folder, quick=True)
+    config = _config(settings, "fault:none/32", 0.0, 100, "cpu")
+    (here,) = evaluate(config)
+    there = apart(config, Request(store))
+    assert there.status == "ok"
+    assert there.config == here.config
+    assert there.metrics == here.metrics
+    assert apart(config, Request(store), command=("false",)) == there  # found, not run
 
 
 def claims(records):
@@ -96,7 +131,7 @@ def test_claims_are_judged_by_the_records():
         record("fault:shared-memory-2048/dropped", 2049, kld_mean=0.2, softmax_mass_error=0.4, perplexity_ratio=1.3),
         record("fault:warp-max/32", 4096),
         record("fault:warp-max/128", 4096, kld_mean=1.0, perplexity_ratio=1.005),
-        record("fault:rope-minus-one", 4096, kld_mean=0.1, steps=[0.1] * 8, softmax_mass_error=0.5),
+        record("fault:rope-minus-one", 4096, kld_mean=0.1, quarters=([0.1, 0.12], [0.1, 0.11])),
     ])  # fmt: skip
     assert found["fixes"].holds
     assert found["shared-memory-2048"].holds
@@ -104,9 +139,10 @@ def test_claims_are_judged_by_the_records():
     assert "block of 32: 0 of 1" in found["warps"].ours
     assert found["rope-minus-one"].holds is False
     assert found["softmax sum"].holds is False
-    assert "misses 1 of 3 damaged cells: warp-max/128" in found["softmax sum"].ours
+    assert "misses 1 of 1 damaged cells: warp-max/128" in found["softmax sum"].ours
+    assert "misses 1 of 2 damaged cells: rope-minus-one" in found["softmax sum, others"].ours
     assert "warp-max/128 at 4096" in found["perplexity"].ours
-    worse = claims([record("fault:rope-minus-one", 512, kld_mean=0.1, steps=[0.1] * 4 + [0.5] * 4)])
+    worse = claims([record("fault:rope-minus-one", 512, kld_mean=0.1, quarters=([0.1, 0.11], [0.5, 0.4]))])
     assert worse["rope-minus-one"].holds
     assert worse["fixes"].holds is None
 
@@ -120,6 +156,12 @@ def test_what_the_user_can_mend_is_one_line(folder, tmp_path):
     path.write_text("window = 3\n")
     with pytest.raises(ConfigError, match="unknown key 'window'"):
         settings_of(EXPERIMENTS[NAME], folder, quick=False)
+    path.write_text("contexts = []\n")
+    with pytest.raises(ConfigError, match="contexts"):
+        settings_of(EXPERIMENTS[NAME], folder, quick=False)
+    path.write_text("contexts = [32]\n")
+    with pytest.raises(ConfigError, match="every context must be longer"):
+        list(reproduce(EXPERIMENTS[NAME], folder, Request(RecordStore(tmp_path))))
     path.write_text('faults = ["fault:x"]\n')
     with pytest.raises(ConfigError, match="unknown fault 'fault:x'"):
         settings_of(EXPERIMENTS[NAME], folder, quick=False)

@@ -12,7 +12,8 @@ from pqkv.record import Record, atomic_write
 from pqkv.report.drawing import Line, Plot, Point, draw
 
 Row = dict[str, Any]
-WORDS = {True: "yes", False: "no", None: "cannot be known"}
+CLAIM_COLUMNS = ("part", "claim", "theirs", "ours", "gpu", "holds")  # gpu: what was measured on one
+WORDS = {True: "yes", False: "no", None: "not known"}
 
 
 def of_kind(records: Iterable[Record], kind: str) -> list[Record]:
