@@ -60,19 +60,25 @@ def _emulated(
     query: Tensor, pages: PagedTokens, fault: Fault, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor]:
     B, _, Hq, D = query.shape
-    out = torch.empty(B, 1, Hq, D, dtype=query.dtype)
-    lse = torch.empty(B, 1, Hq)
-    for b in range(B):
-        n = int(pages.context_len[b])
+    out = torch.empty(B, Hq, D, dtype=query.dtype)
+    lse = torch.empty(B, Hq)
+    lengths = pages.context_len.tolist()
+    scaled = query[:, 0].float() * (scale * math.log2(math.e))
+    for n in sorted(set(lengths)):  # sequences of one length at once: their heads are so many more heads
+        rows = torch.tensor([b for b, length in enumerate(lengths) if length == n])
         low = max(0, n - window) if window is not None else 0
-        ids = pages.page_table[b, : -(-n // pages.page_size)].long()
-        keys, values = (
-            side.pages.index_select(0, ids).transpose(0, 1).flatten(1, 2)[:, low:n].float()
-            for side in (pages.keys, pages.values)
-        )
-        row, lse[b, 0] = naive_row(query[b, 0].float() * (scale * math.log2(math.e)), keys, values, fault)
-        out[b, 0] = row.to(out.dtype)
-    return out, lse
+        keys, values = (_contiguous(side, pages, rows, low, n) for side in (pages.keys, pages.values))
+        mixed, row_lse = naive_row(scaled[rows].flatten(0, 1), keys, values, fault)
+        out[rows], lse[rows] = mixed.unflatten(0, (len(rows), Hq)).to(out.dtype), row_lse.unflatten(0, (len(rows), Hq))
+    return out[:, None], lse[:, None]
+
+
+def _contiguous(side: PagedSide, pages: PagedTokens, rows: Tensor, low: int, n: int) -> Tensor:
+    """Tokens low ... n of some sequences, which have the same length: (len(rows) * Hkv, n - low, D) float32."""
+    count = -(-n // pages.page_size)
+    ids = pages.page_table[rows, :count].long()
+    owned = side.pages.index_select(0, ids.flatten()).unflatten(0, (len(rows), count))  # (rows, pages, Hkv, P, D)
+    return owned.transpose(1, 2).flatten(2, 3).flatten(0, 1)[:, low:n].float()
 
 
 def _in_whole_pages(pages: PagedTokens, unread: str) -> PagedTokens:
