@@ -62,7 +62,7 @@ class Lab:
         """How codebooks of this recipe and shape are trained.
 
         A training computes books x subspaces x samples x centroids x iterations distances. Where `iterations`
-        would be more than `distances`, it gets as many as fit, but `least_iterations`; the number of samples is never cut.
+        would be more than `distances`, it gets as many as fit, but `least_iterations`; samples are never cut.
         """
         s, (M, nbits) = self.settings, shape
         books = 2 * (len(self.lm.coded_layers) * self.lm.num_kv_heads if recipe.scope == "head" else 1)
