@@ -204,4 +204,4 @@ def test_parts_on_speed_join_where_their_module_is(run, tmp_path, monkeypatch):
     assert "".join(part.letter for part in million.parts()) == "abceeh"
     million.derive([], tmp_path)
     rows = table(tmp_path / "claims.csv")
-    assert rows == [{"part": "c", "claim": "fast", "theirs": "2x", "ours": "1x", "holds": "no"}]
+    assert rows == [{"part": "c", "claim": "fast", "theirs": "2x", "ours": "1x", "gpu": "", "holds": "no"}]
