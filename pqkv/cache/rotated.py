@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +12,50 @@ from pqkv.cache.coded import CodedLayer
 from pqkv.cache.layer import AttentionObserver, Geometry
 from pqkv.codec import Codebook
 from pqkv.kernels import AttentionBackend
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A = rotation diag(weights) of one side. It holds the codebook's own tensors, (H, D, D) and (H, D), which are
+    counted there, and takes the transpose of the rotation for its inverse, as `Codebook.decode` does.
+    """
+
+    rotation: Tensor | None
+    weights: Tensor | None
+
+    @classmethod
+    def of(cls, book: Codebook, device: torch.device) -> _Turn:
+        """The identity for a codebook that does not rotate."""
+        if book.rotation is None:
+            return cls(None, None)
+        return cls(book.rotation.to(device), None if book.weights is None else book.weights.to(device))
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        """A v of vectors (B, Hkv, ..., T, D), in their dtype; half precision is taken to float32 for the product."""
+        return self._product(vectors, inverse_weights=False)
+
+    def apply_dual(self, vectors: Tensor) -> Tensor:
+        """A^-T v: what has the products with A u that v has with u."""
+        return self._product(vectors, inverse_weights=True)
+
+    def undo(self, vectors: Tensor) -> Tensor:
+        """A^-1 v."""
+        if self.rotation is None:
+            return vectors
+        wide = _wide(vectors)
+        wide = wide @ _beside(self.rotation, wide)
+        if self.weights is not None:
+            wide = wide / _beside(self.weights[:, None], wide)
+        return wide.to(vectors.dtype)
+
+    def _product(self, vectors: Tensor, *, inverse_weights: bool) -> Tensor:
+        if self.rotation is None:
+            return vectors
+        wide = _wide(vectors)
+        if self.weights is not None:
+            weights = _beside(self.weights[:, None], wide)
+            wide = wide / weights if inverse_weights else wide * weights
+        return (wide @ _beside(self.rotation, wide).mT).to(vectors.dtype)
 
 
 class RotatedLayer:
@@ -23,10 +68,7 @@ class RotatedLayer:
 
     def __init__(self, inner: CodedLayer, keys: Codebook, values: Codebook) -> None:
         self.inner = inner
-        g = inner.geometry
-        self._keys, self._values = (_matrix(book, g) for book in (keys, values))
-        # in float64, where a rotation stored in float32 is not orthogonal to the last digit
-        self._queries, self._out = torch.linalg.inv(self._keys).mT, torch.linalg.inv(self._values)
+        self._keys, self._values = (_Turn.of(book, inner.geometry.device) for book in (keys, values))
 
     @property
     def geometry(self) -> Geometry:
@@ -58,7 +100,7 @@ class RotatedLayer:
 
     def append(self, keys: Tensor, values: Tensor, padding: Sequence[int] | None = None) -> None:
         """See `Layer`."""
-        self.inner.append(_turned(keys, self._keys), _turned(values, self._values), padding)
+        self.inner.append(self._keys.apply(keys), self._values.apply(values), padding)
 
     def attend(
         self,
@@ -72,14 +114,14 @@ class RotatedLayer:
     ) -> Tensor:
         """See `Layer`; query and result (B, T, Hq, D)."""
         out = self.inner.attend(
-            self._by_group(query, self._queries),
-            _turned(keys, self._keys),
-            _turned(values, self._values),
+            self._by_group(query, self._keys.apply_dual),
+            self._keys.apply(keys),
+            self._values.apply(values),
             scale=scale,
             padding=padding,
             window=window,
         )
-        return self._by_group(out, self._out)
+        return self._by_group(out, self._values.undo)
 
     def select(self, sequences: Sequence[int]) -> None:
         """See `Layer`."""
@@ -109,24 +151,16 @@ class RotatedLayer:
         """See `Layer`."""
         return self.inner.page_bytes()
 
-    def _by_group(self, heads: Tensor, matrix: Tensor) -> Tensor:
-        """(B, T, Hq, D), each query head with the matrix of its KV head."""
+    def _by_group(self, heads: Tensor, turn: Callable[[Tensor], Tensor]) -> Tensor:
+        """(B, T, Hq, D), each query head turned with its KV head."""
         grouped = heads.unflatten(2, (self.geometry.num_kv_heads, -1)).movedim(1, 3)  # (B, Hkv, G, T, D)
-        return _turned(grouped, matrix[:, None]).movedim(3, 1).flatten(2, 3)
+        return turn(grouped).movedim(3, 1).flatten(2, 3)
 
 
-def _matrix(book: Codebook, g: Geometry) -> Tensor:
-    """rotation diag(weights) of every KV head, (Hkv, D, D) float64; the identity where a codebook does not rotate."""
-    D = g.head_dim
-    if book.rotation is None:
-        return torch.eye(D, dtype=torch.float64, device=g.device).expand(g.num_kv_heads, D, D)
-    matrix = book.rotation.double()
-    if book.weights is not None:
-        matrix = matrix * book.weights.double()[:, None]
-    return matrix.to(g.device).expand(g.num_kv_heads, D, D)
+def _wide(vectors: Tensor) -> Tensor:
+    return vectors if vectors.dtype == torch.float64 else vectors.float()
 
 
-def _turned(vectors: Tensor, matrix: Tensor) -> Tensor:
-    """matrix @ vector, in the dtype of the vectors; half precision is taken to float32 for the product."""
-    compute = torch.float64 if vectors.dtype == torch.float64 else torch.float32
-    return (vectors.to(compute) @ matrix.to(compute).mT).to(vectors.dtype)
+def _beside(part: Tensor, vectors: Tensor) -> Tensor:
+    """(H, a, b) in the dtype of vectors (B, Hkv, ..., T, D), with a dimension of one for each of those between."""
+    return part.to(vectors.dtype).reshape(part.shape[0], *[1] * (vectors.ndim - 4), *part.shape[1:])

@@ -61,26 +61,27 @@ class Lab:
     def training(self, recipe: Recipe, shape: Shape) -> TrainConfig:
         """How codebooks of this recipe and shape are trained.
 
-        A training computes books x subspaces x samples x centroids x iterations distances. Where 25 iterations would be
-        more than `distances`, it gets as many as fit, but `least_iterations`; the number of samples is never cut.
+        A training computes books x subspaces x samples x centroids x iterations distances. Where `iterations`
+        would be more than `distances`, it gets as many as fit, but `least_iterations`; samples are never cut.
         """
         s, (M, nbits) = self.settings, shape
         books = 2 * (len(self.lm.coded_layers) * self.lm.num_kv_heads if recipe.scope == "head" else 1)
         fit = int(s.distances / (books * M * s.samples * 2**nbits))
-        return TrainConfig(
-            model=s.model,
-            data=s.calibration,
-            num_subspaces=M,
-            nbits=nbits,
-            scope=recipe.scope,
-            channels=recipe.channels,
-            metric=recipe.metric,
-            samples=s.samples,
-            calibration_tokens=s.calibration_tokens,
-            context=s.calibration_context,
-            iterations=max(min(s.least_iterations, s.iterations), min(s.iterations, fit)),
-            seed=s.seed,
-        )
+        values = {
+            "model": s.model,
+            "data": s.calibration,
+            "num_subspaces": M,
+            "nbits": nbits,
+            "scope": recipe.scope,
+            "channels": recipe.channels,
+            "metric": recipe.metric,
+            "samples": s.samples,
+            "calibration_tokens": s.calibration_tokens,
+            "context": s.calibration_context,
+            "iterations": max(min(s.least_iterations, s.iterations), min(s.iterations, fit)),
+            "seed": s.seed,
+        }
+        return TrainConfig.parse(values, source=f"million, training of {recipe.name}")
 
     def cell(self, kind: str, config: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> Record:
         """Run a cell of this experiment, unless it has a record."""
@@ -143,18 +144,19 @@ class Lab:
 
         report = self.request.report
         for data in texts if paths else ():
-            config = EvalConfig(
-                model=self.settings.model,
-                data=data,
-                codebooks=tuple(paths),
-                mode=(mode,),
-                context=tuple(contexts),
-                windows=windows,
-                metrics=("perplexity", "agreement", "kld"),
-                topk=(1,),
-                seed=self.settings.seed,
+            values = {
+                "model": self.settings.model,
+                "data": data,
+                "codebooks": tuple(paths),
+                "mode": (mode,),
+                "context": tuple(contexts),
+                "windows": windows,
+                "metrics": ("perplexity", "agreement", "kld"),
+                "topk": (1,),
+                "seed": self.settings.seed,
                 **cache,
-            )
+            }
+            config = EvalConfig.parse(values, source=f"million, part {part}")
             try:
                 yield from evaluate(
                     config,

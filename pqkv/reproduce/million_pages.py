@@ -66,14 +66,14 @@ def rows_e(records: Sequence[Record]) -> list[Row]:
 
 def flush_rows(records: Sequence[Record]) -> list[Row]:
     """Steps that sealed a page, of the tokens decoded one by one."""
-    return newest(table_rows(records, FLUSHES, "flushes"), "page_size", "residual")
+    return newest(table_rows(records, FLUSHES, "flushes"), "page_size", "residual", most="decoded")
 
 
 def slot_rows(records: Sequence[Record]) -> list[Row]:
     """Slots without a token, in pages and around them."""
     dropped = ("part", "seed", "num_subspaces", "nbits", "model_weights")
     rows = [{k: v for k, v in row.items() if k not in dropped} for row in table_rows(records, SLOTS, "slots")]
-    return newest(rows, "cache", "page_size")
+    return newest(rows, "cache", "page_size", most="tokens")
 
 
 def finding_e(records: Sequence[Record]) -> list[Row]:
@@ -202,4 +202,5 @@ def _slots(lab: Lab, path: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config(config: dict[str, Any]) -> CacheConfig:
-    return CacheConfig(**{key: config[key] for key in ("page_size", "residual", "sink_tokens")})
+    values = {key: config[key] for key in ("page_size", "residual", "sink_tokens")}
+    return CacheConfig.parse(values, source="million, part e")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from typing import Any, Self
+
+from pydantic import Field, field_validator, model_validator
 
 from pqkv.config import NBITS_RANGE
 from pqkv.config import Settings as Base
 
 Shape = tuple[int, int]
+_LARGEST_PAGE = 4096  # of a `CacheConfig`
 
 
 class Settings(Base):
@@ -19,6 +22,7 @@ class Settings(Base):
     windows: int = Field(8, ge=1)
     shapes: tuple[Shape, ...] = ((16, 8), (32, 5), (32, 6), (32, 8), (32, 10), (32, 12))
     opq_shapes: tuple[Shape, ...] = ((16, 8), (32, 6), (32, 8))
+    opq_contexts: tuple[int, ...] = Field((512, 2048), description="contexts of part h")
     calibration: str = Field("stdlib", description="calibration text, of a named corpus its calibration split")
     calibration_tokens: int = Field(65536, ge=1)
     calibration_context: int = Field(4096, ge=2)
@@ -50,3 +54,64 @@ class Settings(Base):
         if not all(M >= 1 and NBITS_RANGE[0] <= nbits <= NBITS_RANGE[1] for M, nbits in shapes):
             raise ValueError(f"a shape is [subspaces, nbits], nbits from {NBITS_RANGE[0]} to {NBITS_RANGE[1]}")
         return shapes
+
+    @field_validator(
+        "contexts", "shapes", "opq_shapes", "opq_contexts", "memory_shapes", "lengths", "page_sizes", "residuals",
+        "pool_pages",
+    )  # fmt: skip
+    @classmethod
+    def _not_empty(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not values:
+            raise ValueError("at least one is needed")
+        return values
+
+    @field_validator("lengths", "residuals", "pool_pages", "ragged")
+    @classmethod
+    def _positive(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if any(value < 1 for value in values):
+            raise ValueError(f"{min(values)}: must be at least 1")
+        return values
+
+    @field_validator("contexts", "opq_contexts")
+    @classmethod
+    def _contexts(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if any(value < 2 for value in values):
+            raise ValueError(f"{min(values)}: a context has at least 2 tokens")
+        return values
+
+    @field_validator("page_sizes")
+    @classmethod
+    def _page_sizes(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if wrong := [value for value in values if not 1 <= value <= _LARGEST_PAGE]:
+            raise ValueError(f"{wrong[0]}: a page holds 1 to {_LARGEST_PAGE} tokens")
+        return values
+
+    @field_validator("ragged")
+    @classmethod
+    def _ragged(cls, values: tuple[int, int]) -> tuple[int, int]:
+        if values[0] > values[1]:
+            raise ValueError(f"[shortest, longest], but {values[0]} is more than {values[1]}")
+        return values
+
+    @field_validator("memory_models")
+    @classmethod
+    def _models(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        from pqkv.lm.shapes import SHAPES
+
+        if unknown := [name for name in names if name not in SHAPES]:
+            raise ValueError(f"no shape is called '{unknown[0]}'; known: {', '.join(SHAPES)}")
+        return names
+
+    @model_validator(mode="after")
+    def _a_page_fits(self) -> Self:
+        if min(self.page_sizes) > max(self.residuals):
+            raise ValueError(
+                f"residuals: none of {list(self.residuals)} holds a page of any of the page_sizes "
+                f"{list(self.page_sizes)}; larger pages than a residual are left out"
+            )
+        return self
+
+    @field_validator("page_shape")
+    @classmethod
+    def _width(cls, shape: Shape) -> Shape:
+        return cls._widths((shape,))[0]

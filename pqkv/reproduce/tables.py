@@ -21,11 +21,15 @@ def of_kind(records: Iterable[Record], kind: str) -> list[Record]:
     return sorted((r for r in records if r.kind == kind and r.status == "ok"), key=lambda r: (r.started_at, r.digest))
 
 
-def newest(rows: Iterable[Row], *keys: str) -> list[Row]:
-    """The last of the rows that agree in `keys`: a folder may hold runs with an older model or other codebooks."""
+def newest(rows: Iterable[Row], *keys: str, most: str | None = None) -> list[Row]:
+    """The last of the rows that agree in `keys`: a folder may hold runs with an older model or other codebooks. One
+    with less of `most` (its windows, say) never takes the place of one with more: a quick run into the same folder.
+    """
     found: dict[Hashable, Row] = {}
     for row in rows:
-        found[tuple(row[key] for key in keys)] = row
+        key = tuple(row[name] for name in keys)
+        if key not in found or most is None or row[most] >= found[key][most]:
+            found[key] = row
     return sorted(found.values(), key=lambda row: [_order(row[key]) for key in keys])
 
 
@@ -94,6 +98,16 @@ def plot(
         x_ticks=tuple(sorted({point.x for line in drawn for point in line.points})),
         baseline=baseline,
     )
+
+
+def held(estimate: bool, interval: bool) -> bool | None:
+    """Whether a claim holds: yes where the whole interval satisfies it, no where the estimate does not, else unknown.
+
+    Without an interval, `interval` is False.
+    """
+    if not estimate:
+        return False
+    return True if interval else None
 
 
 def claim(text: str, theirs: str, ours: str, holds: bool | None) -> Row:

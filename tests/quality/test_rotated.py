@@ -1,9 +1,12 @@
 """Codebooks that rotate, through the real cache: the layer behind lives in the turned space."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from models import gap, random_ids, stepwise, tiny_lm
 
+from pqkv.cache import Geometry, KVCache, footprint
 from pqkv.codec import Codebook, CodebookSet
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
@@ -85,6 +88,29 @@ def test_a_rotated_cache_crops_forks_and_counts_like_any_other(books, ids):
     after = stepwise(tiny.model, ids[:, 38:50].expand(2, -1), cache)
     assert gap(after[0], after[1]) <= 1e-12
     assert gap(after[:1], run_coded(tiny, ids[:, :50], own, CONFIG, "token")[:, 38:]) <= 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("heads", [None, 1])
+def test_a_rotation_is_held_once_and_counted(books, dtype, heads):
+    own = rotated(books, heads=heads).map(lambda book: book.map(lambda part: part.to(dtype)))
+    config = CONFIG.model_copy(update={"backend": "reference"})
+    kv = KVCache(config, Geometry(1, 2, 16, dtype, torch.device("cpu")), 3, own)
+    vectors = torch.randn(1, 2, 40, 16, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    query = torch.randn(1, 3, 4, 16, dtype=dtype, generator=torch.Generator().manual_seed(2))
+    for layer in kv.layers:
+        layer.append(vectors, vectors)
+        layer.attend(query, vectors[:, :, :3], vectors[:, :, :3], scale=0.25)
+    held = {}
+    for layer in kv.layers:
+        state = {name: value for name, value in vars(layer).items() if name != "inner"}
+        assert set(state) == {"_keys", "_values"}  # else what follows looks at too little
+        parts = [part for turn in state.values() for part in (turn.rotation, turn.weights)]
+        parts += [side.book.centroids for side in (layer.inner.store.keys, layer.inner.store.values)]
+        held |= {part.data_ptr(): part.untyped_storage().nbytes() for part in parts if part is not None}
+    memory = kv.memory()
+    assert sum(held.values()) == memory.codebooks
+    assert footprint(43, CONFIG, 3, 2, 16, dtype.itemsize, own) == replace(memory, spare=0)
 
 
 def test_the_control_of_rotated_codes_rotates_too(tiny, books, ids):

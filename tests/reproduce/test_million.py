@@ -28,7 +28,7 @@ def run(tmp_path_factory, tiny_folder):
     text = str(write_corpus(folder / "prose", NAMES))
     settings = Settings(
         model=str(tiny_folder), data=("missing.txt",), contexts=(220,), windows=2, shapes=((8, 4), (16, 4)),
-        opq_shapes=((8, 4),), calibration=str(write_corpus(folder / "calibration", NAMES, seed=1)),
+        opq_shapes=((8, 4),), opq_contexts=(220,), calibration=str(write_corpus(folder / "calibration", NAMES, seed=1)),
         calibration_tokens=1000, calibration_context=200, samples=500, iterations=2, memory_shapes=((16, 4),),
         memory_models=("llama-3.1-8b",), lengths=LENGTHS, verify_up_to=200, page_shape=(16, 4), page_context=220,
         page_windows=2, page_sizes=(64, 128), residuals=(64, 128), prompt=140, decoded=128,
@@ -204,4 +204,4 @@ def test_parts_on_speed_join_where_their_module_is(run, tmp_path, monkeypatch):
     assert "".join(part.letter for part in million.parts()) == "abceeh"
     million.derive([], tmp_path)
     rows = table(tmp_path / "claims.csv")
-    assert rows == [{"part": "c", "claim": "fast", "theirs": "2x", "ours": "1x", "holds": "no"}]
+    assert rows == [{"part": "c", "claim": "fast", "theirs": "2x", "ours": "1x", "gpu": "", "holds": "no"}]

@@ -33,6 +33,48 @@ def test_an_unknown_setting_is_refused():
         Settings.parse({"shapes": [[8, 13]]})
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"memory_models": ["llama-9"]}, "memory_models: no shape is called 'llama-9'; known: llama-2-7b"),
+        ({"ragged": [300, 200]}, r"ragged: \[shortest, longest\], but 300 is more than 200"),
+        ({"ragged": [0, 200]}, "ragged: 0: must be at least 1"),
+        ({"pool_pages": [100, 0]}, "pool_pages: 0: must be at least 1"),
+        ({"lengths": [0]}, "lengths: 0: must be at least 1"),
+        ({"residuals": [-1]}, "residuals: -1: must be at least 1"),
+        ({"contexts": [1]}, "contexts: 1: a context has at least 2 tokens"),
+        ({"opq_contexts": [1]}, "opq_contexts: 1: a context has at least 2 tokens"),
+        ({"page_sizes": [0]}, "page_sizes: 0: a page holds 1 to 4096 tokens"),
+        ({"page_sizes": [8192]}, "page_sizes: 8192: a page holds 1 to 4096 tokens"),
+        ({"page_sizes": [256], "residuals": [128]}, "residuals: none of .128. holds a page"),
+        ({"page_shape": [32, 13]}, "page_shape: a shape is"),
+        *(
+            ({key: []}, f"{key}: at least one is needed")
+            for key in (
+                "contexts", "shapes", "opq_shapes", "opq_contexts", "memory_shapes", "lengths", "page_sizes",
+                "residuals", "pool_pages",
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_refused_in_one_clear_line(values, message):
+    with pytest.raises(ConfigError, match=f"^experiment.toml: {message}") as refused:
+        Settings.parse(values, source="experiment.toml")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_page_larger_than_a_residual_is_left_out_where_another_fits():
+    assert Settings.parse({"page_sizes": [64, 256], "residuals": [64]}).page_sizes == (64, 256)
+
+
+def test_what_a_setting_would_make_of_the_codebooks_is_refused_as_a_setting(tmp_path):
+    made = lab(tmp_path, shapes=((8, 4),))
+    with pytest.raises(ConfigError, match="million, training of ours: nbits"):
+        made.training(OURS, (8, 13))
+    with pytest.raises(ConfigError, match="million, part a: page_size"):
+        list(made.evaluated("a", ["x"], "exact-schedule", texts=("x",), contexts=(512,), windows=1, page_size=0))
+
+
 def lab(tmp_path, **settings):
     made = Lab(Settings(**settings), Request(RecordStore(tmp_path)))
     made.__dict__["lm"] = tiny_lm()  # 3 layers of 2 KV heads
