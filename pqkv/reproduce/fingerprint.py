@@ -179,10 +179,10 @@ def draw(records: Sequence[Record]) -> bytes | None:
 
     with mpl.rc_context():
         mpl.rcdefaults()
-        figure = Figure(figsize=(13, 0.24 * len(groups) * 2 + 2.2), dpi=144, layout="constrained")
+        figure = Figure(figsize=(8.2, 0.22 * len(groups) * 4 + 3.6), dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
         for index, measure in enumerate(MEASURES):
-            axes = figure.add_subplot(2, 4, index + 1)
+            axes = figure.add_subplot(4, 2, index + 1)
             shades = np.full((len(groups), len(contexts)), np.nan)
             for y, members in enumerate(groups.values()):
                 for record in members:
@@ -192,7 +192,7 @@ def draw(records: Sequence[Record]) -> bytes | None:
             axes.imshow(shades, cmap=ListedColormap(["#dfe7ee", "#9c2f1f"]), vmin=0, vmax=1, aspect="auto")
             axes.set_title(f"{measure.label}\n{measure.rule}", fontsize=9)
             axes.set_xticks(range(len(contexts)), [str(c) for c in contexts], fontsize=8, rotation=60)
-            axes.set_yticks(range(len(groups)), list(groups) if index % 4 == 0 else [""] * len(groups), fontsize=8)
+            axes.set_yticks(range(len(groups)), list(groups) if index % 2 == 0 else [""] * len(groups), fontsize=8)
             axes.set_xticks(np.arange(-0.5, len(contexts)), minor=True)
             axes.set_yticks(np.arange(-0.5, len(groups)), minor=True)
             axes.grid(which="minor", color="white", linewidth=1.5)
