@@ -587,4 +587,4 @@ def test_the_script_says_in_one_line_which_recipes_there_are():
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert (run.returncode, run.stdout) == (2, "")
-    assert run.stderr == "error: --recipe huge is neither a file nor one of gpu, cpu, tiny\n"
+    assert run.stderr == "error: --recipe huge is neither a file nor one of gpu, cpu, cpu-long, tiny\n"

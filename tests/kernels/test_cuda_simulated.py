@@ -26,8 +26,8 @@ everything = [pytest.mark.slow, pytest.mark.ci, pytest.mark.timeout(1500)]
     pytest.param("test_attention.py", "", marks=everything, id="attention"),
     pytest.param("test_parts.py", "", marks=everything, id="parts"),
     pytest.param("test_encode.py", "", marks=everything, id="encode"),
-    pytest.param("test_faults.py", "max or aliased", id="faults, a few"),
-    pytest.param("test_faults.py", "", marks=everything, id="faults"),
+    pytest.param("test_faulty_kernels.py", "max or aliased", id="faults, a few"),
+    pytest.param("test_faulty_kernels.py", "", marks=everything, id="faults"),
 ])  # fmt: skip
 def test_kernels_under_the_simulator(file, selection):
     pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'pqkv[cuda]'")

@@ -190,7 +190,7 @@ def test_tiles_partition_the_rows_by_what_they_see_as_coded(length, page, extra,
 
 def test_the_exact_cache_has_no_schedule(tiny):
     for mode in ("exact-schedule", "all-coded"):
-        with pytest.raises(ConfigError, match="the exact cache runs in mode token or chunk"):
+        with pytest.raises(ConfigError, match="the exact cache runs in mode token, chunk or decode"):
             run_coded(tiny, random_ids(5), None, CacheConfig(), mode)
 
 

@@ -65,7 +65,7 @@ def test_it_runs_goes_on_and_derives(folder, tmp_path):
     assert rows["none/32"]["seen_by"] == ""
     assert "kld_mean" in rows["warp-max/128"]["seen_by"]
     assert "softmax_mass_error" not in rows["warp-max/128"]["seen_by"]  # a wrong maximum keeps the sum
-    assert rows["block-granular-length/nan"]["finite"] == "False"
+    assert rows["block-granular-length/nan"]["finite"] == "no"
     assert "softmax_mass_error" in rows["block-granular-length/nan"]["seen_by"]
     first = (store.folder / "fingerprint.png").read_bytes()
     derive(found, store.folder)
