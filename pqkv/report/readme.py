@@ -52,20 +52,20 @@ def _parser() -> MarkdownIt:
     return parser
 
 
-def _heading(renderer: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:  # noqa: ANN401 - markdown-it's
+def _heading(renderer: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:  # noqa: ANN401 - its callback
     level = min(6, int(tokens[index].tag[1]) + 1)
     return f"<{'/' if tokens[index].nesting < 0 else ''}h{level}>"
 
 
-def _table_open(renderer: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:  # noqa: ANN401 - markdown-it's
+def _table_open(renderer: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:  # noqa: ANN401 - its callback
     return '<div class="scroll" role="region" aria-label="Table" tabindex="0"><table>\n'
 
 
-def _table_close(renderer: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:  # noqa: ANN401 - markdown-it's
+def _table_close(renderer: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:  # noqa: ANN401 - its callback
     return "</table></div>\n"
 
 
-def _link(renderer: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:  # noqa: ANN401 - markdown-it's
+def _link(renderer: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:  # noqa: ANN401 - its callback
     """A link to the web stays one; a path would lead nowhere from a page that is passed on alone."""
     token = tokens[index]
     if token.nesting > 0:
@@ -75,7 +75,7 @@ def _link(renderer: Any, tokens: list[Token], index: int, options: Any, env: Any
     return "</a>" if opening.meta.get("web") else ""
 
 
-def _image(renderer: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:  # noqa: ANN401 - markdown-it's
+def _image(renderer: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:  # noqa: ANN401 - its callback
     from html import escape
 
     return f"<em>{escape(tokens[index].content)}</em>"
