@@ -25,6 +25,13 @@ def reproduce(
     list_: Annotated[bool, typer.Option("--list", help="List the experiments.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Run every experiment.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A small version, under three minutes on two cores.")] = False,
+    parts: Annotated[
+        str | None,
+        typer.Option(
+            help="Only these parts of an experiment that has some, by letter: a,d (see its README). [default: all]",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -53,14 +60,17 @@ def reproduce(
     if everything == (name is not None):
         raise ConfigError("name one experiment, or give --all or --list")
     chosen = list(EXPERIMENTS.values()) if name is None else [experiment(name)]
+    letters = () if parts is None else tuple(part.strip() for part in parts.split(","))
     root = output or (QUICK_FOLDER if quick else Path("results"))
     failed: list[Record] = []
     for found in chosen:
-        failed += _run(found, root / found.name, experiments, quick=quick, force=force)
+        failed += _run(found, root / found.name, experiments, letters, quick=quick, force=force)
     raise_if_failed(failed)
 
 
-def _run(found: Experiment, folder: Path, experiments: Path, *, quick: bool, force: bool) -> list[Record]:
+def _run(
+    found: Experiment, folder: Path, experiments: Path, parts: tuple[str, ...], *, quick: bool, force: bool
+) -> list[Record]:
     """Run one experiment; returns the records of this run."""
     from pqkv.reproduce import Request
     from pqkv.reproduce import reproduce as run
@@ -68,7 +78,7 @@ def _run(found: Experiment, folder: Path, experiments: Path, *, quick: bool, for
 
     def cells(store: RecordStore | None, bar: ProgressBar) -> Iterator[Record]:
         assert store is not None
-        return run(found, experiments, Request(store, quick, force, bar.show))
+        return run(found, experiments, Request(store, quick, force, bar.show, parts))
 
     records = gather(cells, folder)
     outcome = derive(found, folder)

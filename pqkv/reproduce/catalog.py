@@ -15,7 +15,7 @@ class Experiment:
 
     The module has `Settings` (a pqkv.config.Settings: what experiments/<name>/experiment.toml may hold),
     `cells(settings, request)` (an iterator of records) and `derive(records, folder)` (tables and plots, from records
-    and nothing else; returns the files it wrote).
+    and nothing else; returns the files it wrote); and `LETTERS`, those of its parts, where it has some.
     """
 
     name: str

@@ -19,13 +19,15 @@ Report = Callable[[str, int, int], None]
 @dataclass(frozen=True, slots=True)
 class Request:
     """How an experiment is to run: `quick` is its small version (under three minutes on two cores), `force` runs cells
-    that have a record again, `report(stage, done, total)` is told of progress.
+    that have a record again, `report(stage, done, total)` is told of progress, `parts` are the letters of the parts to
+    run (empty: all).
     """
 
     store: RecordStore
     quick: bool = False
     force: bool = False
     report: Report = lambda stage, done, total: None
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,15 @@ class Outcome:
 
 
 def reproduce(found: Experiment, experiments: Path, request: Request) -> Iterator[Record]:
-    """Run the cells of an experiment, yielding each record; `derive` its tables and plots afterwards."""
+    """Run the cells of an experiment, yielding each record; `derive` its tables and plots afterwards.
+
+    Raises `ConfigError` for a part that it does not have.
+    """
     module = found.load()
+    known = getattr(module, "LETTERS", "")
+    if unknown := [part for part in request.parts if part not in tuple(known)]:
+        has = f"known: {', '.join(known)}" if known else "it has none"
+        raise ConfigError(f"{found.name} has no part '{unknown[0]}'; {has}")
     request.store.check_writable()
     yield from module.cells(settings_of(found, experiments, quick=request.quick), request)
 

@@ -29,6 +29,8 @@ def test_the_list_names_every_experiment(capsys):
     (["reproduce", "milion"], "unknown experiment 'milion'; known: quality-degradation, million"),
     (["reproduce", NAME, "--experiments", "nowhere"], "run in a checkout of pqkv, or name its folder of experiments"),
     (["reproduce", NAME, "--quik"], "--quik"),
+    (["reproduce", "million", "--parts", "a,x"], "million has no part 'x'; known: a, b, c, d, e, f, g, h, i"),
+    (["reproduce", NAME, "--parts", "a"], f"{NAME} has no part 'a'; it has none"),
 ])  # fmt: skip
 def test_a_wrong_word_is_one_line(capsys, words, cause):
     code, out, line = run(capsys, *words)

@@ -9,11 +9,12 @@ from models import sealed, write_corpus
 
 from pqkv.config import CacheConfig
 from pqkv.record import RecordStore
-from pqkv.reproduce import Request, million, million_pages, million_quality
-from pqkv.reproduce.million_memory import rows_b
-from pqkv.reproduce.million_pages import flush_rows, rows_e, slot_rows
-from pqkv.reproduce.million_quality import errors_h, rows_a, rows_h
-from pqkv.reproduce.million_settings import Settings
+from pqkv.reproduce import Request, million
+from pqkv.reproduce.million import experiment, pages, quality
+from pqkv.reproduce.million.memory import rows_b
+from pqkv.reproduce.million.pages import flush_rows, rows_e, slot_rows
+from pqkv.reproduce.million.quality import errors_h, rows_a, rows_h
+from pqkv.reproduce.million.settings import Settings
 
 NAMES = [f"{i:02}.txt" for i in range(4)]
 LAYERS, HEADS, DIM = 2, 2, 16
@@ -37,19 +38,16 @@ def run(tmp_path_factory, tiny_folder):
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PQKV_CACHE", str(folder / "cache"))
-        for module in (million_quality, million_pages):
+        for module in (quality, pages):
             patch.setattr(module, "STDLIB", text)  # the standard library takes seconds to tokenize
-        patch.setattr(million, "SPEED", "pqkv.reproduce.no_such_module")
-        request = Request(RecordStore(folder / "results"))
+        request = Request(RecordStore(folder / "results"), parts=("a", "b", "e", "h"))
         yield list(million.cells(settings, request)), folder / "results"
 
 
 @pytest.fixture(scope="module")
 def derived(run):
     folder = run[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(million, "SPEED", "pqkv.reproduce.no_such_module")
-        return {path.name: path for path in million.derive(RecordStore(folder).load_all(), folder)}
+    return {path.name: path for path in million.derive(RecordStore(folder).load_all(), folder)}
 
 
 def table(path):
@@ -173,7 +171,6 @@ def test_claims_name_their_part_and_say_whether_they_hold(derived):
 
 
 def test_tables_and_pictures_come_from_records_alone_in_any_order(run, derived, tmp_path, monkeypatch):
-    monkeypatch.setattr(million, "SPEED", "pqkv.reproduce.no_such_module")
     records = RecordStore(run[1]).load_all()
     again = million.derive(records[::-1], tmp_path)
     assert {path.name for path in again} == set(derived)
@@ -187,21 +184,20 @@ def test_tables_and_pictures_come_from_records_alone_in_any_order(run, derived, 
 
 
 def test_records_of_some_parts_make_the_tables_of_those(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(million, "SPEED", "pqkv.reproduce.no_such_module")
     only = [record for record in run[0] if record.kind == "million-allocation"]
     assert {path.name for path in million.derive(only, tmp_path)} == {
         "claims.csv", "e_allocation.csv", "e_allocation.png"
     }  # fmt: skip
 
 
-def test_parts_on_speed_join_where_their_module_is(run, tmp_path, monkeypatch):
-    (tmp_path / "fake_speed.py").write_text(
-        "def part_c(quick, store, force, report):\n    yield (quick, store, force)\n"
-        "def finding_c(records):\n    return [{'claim': 'fast', 'theirs': '2x', 'ours': '1x', 'holds': False}]\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(million, "SPEED", "fake_speed")
-    assert "".join(part.letter for part in million.parts()) == "abceeh"
-    million.derive([], tmp_path)
-    rows = table(tmp_path / "claims.csv")
-    assert rows == [{"part": "c", "claim": "fast", "theirs": "2x", "ours": "1x", "gpu": "", "holds": "no"}]
+def test_only_the_parts_that_are_asked_for_run(tmp_path, monkeypatch):
+    ran = []
+
+    def fake(letter):
+        return experiment.Part(letter, lambda lab: ran.append(letter) or iter(()), lambda records: [])
+
+    monkeypatch.setattr(experiment, "PARTS", tuple(map(fake, "abc")))
+    for parts in ((), ("b",), ("c", "a")):
+        assert list(million.cells(Settings(), Request(RecordStore(tmp_path), parts=parts))) == []
+    assert ran == ["a", "b", "c", "b", "a", "c"]
+    assert million.LETTERS == "abcdefghi"

@@ -4,10 +4,10 @@ import pytest
 
 from pqkv.config import digest_of
 from pqkv.record import Metric, Record
-from pqkv.reproduce.million_memory import finding_b
-from pqkv.reproduce.million_pages import finding_e
-from pqkv.reproduce.million_pool import pool_finding, pools_of
-from pqkv.reproduce.million_quality import finding_a, finding_h, quality_rows
+from pqkv.reproduce.million.memory import finding_b
+from pqkv.reproduce.million.pages import finding_e
+from pqkv.reproduce.million.pool import pool_finding, pools_of
+from pqkv.reproduce.million.quality import finding_a, finding_h, quality_rows
 from pqkv.reproduce.tables import newest, write_rows
 
 

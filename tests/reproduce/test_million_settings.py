@@ -8,8 +8,8 @@ from models import tiny_lm
 from pqkv.errors import ConfigError
 from pqkv.record import RecordStore
 from pqkv.reproduce import experiment
-from pqkv.reproduce.million_lab import MILLION, OURS, Lab
-from pqkv.reproduce.million_settings import Settings
+from pqkv.reproduce.million.lab import MILLION, OURS, Lab
+from pqkv.reproduce.million.settings import Settings
 from pqkv.reproduce.run import Request, settings_of
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

@@ -1,12 +1,18 @@
 """Findings follow from records: made-up times give the answers that are computed here by hand."""
 
 import pytest
+import torch
 
 from pqkv.config import digest_of
 from pqkv.errors import ConfigError
-from pqkv.record import Record
-from pqkv.reproduce import million_speed as module
-from pqkv.reproduce.million_speed import access_rows, finding_c, finding_d, finding_f, finding_g, finding_i
+from pqkv.record import Record, RecordStore
+from pqkv.reproduce import Request
+from pqkv.reproduce.million import layouts, speed, tokens
+from pqkv.reproduce.million.layouts import access_rows, finding_d
+from pqkv.reproduce.million.lookups import finding_c
+from pqkv.reproduce.million.splits import finding_f
+from pqkv.reproduce.million.steps import finding_i
+from pqkv.reproduce.million.tokens import finding_g
 
 NAMED = "4 bits, 4096 tokens, 32 heads"
 
@@ -136,9 +142,9 @@ def test_records_of_other_machines_and_settings_are_not_mixed():
 
 
 def split(best, own=1.0, **config):
-    rows = [{"splits": n, "chosen": False, "median_ms": 1.0 if n == best else 2.0} for n in (1, 2, 32)]
+    rows = [{"splits": n, "asked": n, "chosen": False, "median_ms": 1.0 if n == best else 2.0} for n in (1, 2, 32)]
     rows[-1]["median_ms"] = own
-    rows.append({"splits": 4, "chosen": True, "median_ms": 1.5})
+    rows.append({"splits": 4, "asked": None, "chosen": True, "median_ms": 1.5})
     return made(mode="splits 1,2,32, batch 1", tables={"splits": rows}, **config)
 
 
@@ -188,11 +194,11 @@ def test_a_token_is_judged_where_it_was_claimed(given, holds):
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_a_gpu_gets_a_model_and_a_length_that_can_decide(monkeypatch, quick):
+def test_a_gpu_gets_a_model_and_a_length_that_can_decide(monkeypatch, tmp_path, quick):
     asked = []
-    monkeypatch.setattr(module.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(module, "end_to_end", lambda config, store, **how: asked.append(config) or iter(()))
-    assert list(module.part_g(quick, None, False, None)) == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tokens, "end_to_end", lambda config, store, **how: asked.append(config) or iter(()))
+    assert list(tokens.part_g(Request(RecordStore(tmp_path), quick))) == []
     host, device = asked
     assert (host.model, host.backend, device.backend, device.dtype) == (None, "cpu", "cuda", "float16")
     assert max(host.lengths) <= 8192 and 0 in host.bits and 0 in device.bits
@@ -200,11 +206,11 @@ def test_a_gpu_gets_a_model_and_a_length_that_can_decide(monkeypatch, quick):
         assert (device.model, device.lengths, set(device.bits)) == ("llama-3.1-8b", (4096, 32768), {0, 4, 2})
 
 
-def test_quick_layouts_are_three_pairs_that_differ_in_one_side(monkeypatch):
+def test_quick_layouts_are_three_pairs_that_differ_in_one_side(monkeypatch, tmp_path):
     asked = []
     for name in ("bench", "breakdown"):
-        monkeypatch.setattr(module, name, lambda config, store, **how: asked.append(config) or iter(()))
-    list(module.part_d(True, None, False, None))
+        monkeypatch.setattr(layouts, name, lambda config, store, **how: asked.append(config) or iter(()))
+    list(layouts.part_d(Request(RecordStore(tmp_path), quick=True)))
     cpu = [c for c in asked if c.backend == "cpu"]
     assert {(c.key_layout, c.value_layout) for c in cpu} == {ROWS, MIXED, TRANSPOSED}
     assert len({c.lengths for c in cpu}) == 1 and len(cpu[0].lengths) == 1
@@ -212,7 +218,7 @@ def test_quick_layouts_are_three_pairs_that_differ_in_one_side(monkeypatch):
 
 def test_bad_values_are_one_line():
     with pytest.raises(ConfigError, match=r"speed parts of million: lengths: .*positive") as raised:
-        module._config(True, (0,))
+        speed.config_of(True, (0,))
     assert "\n" not in str(raised.value)
 
 
@@ -226,25 +232,21 @@ def test_parts_are_shares_of_their_sum_and_encoding_is_charged():
 
 def test_other_records_are_left_alone():
     other = [made("eval", mode="token"), made("accesses", mode="count", tables={"accesses": access_rows(2)})]
-    for letter in "cfgi":
-        assert getattr(module, f"finding_{letter}")(other) == []
+    for finding in (finding_c, finding_f, finding_g, finding_i):
+        assert finding(other) == []
 
 
 def test_accesses_are_counted_once_and_found_again(tmp_path):
-    from pqkv.record import RecordStore
-
     store = RecordStore(tmp_path)
-    first = module._access_record(4.0, store, False)
-    assert module._access_record(4.0, store, False) == first
+    first = layouts._access_record(4.0, store, False)
+    assert layouts._access_record(4.0, store, False) == first
     assert store.load_all() == [first]
 
 
 def test_other_kernels_are_counted_anew(tmp_path, monkeypatch):
-    from pqkv.record import RecordStore
-
     store = RecordStore(tmp_path)
-    first = module._access_record(4.0, store, False)
-    monkeypatch.setattr(module, "_kernels", lambda: "0" * 12)
-    second = module._access_record(4.0, store, False)
+    first = layouts._access_record(4.0, store, False)
+    monkeypatch.setattr(layouts, "_kernels", lambda: "0" * 12)
+    second = layouts._access_record(4.0, store, False)
     assert first.digest != second.digest
     assert len(finding_d([first, second])) == 4  # those of the kernels that were counted last

@@ -150,9 +150,10 @@ def decode(
     scale: float,
     window: int | None = None,
     ways: tuple[Way, Way] = ("auto", "auto"),
+    stretches: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`AttentionBackend` for Tq = 1; returns out in the query's dtype and lse in float64."""
-    step = step_of(query, pages, sinks, residual, scale=scale, window=window, ways=ways)
+    """`AttentionBackend` for Tq = 1; returns out in the query's dtype and lse in float64. See `step_of`."""
+    step = step_of(query, pages, sinks, residual, scale=scale, window=window, ways=ways, stretches=stretches)
     step.attend_pages()
     result, lse = step.merge()
     return torch.from_numpy(result)[:, None].to(query.dtype), torch.from_numpy(lse)[:, None]

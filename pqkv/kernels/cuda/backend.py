@@ -56,7 +56,10 @@ def attention(
 
 
 class Step:
-    """The launches of one decoding step: every part of the cache writes partial results into slots of its own."""
+    """The launches of one decoding step: every part of the cache writes partial results into slots of its own.
+
+    `splits` of the pages are as near that number as a kernel's blocks can be; None leaves it to `choose_splits`.
+    """
 
     def __init__(
         self,
@@ -66,9 +69,10 @@ class Step:
         residual: ExactTokens | None,
         scale: float,
         window: int,
+        splits: int | None = None,
     ) -> None:
         self.B, _, self.Hq, self.D = query.shape
-        self.query, self.window = query, window
+        self.query, self.window, self.splits = query, window, splits
         self.pages = pages
         self.exact = [(part, tokens) for part, tokens in ((_SINKS, sinks), (_RESIDUAL, residual)) if tokens is not None]
         first = pages.keys.pages if pages is not None else self.exact[0][1].keys
@@ -132,7 +136,9 @@ class Step:
         served = self.query.dtype != torch.float32 and variant.obstacle(pages.page_size) is None
         return variant if served else None
 
-    def _splits(self, tokens: int) -> int:
+    def _splits(self, tokens: int, *, paged: bool) -> int:
+        if paged and self.splits is not None:
+            return self.splits
         units = self.B * self.kv_heads * self.chunks
         return choose_splits(units, tokens, multiprocessors(self.query.device))
 
@@ -140,7 +146,7 @@ class Step:
         dtype = pages.keys.pages.dtype
         variant = fitting(ExactVariant(str(dtype).removeprefix("torch."), self.D, self.group))
         kernel = compiled(exact_kernel, variant)
-        splits = self._splits(self._longest(pages))
+        splits = self._splits(self._longest(pages), paged=part == _PAGES)
         key_words, value_words = words(pages.keys.pages), words(pages.values.pages)
 
         def start(partial: DeviceArray, first: int, slots: int) -> None:
@@ -164,7 +170,8 @@ class Step:
             variant = replace(fast, last=last)
             kernel = compiled(coded_kernel, variant)
         longest = self._longest(pages)
-        share, splits = stretches(longest, self._splits(longest), tokens=variant.tokens, together=together)
+        wanted = self._splits(longest, paged=True)
+        share, splits = stretches(longest, wanted, tokens=variant.tokens, together=together)
         codes = [
             words(side.pages) if half and (side is pages.keys or side.layout == "transposed") else array(side.pages)
             for side in sides

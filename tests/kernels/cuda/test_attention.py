@@ -15,6 +15,7 @@ from pqkv.errors import KernelError
 from pqkv.kernels.cuda import backend, naive
 from pqkv.kernels.cuda.backend import attention
 from pqkv.kernels.cuda.exact import ExactVariant
+from pqkv.kernels.splits import split_step
 
 SMALL = Spec(
     context=(0, 1, 65), sinks=(0, 1, 4), residual=(1, 2, 3), head_dim=16, heads=1, group=2, subspaces=(8, 8), nbits=4,
@@ -73,6 +74,20 @@ def test_reductions_are_right_at_every_block_size(block, device, monkeypatch):
         out, lse = run(*inputs, None, None, scale=1.0)
         np.testing.assert_allclose(lse.cpu().numpy(), expected[1], rtol=1e-5)
         np.testing.assert_allclose(out.cpu().numpy(), expected[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("splits", [1, 3, 7])
+@pytest.mark.parametrize("spec", [EXACT, SMALL, SMALL.but(dtype=torch.float16)], ids=["exact", "plain", "coded"])
+def test_any_number_of_splits_of_the_pages(spec, splits, device):
+    taken = []
+
+    def run(*parts, scale, window):
+        step = split_step("cuda", *parts, scale=scale, window=window, splits=splits)
+        taken.append(step.splits)
+        return step.run()
+
+    check(spec, device, run=run)
+    assert abs(taken[0] - splits) <= 1  # of codes whole steps of tokens, and one more for a window
 
 
 @pytest.mark.parametrize("layout", ["row", "transposed"])

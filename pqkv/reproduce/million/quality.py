@@ -9,8 +9,8 @@ import numpy as np
 from pqkv.quality.summary import bootstrap
 from pqkv.record import Record
 from pqkv.report.drawing import Plot
-from pqkv.reproduce.million_lab import MILLION, OURS, Lab, Recipe
-from pqkv.reproduce.million_settings import Shape
+from pqkv.reproduce.million.lab import MILLION, OURS, Lab, Recipe
+from pqkv.reproduce.million.settings import Shape
 from pqkv.reproduce.tables import Row, claim, held, lines, newest, of_kind, plot
 
 STDLIB = "stdlib"

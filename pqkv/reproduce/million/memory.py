@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pqkv.config import CacheConfig
 from pqkv.record import Record
 from pqkv.report.drawing import Plot
-from pqkv.reproduce.million_lab import MILLION, OURS, Lab, Recipe
-from pqkv.reproduce.million_settings import Shape
+from pqkv.reproduce.million.lab import MILLION, OURS, Lab, Recipe
+from pqkv.reproduce.million.settings import Shape
 from pqkv.reproduce.tables import Row, claim, lines, newest, plot, table_rows
 
 if TYPE_CHECKING:

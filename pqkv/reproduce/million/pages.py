@@ -9,8 +9,8 @@ from typing import Any
 from pqkv.config import CacheConfig
 from pqkv.record import Record
 from pqkv.report.drawing import Plot
-from pqkv.reproduce.million_lab import OURS, Lab
-from pqkv.reproduce.million_quality import STDLIB, quality_rows
+from pqkv.reproduce.million.lab import OURS, Lab
+from pqkv.reproduce.million.quality import STDLIB, quality_rows
 from pqkv.reproduce.tables import Row, claim, lines, newest, plot, table_rows
 
 FLUSHES, SLOTS = "million-flushes", "million-slots"

@@ -13,7 +13,7 @@ from pqkv.config import Channels, CodeMetric, EvalConfig, Mode, Scope, TrainConf
 from pqkv.env import environment, git_state
 from pqkv.errors import PqkvError
 from pqkv.record import Metric, Record
-from pqkv.reproduce.million_settings import Settings, Shape
+from pqkv.reproduce.million.settings import Settings, Shape
 from pqkv.reproduce.run import Request
 
 if TYPE_CHECKING:

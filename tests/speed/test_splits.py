@@ -7,8 +7,10 @@ import torch
 from pqkv.config import BenchConfig
 from pqkv.kernels import get_backend
 from pqkv.kernels.cpu.decode import step_of
+from pqkv.kernels.splits import SplitStep, split_step
+from pqkv.speed import splits as module
 from pqkv.speed import timing
-from pqkv.speed.stretches import stretch_grid
+from pqkv.speed.splits import split_grid
 from pqkv.speed.synthetic import decode_inputs
 
 TINY = BenchConfig(heads=4, kv_heads=2, head_dim=16, lengths=(300,), bits=(4,), repeats=3, backend="cpu",
@@ -33,13 +35,34 @@ def test_any_number_of_splits_is_the_reference(stretches):
 def test_a_record_has_a_row_for_every_number_that_leaves_a_page_each(monkeypatch):
     monkeypatch.setattr(timing, "last_level_cache", lambda *_: 4096)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
-    (record,) = stretch_grid(TINY, (1, 4, 17, 18))  # 17 pages are sealed
+    (record,) = split_grid(TINY, (1, 4, 17, 18))  # 17 pages are sealed
     assert record.status == "ok"
     rows = record.tables["splits"]
-    assert [(row["splits"], row["chosen"]) for row in rows] == [(1, False), (4, False), (17, False), (1, True)]
+    assert [(row["splits"], row["asked"]) for row in rows] == [(1, 1), (4, 4), (17, 17), (1, None)]
+    assert [row["chosen"] for row in rows] == [False, False, False, True]
     assert record.metrics["latency_ms"].value == pytest.approx(rows[-1]["median_ms"])
 
 
 def test_other_backends_take_no_number_of_splits():
-    (record,) = stretch_grid(TINY.model_copy(update={"backend": "reference"}), (1,))
-    assert record.error == "backend 'reference' takes no number of splits; use cpu"
+    (record,) = split_grid(TINY.model_copy(update={"backend": "reference"}), (1,))
+    assert record.error == "backend 'reference' takes no number of splits; use cpu or cuda"
+
+
+def test_splits_that_change_the_result_get_no_time(monkeypatch):
+    def wrong(*args, splits, **how):
+        step = split_step(*args, splits=splits, **how)
+        return step if splits != 4 else SplitStep(4, lambda: (1.01 * step.run()[0], step.run()[1]))
+
+    monkeypatch.setattr(module, "split_step", wrong)
+    (record,) = split_grid(TINY, (1, 4))
+    assert record.status == "failed"
+    assert "wrong result: 4 splits deviate by 1.0e-02" in record.error
+
+
+def test_counts_that_come_to_the_same_are_run_once(monkeypatch):
+    monkeypatch.setattr(timing, "last_level_cache", lambda *_: 4096)
+    monkeypatch.setattr(
+        module, "split_step", lambda *args, splits, **how: SplitStep(9, split_step(*args, splits=splits, **how).run)
+    )
+    (record,) = split_grid(TINY, (1, 4))
+    assert [(row["splits"], row["asked"]) for row in record.tables["splits"]] == [(9, 4), (9, None)]

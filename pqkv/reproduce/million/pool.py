@@ -13,7 +13,7 @@ import numpy as np
 from pqkv.env import machine_name
 from pqkv.record import Record
 from pqkv.report.drawing import Plot
-from pqkv.reproduce.million_lab import Lab
+from pqkv.reproduce.million.lab import Lab
 from pqkv.reproduce.tables import Row, claim, held, lines, newest, plot, table_rows
 
 ALLOCATION, POOL_SIZE = "million-allocation", "million-pool-size"
