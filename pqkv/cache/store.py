@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Protocol
 
 import torch
@@ -48,6 +48,7 @@ class CodeSide:
         lines, count = (page_size, M) if layout == "row" else (M, page_size)
         self.shape = (num_kv_heads, lines, packed_size(count, nbits))  # of one page
         self.pages = torch.empty((0, *self.shape), dtype=torch.uint8, device=device)
+        self._derived: dict[Hashable, tuple[Tensor, Tensor]] = {}
 
     def grow(self, capacity: int) -> None:
         """Follow the pool."""
@@ -77,8 +78,8 @@ class CodeSide:
 
     def side(self, pages: Tensor | None = None) -> PagedSide:
         """What the kernels read: these pages, or its own."""
-        book = self.book
-        return PagedSide(self.pages if pages is None else pages, self.layout, book.centroids, book.channels, book.nbits)
+        book, own = self.book, self.pages if pages is None else pages
+        return PagedSide(own, self.layout, book.centroids, book.channels, book.nbits, self._derived)
 
     def page_bytes(self) -> int:
         """Bytes of one page."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -20,6 +20,9 @@ class PagedSide:
     Coded: packed codes, uint8, row (num_pages, Hkv, page_size, packed(M)) or transposed
     (num_pages, Hkv, M, packed(page_size)), with centroids (H, M, C, d_sub), H = 1 or Hkv. Element m * d_sub + s of a
     coded vector is channel `channels[h, m * d_sub + s]` (H, D) int64; None is the natural order.
+
+    `derived` is for what a backend makes of the centroids once and wants again in the next step: whoever makes a side
+    for each step passes the same dictionary.
     """
 
     pages: Tensor
@@ -27,11 +30,21 @@ class PagedSide:
     centroids: Tensor | None = None
     channels: Tensor | None = None
     nbits: int = 8
+    derived: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
+
+    def derive(self, name: Hashable, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """`make(centroids)`, made once for these centroids and kept under `name`."""
+        assert self.centroids is not None
+        source, made = self.derived.get(name, (None, None))
+        if made is None or source is not self.centroids:
+            made = make(self.centroids)
+            self.derived[name] = self.centroids, made
+        return made
 
     def to(self, device: torch.device) -> PagedSide:
         """On another device."""
         centroids, channels = (None if t is None else t.to(device) for t in (self.centroids, self.channels))
-        return replace(self, pages=self.pages.to(device), centroids=centroids, channels=channels)
+        return replace(self, pages=self.pages.to(device), centroids=centroids, channels=channels, derived={})
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ class Loop:
     @property
     def stores(self) -> int:
         """32-bit words written to shared memory."""
-        return sum(one.words for one in self.instructions if one.name == "STS")
+        return sum(one.words for one in self.instructions if one.name in ("STS", "LDGSTS"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +149,15 @@ def streaming_loop(text: str) -> Loop | None:
 
 def _lookup_loop(found: Iterable[Loop]) -> Loop | None:
     """The one that looks up most."""
-    fitting = [loop for loop in found if loop.lookups and not loop.count("STS", "STG", "BAR")]
+    fitting = [loop for loop in found if loop.lookups and not loop.count("STS", "LDGSTS", "STG", "BAR")]
     return max(fitting, key=lambda loop: loop.lookups, default=None)
 
 
 def _table_loop(found: Iterable[Loop]) -> Loop | None:
     """The one that stores most to shared memory. Loading the query does so too, by addresses that it loads."""
-    fitting = [one for one in found if one.stores and one.count("LDG") and not one.chained + one.count("STG", "BAR")]
+    fitting = [
+        one for one in found if one.stores and one.count("LDG", "LDGSTS") and not one.chained + one.count("STG", "BAR")
+    ]
     return max(fitting, key=lambda one: one.stores, default=None)
 
 

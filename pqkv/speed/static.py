@@ -33,7 +33,7 @@ from pqkv.kernels.cuda.backend import heads_of_block
 from pqkv.kernels.cuda.coded import CodedVariant, Codes, coded_variant
 from pqkv.kernels.cuda.compile import Report, compile_coded, compile_exact, disassemble, find_ptxas
 from pqkv.kernels.cuda.exact import ExactVariant, fitting
-from pqkv.kernels.cuda.splits import choose_splits, stretches
+from pqkv.kernels.cuda.splits import choose_coded_splits, choose_splits, stretches
 from pqkv.record import Metric, Record, RecordStore, utc_now
 from pqkv.speed.sass import Loop, phases, streaming_loop
 from pqkv.speed.synthetic import lengths_of, parts_of
@@ -197,7 +197,10 @@ def predict(config: BenchConfig, kernel: Kernel, gpu: Gpu, batch: int, context: 
     vector = 2 * Hkv * D * _BYTES[config.dtype]
     if not coded:
         return exact * vector / bytes_per_ms
-    splits = choose_splits(units, longest, gpu.multiprocessors)
+    splits = choose_coded_splits(
+        units, longest, gpu.multiprocessors, most_tokens=variant.tokens, build_tokens=variant.build_tokens,
+        warps=variant.block // 32,
+    )  # fmt: skip
     share, splits = stretches(longest, splits, tokens=variant.tokens, together=variant.together)
     blocks = sum(-(-part[1] // share) for part in parts) * Hkv * blocks_a_head
     clocks = coded * Hkv * blocks_a_head * clocks_per_token(kernel, gpu)
@@ -235,7 +238,7 @@ def table_clocks(kernel: Kernel, gpu: Gpu) -> float:
     words = entries[0] * variant.entry_words, entries[1] * values.centroid_words
     made = (phase.per_table_word or _UNROLLED for phase in (kernel.keys, kernel.values))
     issued = sum(count * each for count, each in zip(words, made, strict=True))
-    read = 4 * (entries[0] * keys.d_sub + entries[1] * values.d_sub)
+    read = 4 * (entries[0] * keys.centroid_words + entries[1] * values.centroid_words)
     return max(issued / 32 / gpu.issues_per_clock, read / (gpu.l2_bytes_per_clock / gpu.multiprocessors))
 
 

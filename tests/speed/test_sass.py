@@ -104,3 +104,18 @@ def test_text_without_loops_has_no_phases():
     assert phases("        /*0000*/                   EXIT ;").keys is None
     assert loops("") == []
     assert streaming_loop("") is None
+
+
+def test_a_table_that_is_copied_past_the_registers_counts_its_words():
+    load = "LDG.E.64 R2, desc[UR4][R8.64] ;\n        /*0070*/"
+    copying = {
+        load: load.replace("LDG.E.64 R2", "LDGSTS.E.BYPASS.128 [R5]"),
+        "F2FP.F16.F32.PACK_AB R2, R3, R2": "NOP",
+        "STS [R5], R2": "NOP",
+    }
+    copied = SAMPLE
+    for old, new in copying.items():
+        assert old in copied
+        copied = copied.replace(old, new)
+    table = phases(copied).key_tables
+    assert (table.stores, len(table.instructions)) == (4, 5)

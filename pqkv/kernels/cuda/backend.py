@@ -15,12 +15,13 @@ from torch import Tensor
 
 from pqkv.errors import KernelError
 from pqkv.kernels.checks import check_inputs, check_lengths
+from pqkv.kernels.cuda.centroids import key_words, value_words
 from pqkv.kernels.cuda.coded import CodedVariant, Codes, Phase, coded_kernel, coded_variant
 from pqkv.kernels.cuda.exact import ExactVariant, exact_kernel, fitting
 from pqkv.kernels.cuda.launch import DeviceArray, array, compiled, launch, multiprocessors, words
 from pqkv.kernels.cuda.merge import merge_kernel
 from pqkv.kernels.cuda.plain import PlainVariant, plain_kernel
-from pqkv.kernels.cuda.splits import choose_splits, stretches
+from pqkv.kernels.cuda.splits import choose_coded_splits, choose_splits, stretches
 from pqkv.kernels.reference import attention as reference
 from pqkv.kernels.types import ExactTokens, PagedSide, PagedTokens
 
@@ -170,23 +171,41 @@ class Step:
             variant = replace(fast, last=last)
             kernel = compiled(coded_kernel, variant)
         longest = self._longest(pages)
-        wanted = self._splits(longest, paged=True)
+        if fast is None or self.splits is not None:
+            wanted = self._splits(longest, paged=True)
+        else:
+            wanted = choose_coded_splits(
+                self.B * self.kv_heads * self.chunks, longest, multiprocessors(self.query.device),
+                most_tokens=fast.tokens, build_tokens=fast.build_tokens, warps=fast.block // 32,
+            )  # fmt: skip
         share, splits = stretches(longest, wanted, tokens=variant.tokens, together=together)
         codes = [
             words(side.pages) if half and (side is pages.keys or side.layout == "transposed") else array(side.pages)
             for side in sides
         ]
-        books = [side.centroids.float().contiguous() for side in sides if side.centroids is not None]
+        books = self._books(pages, fast)
         channels = [_channels(side, self.D) for side in sides]
+        heads = [side.centroids.shape[0] for side in sides if side.centroids is not None]
 
         def start(partial: DeviceArray, first: int, slots: int) -> None:
             launch(
                 kernel, (splits, self.kv_heads * self.chunks, self.B), variant.block,
-                self.scaled, *codes, *map(array, books), *map(array, channels), array(pages.page_table), self.lengths,
-                partial, *self._paging(pages), *(book.shape[0] for book in books), self.window, share, first, slots,
+                self.scaled, *codes, *books, *map(array, channels), array(pages.page_table), self.lengths,
+                partial, *self._paging(pages), *heads, self.window, share, first, slots,
             )  # fmt: skip
 
         return splits, start
+
+    def _books(self, pages: PagedTokens, fast: CodedVariant | None) -> list[DeviceArray]:
+        """Centroids of keys and values as the kernel reads them."""
+        keys, values = pages.keys, pages.values
+        if fast is None:
+            return [array(side.derive("float32", lambda c: c.float().contiguous())) for side in (keys, values)]
+        stage = fast.stages[1]
+        return [
+            words(keys.derive("key words", key_words)),
+            words(values.derive(("value words", stage), lambda c: value_words(c, stage))),
+        ]
 
     def _paging(self, pages: PagedTokens) -> tuple[int, ...]:
         size = pages.page_size

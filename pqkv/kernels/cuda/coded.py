@@ -8,7 +8,8 @@ over the tokens, the words of one centroid id lying side by side for all subspac
 the same bank. fp16x2 sums of four terms go to float32, those of values in pairs.
 
 A block reads one stretch only: softmax is taken once, tables are built once a stretch, in stages of as many subspaces
-as shared memory holds. Codes are read packed, 32 bits at a time, as they lie in the page.
+as shared memory holds. Centroids come in fp16 in the tables' own order, copied without a register in between. Codes are
+read packed, 32 bits at a time, as they lie in the page.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ from pqkv.kernels.cuda.device import (
     SIMULATED,
     bits_of,
     bits_of_halves,
+    copy_four,
     exchange,
+    finish_copies,
     float_of,
+    floats_of_halves,
     key_step,
     power_of_two,
     value_step,
@@ -38,6 +42,8 @@ from pqkv.kernels.cuda.steps import KeyStep, ValueStep
 
 _ROW_TOKENS = 4  # tokens of a thread where keys lie in rows
 _LANES = 32
+_L2_BYTES = 39  # that a multiprocessor gets from the second-level cache in a clock
+_KEY_WAVEFRONTS = 3.2  # of a load by lanes whose codes are drawn at random
 
 Phase = Literal["tables", "scores", "softmax", "values"]
 
@@ -81,8 +87,11 @@ class CodedVariant:
 
     @property
     def decodes(self) -> bool:
-        """Whether keys are looked up as centroids: fewer words than tables of all query heads have."""
-        return self.keys.centroid_words < self._table_words
+        """Whether keys are looked up as centroids: no more words than tables of all query heads have, and they need
+        only be copied. But one word of two heads' sums is one addition for both.
+        """
+        words, table = self.keys.centroid_words, self._table_words
+        return words < table or (words == table and self.group != 2)
 
     @property
     def _table_words(self) -> int:
@@ -163,6 +172,16 @@ class CodedVariant:
         return (self.group + 1) // 2
 
     @property
+    def build_tokens(self) -> float:
+        """How many tokens are looked up in the time that the tables of all subspaces take to copy, as A100 and H100
+        are documented and 32 lanes meet in banks at 256 entries: for `choose_coded_splits`, not for predictions.
+        """
+        keys, values = self.keys, self.values
+        copied = sum(4 * c.num_subspaces * c.entries * c.centroid_words for c in (keys, values)) / _L2_BYTES
+        read = keys.num_subspaces * self.entry_words * _KEY_WAVEFRONTS + values.num_subspaces * values.centroid_words
+        return copied / (read / _LANES)
+
+    @property
     def _fixed_bytes(self) -> int:
         query = 4 * self.group * self.keys.num_subspaces * self.keys.d_sub
         packed_query = 4 * self.group * self.keys.num_subspaces * self.keys.centroid_words
@@ -182,14 +201,19 @@ class CodedVariant:
                 return f"a line of {name} is no whole number of 32-bit words"
         if min(self.stages) < 1 or self.stages[0] % self.key_step.subspaces:
             return "the tables of too few subspaces fit shared memory"
+        if self.stages[1] * self.values.entries * self.values.centroid_words % 4:
+            return "centroids are copied four words at a time"
         if not self.tokens:
             return f"a block of {self.block} threads takes fewer than {self.together} tokens"
         return None if self.shared_bytes <= SHARED_BYTES else "weights and partial sums do not fit shared memory"
 
 
 def coded_variant(group: int, keys: Codes, values: Codes) -> CodedVariant:
-    """The variant with the block that serves `group` query heads: their scores must fit a thread's registers."""
-    return CodedVariant(group, keys, values, block=64 if group > 4 else 128)
+    """The variant with the block that serves `group` query heads: their scores must fit a thread's registers. Two heads
+    leave room for a large block, which reads more tokens by the same tables.
+    """
+    usual, large = (CodedVariant(group, keys, values, block=block) for block in (64 if group > 4 else 128, 256))
+    return large if group <= 2 and large.stages == usual.stages else usual
 
 
 def _stage(subspaces: int, bytes_each: int, room: int, most: int | None = None) -> int:
@@ -206,8 +230,9 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
     """The kernel, not compiled yet. Its grid is (splits, KV heads * chunks of query heads, sequences).
 
     query (B, Hq, D) float32, times scale and log2(e); key_codes, value_codes: 32-bit words of the pages of keys, bytes
-    or words (transposed) of the pages of values; key_centroids, value_centroids (H, M, C, d_sub) float32 with H 1 or
-    Hkv, as `key_heads`, `value_heads` say; key_channels, value_channels (H, D) int64; table, lengths, partial as in
+    or words (transposed) of the pages of values; key_centroids, value_centroids: words as `centroids.key_words` and
+    `centroids.value_words` make them, of `key_heads`, `value_heads` (1 or Hkv) heads; key_channels, value_channels
+    (H, D) int64; table, lengths, partial as in
     `exact_kernel`. A split reads `share` tokens, at most `variant.tokens` and a multiple of what is read at once.
     """
     GROUP, BLOCK = variant.group, variant.block
@@ -228,10 +253,9 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
     KLINE, KLINES = KEY_STEP.line, KT if KROW else STEP
     KLOAD, KLOADS = words_of_loads(KLINE)
     VLOAD, VLOADS = words_of_loads(VALUE_STEP.line)
-    KCENTROID, KPARTS = words_of_loads(KSUB)
-    VCENTROID, VPARTS = words_of_loads(VSUB)
-    LOAD_KEYS, LOAD_VALUES = words_loader(KLOAD), words_loader(VLOAD)
-    LOAD_KEY_CENTROID, LOAD_VALUE_CENTROID = words_loader(KCENTROID), words_loader(VCENTROID)
+    KCENTROID, KPARTS = words_of_loads(KWORDS)
+    LOAD_KEYS, LOAD_VALUES, LOAD_KEY_CENTROID = words_loader(KLOAD), words_loader(VLOAD), words_loader(KCENTROID)
+    KEY_TABLE, VALUE_TABLE = KSTAGE * KC * KWORDS, VSTAGE * VC * VWORDS  # words of the centroids of a stage
     ONE = GROUP == 1
     TABLES_ONLY, SCORES_ONLY, NO_VALUES = (variant.last == phase for phase in ("tables", "scores", "softmax"))
     FULL = BLOCK % 32 == 0
@@ -255,8 +279,7 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
         held = cuda.local.array(HELD, uint32)
         acc = cuda.local.array(ACC, float32)
         line = cuda.local.array(LINE, uint32)
-        centroid = cuda.local.array(KSUB, uint32)
-        value_centroid = cuda.local.array(VSUB, uint32)
+        centroid = cuda.local.array(KWORDS, uint32)
 
         split, kv, b = cuda.blockIdx.x, cuda.blockIdx.y // chunks, cuda.blockIdx.z
         batch = cuda.gridDim.z
@@ -313,27 +336,37 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
                 place = (page * kv_heads + kv) * KM * key_line + inside * KBITS // 32
         for stage in range(0, KM, KSTAGE):
             cuda.syncthreads()
-            index = thread
-            source = ((int64(key_book) * KM + stage) * KC + int64(thread)) * KSUB
-            while index < uint32(KSTAGE * KC):
-                for part in range(KPARTS):
-                    LOAD_KEY_CENTROID(key_centroids, source + part * KCENTROID, centroid, part * KCENTROID)
-                m = uint32(uint32(stage) + index // uint32(KC))
-                for word in range(ENTRY):
-                    target = uint32(index * uint32(ENTRY) + uint32(word))
-                    if DECODES:
-                        second = float_of(centroid[2 * word + 1]) if 2 * word + 1 < KSUB else float32(0.0)
-                        tables[target] = bits_of_halves(float_of(centroid[2 * word]), second)
-                    else:
+            first_word = (int64(key_book) * KM + stage) * KC * KWORDS
+            if DECODES:
+                index = uint32(thread * uint32(4))
+                while index < uint32(KEY_TABLE):
+                    copy_four(key_centroids, first_word + int64(index), tables, index)
+                    index = uint32(index + uint32(4 * BLOCK))
+                finish_copies()
+            else:
+                index = thread
+                source = first_word + int64(thread) * KWORDS
+                while index < uint32(KSTAGE * KC):
+                    for part in range(KPARTS):
+                        LOAD_KEY_CENTROID(key_centroids, source + part * KCENTROID, centroid, part * KCENTROID)
+                    m = uint32(uint32(stage) + index // uint32(KC))
+                    for word in range(ENTRY):
                         first, second = float32(0.0), float32(0.0)
-                        for e in range(KSUB):
-                            c, place_q = float_of(centroid[e]), uint32(m * uint32(KSUB) + uint32(2 * word * D + e))
-                            first += q[place_q] * c
+                        place_q = uint32(m * uint32(KSUB) + uint32(2 * word * D))
+                        for pair in range(KWORDS):
+                            lower, upper = floats_of_halves(centroid[pair])
+                            first += q[place_q] * lower
                             if 2 * word + 1 < GROUP:
-                                second += q[uint32(place_q + uint32(D))] * c
+                                second += q[uint32(place_q + uint32(D))] * lower
+                            if 2 * pair + 1 < KSUB:
+                                first += q[uint32(place_q + uint32(1))] * upper
+                                if 2 * word + 1 < GROUP:
+                                    second += q[uint32(place_q + uint32(D + 1))] * upper
+                            place_q = uint32(place_q + uint32(2))
+                        target = uint32(index * uint32(ENTRY) + uint32(word))
                         tables[target] = bits_of(first) if ONE else bits_of_halves(first, second)
-                index = uint32(index + uint32(BLOCK))
-                source += BLOCK * KSUB
+                    index = uint32(index + uint32(BLOCK))
+                    source += BLOCK * KWORDS
             cuda.syncthreads()
             if alive and not TABLES_ONLY:
                 cursor = place + (stage * KBITS // 32 if KROW else stage * key_line)
@@ -425,19 +458,12 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
         last_group = min(uint32(first_group + each), groups)
         for stage in range(0, VM, VSTAGE):
             cuda.syncthreads()
-            if team < uint32(TEAMS):
-                c = team
-                source = (((int64(value_book) * VM + stage + int64(own)) * VC) + int64(team)) * VSUB
-                while c < uint32(VC):
-                    for part in range(VPARTS):
-                        at_part = part * VCENTROID
-                        LOAD_VALUE_CENTROID(value_centroids, source + at_part, value_centroid, at_part)
-                    for word in range(VWORDS):
-                        second = float_of(value_centroid[2 * word + 1]) if 2 * word + 1 < VSUB else float32(0.0)
-                        target = uint32((c + uint32(word * VC)) * uint32(VSTAGE) + own)
-                        tables[target] = bits_of_halves(float_of(value_centroid[2 * word]), second)
-                    c = uint32(c + uint32(TEAMS))
-                    source += TEAMS * VSUB
+            first_word = (int64(value_book) * VM + stage) * VC * VWORDS
+            index = uint32(thread * uint32(4))
+            while index < uint32(VALUE_TABLE):
+                copy_four(value_centroids, first_word + int64(index), tables, index)
+                index = uint32(index + uint32(4 * BLOCK))
+            finish_copies()
             cuda.syncthreads()
             for i in range(ACC):
                 acc[i] = 0.0

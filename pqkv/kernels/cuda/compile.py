@@ -60,8 +60,8 @@ def compile_coded(variant: CodedVariant, capability: Capability) -> Compiled:
 
     words, numbers = types.int32, types.uint8
     arrays = [
-        types.float32, words, words if variant.values.layout == "transposed" else numbers, types.float32,
-        types.float32, types.int64, types.int64, types.int32, types.int32, types.float32,
+        types.float32, words, words if variant.values.layout == "transposed" else numbers, words, words, types.int64,
+        types.int64, types.int32, types.int32, types.float32,
     ]  # fmt: skip
     return _compile(coded_kernel(variant), arrays, _CODED_NUMBERS, capability)
 

@@ -1,4 +1,4 @@
-"""What kernels need and Numba has no word for: 128-bit loads, halves taken apart, fp16x2 arithmetic, lane exchange.
+"""What kernels need and Numba has no word for: 128-bit loads and copies, halves apart, fp16x2 sums, lane exchange.
 
 On a device these are intrinsics of one or a few PTX instructions; under the simulator the same names are plain Python
 that does the same to NumPy arrays. Kernels use nothing else that differs between the two.
@@ -13,7 +13,9 @@ if SIMULATED:
         add_halves,
         bits_of,
         bits_of_halves,
+        copy_four,
         exchange,
+        finish_copies,
         float_of,
         floats_of_bfloats,
         floats_of_halves,
@@ -34,7 +36,9 @@ else:
         add_halves,
         bits_of,
         bits_of_halves,
+        copy_four,
         exchange,
+        finish_copies,
         float_of,
         floats_of_bfloats,
         floats_of_halves,
@@ -59,7 +63,9 @@ __all__ = [
     "add_halves",
     "bits_of",
     "bits_of_halves",
+    "copy_four",
     "exchange",
+    "finish_copies",
     "float_of",
     "floats_of_bfloats",
     "floats_of_halves",

@@ -183,3 +183,34 @@ def shared_word(typing_context, table, offset):
         return builder.load(builder.inttoptr(address, shared.type))
 
     return types.uint32(table, types.uint32), generate
+
+
+@intrinsic
+def copy_four(typing_context, words, index, table, at):
+    """Begin to copy 128 bits of the global array `words` from `index` (int64) on into the shared array `table` from
+    `at` (uint32) on, both multiples of 4; no register holds them on the way. See `finish_copies`.
+    """
+
+    def generate(context, builder, signature, arguments):
+        source, into = (context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2))
+        address = builder.ptrtoint(builder.gep(source.data, [arguments[1]]), _I64)
+        shared = builder.addrspacecast(into.data, ir.PointerType(_I32, addrspace=3))
+        place = builder.add(builder.ptrtoint(shared, _I32), builder.mul(arguments[3], _I32(4)))
+        _asm(
+            builder, ir.VoidType(), [place, address], "cp.async.cg.shared.global [$0], [$1], 16;", "r,l,~{memory}",
+            effects=True,
+        )  # fmt: skip
+        return context.get_dummy_value()
+
+    return types.void(words, types.int64, table, types.uint32), generate
+
+
+@intrinsic
+def finish_copies(typing_context):
+    """Wait for this thread's `copy_four`; others see them after a barrier."""
+
+    def generate(context, builder, signature, arguments):
+        _asm(builder, ir.VoidType(), [], "cp.async.wait_all;", "~{memory}", effects=True)
+        return context.get_dummy_value()
+
+    return types.void(), generate

@@ -127,6 +127,17 @@ def shared_word(table: Any, offset: Any) -> np.uint32:
     return word
 
 
+def copy_four(words: Any, index: Any, table: Any, at: Any) -> None:
+    """See `intrinsics.copy_four`."""
+    if int(at) % 4:
+        raise IndexError(f"128 bits to word {int(at)}, which is not a multiple of 4")
+    table[int(at) : int(at) + 4] = np.array(load_four(words, index), np.uint32)
+
+
+def finish_copies() -> None:
+    """See `intrinsics.finish_copies`."""
+
+
 def words_loader(count: int) -> Callable[..., None]:
     """See `lookups.words_loader`."""
 

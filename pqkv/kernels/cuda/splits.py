@@ -9,6 +9,7 @@ from __future__ import annotations
 MOST_SPLITS = 128
 SHORTEST_SPLIT = 256  # tokens: fewer cost more to merge than to read
 BLOCKS_EACH = 4  # that a multiprocessor runs at a time, as registers and shared memory of the variants allow
+BUSY_WARPS = 8  # of a multiprocessor, two for each of its schedulers; an assumption until it can be timed
 
 _FULL = 0.8  # of the device: above it splitting only adds partial results to merge
 _NEARLY = 0.85  # of the best efficiency is good enough for a smaller number of splits
@@ -33,6 +34,25 @@ def choose_splits(
     efficiency = {n: _efficiency(units * n, at_once) for n in range(1, limit + 1)}
     best = max(efficiency.values())
     return min(n for n, value in efficiency.items() if value >= _NEARLY * best)
+
+
+def choose_coded_splits(
+    units: int, tokens: int, multiprocessors: int, *, most_tokens: int, build_tokens: float, warps: int
+) -> int:
+    """Splits for blocks of `warps` warps that each build tables before they read at most `most_tokens` tokens: few and
+    long ones build less. `build_tokens` is how many tokens could be looked up in the time that it takes.
+
+    The number of least time by this count: the busiest multiprocessor does its blocks' tables and tokens one after the
+    other, and one with fewer than `BUSY_WARPS` warps is as slow as if it had them.
+    """
+    least = max(1, -(-tokens // most_tokens))
+    busy = BUSY_WARPS / warps
+
+    def time(n: int) -> float:
+        blocks = -(-units * n // multiprocessors)
+        return max(blocks, busy) * (tokens / n + build_tokens)
+
+    return min(range(least, max(least, min(MOST_SPLITS, tokens // SHORTEST_SPLIT)) + 1), key=time)
 
 
 def _efficiency(blocks: int, at_once: int) -> float:
