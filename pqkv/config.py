@@ -200,6 +200,9 @@ class EvalConfig(Settings):
         return CacheConfig(**{name: getattr(self, name) for name in names})
 
 
+LARGEST_CELL = 2**26  # tokens of a sequence, or sequences: numbers of pages stay far below 32 bits
+
+
 class BenchConfig(Settings):
     """`pqkv bench`: a grid of code shapes x batch x context on one attention geometry, random numbers in the cache."""
 
@@ -235,6 +238,8 @@ class BenchConfig(Settings):
     def _positive(cls, values: tuple[int, ...]) -> tuple[int, ...]:
         if not values or min(values) < 1:
             raise ValueError("at least one is needed, and every one must be positive")
+        if max(values) > LARGEST_CELL:
+            raise ValueError(f"{max(values)} is beyond the {LARGEST_CELL} that a cell may have")
         return values
 
     @model_validator(mode="after")

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from pqkv.metrics import charge_ms
+from pqkv.metrics import PARTS, charge_ms, part_metric
 from pqkv.record import Metric, Record
 
 
 def derived(record: Record) -> dict[str, Metric]:
-    """`charged_latency_ms` and `charged_speedup` of a record of decoding on codes that has what they follow from, else
-    nothing. The interval is that of the speed-up: the charge is taken as a constant of the cell.
+    """What follows from the record: of a breakdown its parts, of decoding on codes what encoding makes of it."""
+    return _parts(record) | _charged(record)
+
+
+def _parts(record: Record) -> dict[str, Metric]:
+    """Median milliseconds by part, so that tables and CSV files have them as any other figure."""
+    rows = record.tables.get("breakdown", [])
+    return {part_metric(row["part"]): Metric(value=row["median_ms"], unit="ms") for row in rows if row["part"] in PARTS}
+
+
+def _charged(record: Record) -> dict[str, Metric]:
+    """`charged_latency_ms` and `charged_speedup` where the record has what they follow from. The interval is that of
+    the speed-up: the charge is taken as a constant of the cell.
     """
     latency, ratio = record.metrics.get("latency_ms"), record.metrics.get("speedup")
     rate, batch = record.metrics.get("encode_tokens_per_s"), record.config.get("batch")

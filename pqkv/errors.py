@@ -44,4 +44,4 @@ class KernelError(PqkvError):
 def memory_is_short(error: BaseException) -> bool:
     """Whether an error says that memory did not suffice: torch raises a plain `RuntimeError` for the CPU's."""
     text = f"{type(error).__name__} {error}".lower()
-    return any(words in text for words in ("memoryerror", "out of memory", "allocate memory"))
+    return any(words in text for words in ("memoryerror", "out of memory", "out_of_memory", "allocate memory"))

@@ -8,6 +8,12 @@ from typing import Literal
 
 from pqkv.errors import RecordError
 
+# of `pqkv bench --breakdown`, of every backend
+PARTS = (
+    "arguments", "query", "key tables", "key centroids", "scores", "softmax", "values", "exact pages", "plain kernel",
+    "exact part", "merge", "sum of parts", "encode", "flush", "prefill",
+)  # fmt: skip
+
 Direction = Literal["lower", "higher", "none"]
 
 _FAMILY = re.compile(r"(agreement_at|top1_in_top)_([1-9][0-9]{0,5})")
@@ -31,6 +37,11 @@ def _inside(k: int) -> MetricInfo:
     return MetricInfo(
         f"exact arg-max among the coded top {k}, share of positions", "", "higher", f"exact top-1 in top {k}"
     )
+
+
+def part_metric(part: str) -> str:
+    """The name of the figure of a part of a breakdown."""
+    return f"part_{part.replace(' ', '_')}_ms"
 
 
 METRICS: dict[str, MetricInfo] = {
@@ -74,6 +85,10 @@ METRICS: dict[str, MetricInfo] = {
     ),
     "ttft_ms": MetricInfo("time to the first token", "ms", "lower", "time to first token"),
     "tpot_ms": MetricInfo("time per output token", "ms", "lower", "time per output token"),
+    **{
+        part_metric(part): MetricInfo(f"derived: median time of the breakdown's part '{part}'", "ms", "lower", part)
+        for part in PARTS
+    },
     "registers": MetricInfo("registers of a thread", "", "lower", "registers"),
     "static_shared_bytes": MetricInfo("static shared memory of a block", "B", "lower", "shared memory"),
     "spill_bytes": MetricInfo("registers spilled by a thread, written and read", "B", "lower", "spilled bytes"),

@@ -136,6 +136,8 @@ class RecordStore:
 
     def check_writable(self) -> None:
         """Raise `RecordError` if the folder cannot take records: better before hours of cells than after the first."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise RecordError(f"{self.folder} is a file; records need a folder of their own")
         probe = self.folder / f".{secrets.token_hex(4)}.tmp"
         atomic_write(probe, b"")
         probe.unlink(missing_ok=True)

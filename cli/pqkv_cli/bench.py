@@ -31,11 +31,12 @@ _GRID, _SHAPE, _MEASURE = "Grid", "Attention", "Measuring"
 
 def bench(
     lengths: Annotated[
-        str | None, option("Tokens in the cache, by commas.", _GRID, "128,512,1024,2048,4096,8192,32768")
+        str | None,
+        option("Tokens in the cache, by commas.", _GRID, "128,512,1024,2048,4096,8192,32768; end to end 1024,4096"),
     ] = None,
     batch: Annotated[str | None, option("Sequences at once, by commas.", _GRID, "1")] = None,
     bits: Annotated[
-        str | None, option("Bits per element, by commas; 0 is the paged exact cache.", _GRID, "4,2")
+        str | None, option("Of 4, 3, 2, 1.5 and 1 an element, by commas; 0 is the paged exact cache.", _GRID, "4,2")
     ] = None,
     num_subspaces: Annotated[int | None, option("Codes per vector, instead of --bits.", _GRID, False)] = None,
     nbits: Annotated[int | None, option("Bits of a code, with --num-subspaces.", _GRID, False)] = None,
@@ -88,12 +89,15 @@ def bench(
         bool,
         option("Time nothing: compile the CUDA kernels, count, and predict by a model.", _MEASURE, False, "--static"),
     ] = False,
-    gpu: Annotated[str, option("With --static: h100, h200 or a100.", _MEASURE, "h100")] = "h100",
+    gpu: Annotated[str | None, option("With --static: h100, h200 or a100.", _MEASURE, "h100")] = None,
 ) -> None:
     """Time decoding attention on codes beside the strongest exact attention of the same run.
 
     Every combination of shape, batch and length is a cell: first checked against the float64 reference, then timed with
-    cold caches, all contestants in turn.
+    cold caches, all contestants in turn. --breakdown, --end-to-end and --static are other kinds of bench.
+
+    Examples: pqkv bench --bits 4,2 --lengths 4096,32768 -o results/bench; pqkv bench --end-to-end --model tinyllama
+    --lengths 1024; pqkv bench --static --gpu h200
     """
     flags: dict[str, Any] = {
         "lengths": split_list(lengths, int, "--lengths"),
@@ -127,6 +131,7 @@ def bench(
     from pqkv.config import BenchConfig
 
     whole_model = bool(values.get("end_to_end"))
+    _refuse_contradictions(values, static=static, gpu=gpu)
     if whole_model:
         values = {"repeats": 3, "lengths": (1024, 4096), **values}
     elif values.get("model") is not None:
@@ -135,7 +140,9 @@ def bench(
     if static:
         from pqkv_cli.static import static as print_static
 
-        print_static(wanted, gpu, output, format.value, everything=not {"bits", "num_subspaces"} & set(values))
+        print_static(
+            wanted, gpu or "h100", output, format.value, everything=not {"bits", "num_subspaces"} & set(values)
+        )
         return
 
     def cells(store: RecordStore | None, bar: ProgressBar) -> Iterator[Record]:
@@ -155,6 +162,29 @@ def bench(
     table = breakdown_table if wanted.breakdown else end_to_end_table if whole_model else _table
     print_records(records, format, output, table)
     raise_if_failed(records)
+
+
+def _refuse_contradictions(values: dict[str, Any], *, static: bool, gpu: str | None) -> None:
+    """Raise `ConfigError` for settings that were given and would not be heeded."""
+    from pqkv.errors import ConfigError
+
+    def flag(name: str) -> str:
+        return "--" + name.replace("_", "-")
+
+    kinds = [flag(name) for name in ("breakdown", "end_to_end") if values.get(name)] + ["--static"] * static
+    if len(kinds) > 1:
+        raise ConfigError(f"{' and '.join(kinds)} are kinds of bench of their own; ask for one")
+    if "bits" in values and {"num_subspaces", "nbits"} & set(values):
+        raise ConfigError("--bits names code shapes, --num-subspaces with --nbits another one; give one or the other")
+    if gpu is not None and not static:
+        raise ConfigError("--gpu names the GPU that --static predicts for; nothing else heeds it")
+    if not values.get("end_to_end"):
+        if "new_tokens" in values:
+            raise ConfigError("--new-tokens are decoded --end-to-end; nothing else heeds it")
+        return
+    own = [name for name in ("heads", "kv_heads", "head_dim", "window", "ragged") if name in values]
+    if own:
+        raise ConfigError(f"{flag(own[0])} does not go with --end-to-end: the model has its own heads and windows")
 
 
 def _table(records: list[Record]) -> None:

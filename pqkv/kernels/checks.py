@@ -13,11 +13,19 @@ EXACT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_inputs(
-    query: Tensor, pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None
+    query: Tensor,
+    pages: PagedTokens | None,
+    sinks: ExactTokens | None,
+    residual: ExactTokens | None,
+    window: int | None = None,
 ) -> None:
     """Raise `KernelError` for shapes, dtypes, devices or layouts that do not fit together. Reads no lengths."""
     if query.ndim != 4:
         raise KernelError(f"query has shape {tuple(query.shape)}, not (B, Tq, Hq, D)")
+    if query.dtype not in EXACT_DTYPES:
+        raise KernelError(f"query is {query.dtype}; it needs a float dtype")
+    if window is not None and window < 1:
+        raise KernelError(f"window is {window}; a query sees at least itself, and None is no window")
     B, _, Hq, D = query.shape
     heads = set()
     for name, part in (("sinks", sinks), ("residual", residual)):

@@ -29,7 +29,7 @@ def attention(
     window: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `AttentionBackend`."""
-    check_inputs(query, pages, sinks, residual)
+    check_inputs(query, pages, sinks, residual, window)
     check_lengths(pages, sinks, residual)
     compute = torch.float64 if query.dtype == torch.float64 else torch.float32
     B, Tq, Hq, D = query.shape

@@ -149,7 +149,7 @@ def _cpu_one_way(way: Way) -> AttentionBackend:
 
 def _cpu_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
-        return f"the model is on {device}"
+        return f"the tensors are on {device}"
     if dtype == torch.float64:
         return "it computes in float32 and the model in float64"
     return None
@@ -169,16 +169,36 @@ def _cuda_naive() -> AttentionBackend:
 
 def _cuda_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda":
-        return f"the model is on {device}, not on an NVIDIA GPU"
+        return f"the tensors are on {device}, not on an NVIDIA GPU; `pqkv env` says whether torch finds one"
     if device.index:
         return f"it runs on the first GPU only, not on {device}; CUDA_VISIBLE_DEVICES says which GPU is the first"
     if dtype == torch.float64:
         return "it accumulates in float32 and the model in float64"
     if find_spec("numba_cuda") is None:
         return "the package numba-cuda is not installed; pip install 'pqkv[cuda]'"
-    from numba import cuda
+    if (capability := torch.cuda.get_device_capability(device)) < (8, 0):
+        return (
+            f"its kernels need compute capability 8.0 (Ampere) or later, this GPU has {'.'.join(map(str, capability))}"
+        )
+    return _numba_obstacle()
 
-    return None if cuda.is_available() else "Numba finds no CUDA driver; nvidia-smi shows whether one is installed"
+
+def _numba_obstacle() -> str | None:
+    """Why Numba cannot compile for and reach the GPU that torch has, or None."""
+    from numba import cuda
+    from numba.cuda.cudadrv import driver, nvvm
+
+    if cuda.is_available():
+        return None
+    try:
+        found = driver.driver.is_available
+    except driver.CudaSupportError:
+        found = False
+    if not found:
+        return "Numba finds no CUDA driver; nvidia-smi shows whether one is installed"
+    if not nvvm.is_available():
+        return "Numba finds no NVVM to compile with; pip install 'pqkv[cuda]'"
+    return "Numba cannot use this CUDA driver; `numba -s` says more"
 
 
 def _register_fault(name: str, fault: Fault) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 
-from pqkv.metrics import metric_info, metric_order
+from pqkv.metrics import PARTS, metric_info, metric_order, part_metric
 from pqkv.record import Metric, Record
 from pqkv.report.series import Cell, machine_of
 
@@ -28,7 +28,8 @@ STATIC = {
     "blocks_per_multiprocessor": ".0f", "warps_per_multiprocessor": ".0f", "key_instructions": ".2f",
     "value_instructions": ".2f", "key_table_instructions": ".2f", "value_table_instructions": ".2f",
 }  # fmt: skip
-HEADLINES = (QUALITY, SPEED, STATIC)
+BREAKDOWN = {part_metric(part): ".3g" for part in PARTS}
+HEADLINES = (QUALITY, SPEED, BREAKDOWN, STATIC)
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,8 +110,9 @@ def _obstacle(attend: Attend, cache: list[tuple[Tensor, Tensor, Tensor]]) -> str
     try:
         attend(*cache[0])
         torch.cuda.synchronize()
-    except torch.OutOfMemoryError:
-        raise
+    except torch.OutOfMemoryError:  # the others may need less: what SDPA's math form copies, flash reads in place
+        torch.cuda.empty_cache()
+        return "out of memory"
     except (RuntimeError, AttributeError, TypeError, ValueError, ImportError) as error:
         return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     return None

@@ -77,9 +77,7 @@ def run_grid(
 ) -> Iterator[Record]:
     """A record of what `measure` finds of each cell; `mode` names it in what describes the cells."""
     tell = report or (lambda stage, done, total: None)
-    threads = min(config.threads or torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    torch.set_num_threads(threads)
-    numba.set_num_threads(threads)
+    threads = set_threads(config)
     device = device_of(config)
     backend = choose_backend(config.backend, device, getattr(torch, config.dtype), fallback=config.fallback)
     grid = [Cell(bits, shape, b, n) for n in config.lengths for b in config.batch for bits, shape in _shapes(config)]
@@ -106,16 +104,30 @@ def run_grid(
     tell("done", len(grid), len(grid))
 
 
-def _shapes(config: BenchConfig) -> list[tuple[float, tuple[int, int] | None]]:
-    """(bits, (M, nbits)) of every code shape asked for; bits 0 are exact pages."""
+def set_threads(config: BenchConfig) -> int:
+    """Give torch and Numba the threads asked for, or as many as torch has, and say how many. Raises `ConfigError` for
+    more than there are.
+    """
+    most = numba.config.NUMBA_NUM_THREADS
+    if config.threads is not None and config.threads > most:
+        raise ConfigError(f"threads: {config.threads} are more than the {most} that Numba has here (NUMBA_NUM_THREADS)")
+    threads = min(config.threads or torch.get_num_threads(), most)
+    torch.set_num_threads(threads)
+    numba.set_num_threads(threads)
+    return threads
+
+
+def code_shapes(config: BenchConfig) -> list[CodeShape | None]:
+    """Every code shape asked for; None, from bits 0, are exact pages."""
     if config.num_subspaces is not None and config.nbits is not None:
-        shape = CodeShape(num_subspaces=config.num_subspaces, nbits=config.nbits)
-        found = code_geometry(shape, config.head_dim)
-        return [(code_bits(*found, config.head_dim), found)]
-    shapes: list[tuple[float, tuple[int, int] | None]] = []
-    for bits in config.bits:
-        shapes.append((bits, code_geometry(CodeShape(bits=bits), config.head_dim) if bits else None))
-    return shapes
+        return [CodeShape(num_subspaces=config.num_subspaces, nbits=config.nbits)]
+    return [CodeShape(bits=bits) if bits else None for bits in config.bits]
+
+
+def _shapes(config: BenchConfig) -> list[tuple[float, tuple[int, int] | None]]:
+    """(bits, (M, nbits)) of every code shape asked for, bits 0 those of exact pages."""
+    found = [None if shape is None else code_geometry(shape, config.head_dim) for shape in code_shapes(config)]
+    return [(0.0 if shape is None else code_bits(*shape, config.head_dim), shape) for shape in found]
 
 
 def _describe(config: BenchConfig, cell: Cell, mode: str, backend: str, threads: int) -> dict[str, Any]:
@@ -149,7 +161,8 @@ def _measure(
     if not error <= limit:
         raise KernelError(f"wrong result: relative error {error:.1e} is above {limit:.0e}, so nothing was timed")
     inputs = [first] + [inputs_of(config.seed + i) for i in range(1, copies_beyond_cache(first.read, device))]
-    ours = Contestant(_OURS, [backend_call(backend, case, scale, config.window) for case in inputs])
+    calls = [backend_call(backend, case, scale, config.window) for case in inputs]
+    ours = Contestant(_OURS, calls, capture=backend.name == "cuda")  # the others look at numbers on the host
     exact, missing = exact_contestants(config, lengths_of(cell.batch, cell.context, config.ragged), device)
     timings = race([ours, *exact], config.repeats, always=[_OURS], device=device)
     strongest = min((timings[c.name] for c in exact), key=lambda timing: timing.median)

@@ -2,7 +2,8 @@
 
 A launch from Python takes longer than many a kernel runs. So on a GPU all calls of a contestant are captured into one
 CUDA graph, which the device replays without Python, and the time of a replay is divided by its calls. Calls that cannot
-be captured are timed as they are, launches included; `Stopwatch.captured` says which it was.
+be captured (they wait for the device, as backends do that look at numbers on the host) are timed as they are, launches
+included; `Stopwatch.captured` says which it was.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
+
+from pqkv.errors import KernelError
 
 Call = Callable[[], object]
 _FEWEST = 4  # calls of a graph: the time between two events holds a few microseconds that are nobody's
@@ -47,22 +50,32 @@ class WallClock:
 class DeviceClock:
     """All calls in one graph, or launched one after another, between two events of the device.
 
-    `device` has what is used of `torch.cuda`: synchronize, CUDAGraph, graph, Event.
+    `device` has what is used of `torch.cuda`: synchronize, CUDAGraph, graph, Stream, stream, Event. With `capture` off
+    nothing is tried: a capture that fails half way leaves torch's allocator in the state of a capture.
     """
 
-    def __init__(self, calls: Sequence[Call], device: Any = torch.cuda) -> None:  # noqa: ANN401 - a module
+    def __init__(
+        self,
+        calls: Sequence[Call],
+        device: Any = torch.cuda,  # noqa: ANN401 - a module
+        *,
+        capture: bool = True,
+    ) -> None:
         self._calls, self._device = list(calls) * -(-_FEWEST // len(calls)), device
         for call in calls:  # compilation, allocation and choices of algorithms happen outside of a capture
             call()
         device.synchronize()
-        self._graph: torch.cuda.CUDAGraph | None = device.CUDAGraph()
-        try:
-            with device.graph(self._graph):
-                for call in self._calls:
-                    call()
-        except RuntimeError:
-            device.synchronize()
-            self._graph = None
+        self._graph: torch.cuda.CUDAGraph | None = device.CUDAGraph() if capture else None
+        if self._graph is not None:
+            side = device.Stream()
+            try:
+                # the outer one puts the stream back, even where ending the capture raises
+                with device.stream(side), device.graph(self._graph, stream=side):
+                    for call in self._calls:
+                        call()
+            except (RuntimeError, KernelError):
+                device.synchronize()
+                self._graph = None
         self.captured = self._graph is not None
 
     def seconds(self) -> float:
@@ -79,6 +92,6 @@ class DeviceClock:
         return float(start.elapsed_time(end)) * 1e-3 / len(self._calls)
 
 
-def stopwatch(device: torch.device, calls: Sequence[Call]) -> Stopwatch:
+def stopwatch(device: torch.device, calls: Sequence[Call], *, capture: bool = True) -> Stopwatch:
     """The one that suits the device."""
-    return DeviceClock(calls) if device.type == "cuda" else WallClock(calls)
+    return DeviceClock(calls, capture=capture) if device.type == "cuda" else WallClock(calls)

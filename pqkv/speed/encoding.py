@@ -18,15 +18,20 @@ TOKENS = 512  # encoded in one call: a few pages
 
 
 def encoding_contestants(config: BenchConfig, shape: tuple[int, int], device: torch.device = _CPU) -> list[Contestant]:
-    """Keys of all heads into packed pages, by pqkv and, on a CPU where FAISS is installed, by its `sa_encode`."""
+    """Keys of all heads into packed pages, by pqkv and, on a CPU where FAISS is installed, by its `sa_encode`. On a GPU
+    pqkv's is the one kernel that encodes, packs and stores a cache's pages, on vectors of the bench's dtype.
+    """
     M, nbits = shape
     draw = torch.Generator().manual_seed(config.seed)
     P = config.page_size
     count = -(-TOKENS // P) * P
     book = Codebook(torch.randn(config.kv_heads, M, 2**nbits, config.head_dim // M, generator=draw))
-    vectors = [torch.randn(1, config.kv_heads, count, config.head_dim, generator=draw).to(device) for _ in range(4)]
+    kind = getattr(torch, config.dtype) if device.type == "cuda" else torch.float32
+    shape_of_keys = (1, config.kv_heads, count, config.head_dim)
+    vectors = [torch.randn(shape_of_keys, generator=draw).to(device, kind) for _ in range(4)]
     side = CodeSide(book.map(lambda t: t.to(device)), config.key_layout, config.kv_heads, P, device)
-    found = [Contestant("pqkv", [_pqkv_call(side, v) for v in vectors])]
+    call = _sealing_call if device.type == "cuda" else _pqkv_call
+    found = [Contestant("pqkv", [call(side, v) for v in vectors])]
     if device.type == "cpu" and find_spec("faiss") is not None:
         found.append(Contestant("faiss sa_encode", [_faiss_call(book, v[0].numpy()) for v in vectors]))
     return found
@@ -39,6 +44,13 @@ def tokens_of(config: BenchConfig) -> int:
 
 def _pqkv_call(side: CodeSide, vectors: torch.Tensor) -> Callable[[], object]:
     return lambda: side.encode(vectors)
+
+
+def _sealing_call(side: CodeSide, vectors: torch.Tensor) -> Callable[[], object]:
+    pages = vectors.shape[2] // side.page_size
+    side.grow(pages)
+    ids = torch.arange(pages, device=vectors.device)[None]
+    return lambda: side.write(vectors, ids)
 
 
 def _faiss_call(book: Codebook, vectors: np.ndarray) -> Callable[[], object]:

@@ -18,15 +18,15 @@ import torch
 from transformers import Cache, DynamicCache, StaticCache
 
 from pqkv.cell import run_cell
-from pqkv.codec import Codebook, CodebookSet, code_geometry
-from pqkv.config import BenchConfig, CacheConfig, CodeShape
+from pqkv.codec import Codebook, CodebookSet, code_bits, code_geometry
+from pqkv.config import BenchConfig, CacheConfig
 from pqkv.env import environment, git_state, machine_name
 from pqkv.kernels import choose_backend
 from pqkv.lm import PQKVCache, attach, load_model
 from pqkv.lm.load import LanguageModel
 from pqkv.lm.shapes import SHAPES, random_model
 from pqkv.record import Metric, Record, RecordStore
-from pqkv.speed.bench import device_of
+from pqkv.speed.bench import code_shapes, device_of, set_threads
 from pqkv.speed.timing import median_interval
 
 Report = Callable[[str, int, int], None]
@@ -41,19 +41,23 @@ def end_to_end(
 ) -> Iterator[Record]:  # fmt: skip
     """A record for every code shape (0 bits: paged exact), batch and length of the grid, on one model."""
     tell = report or (lambda stage, done, total: None)
+    threads = set_threads(config)
+    shapes = code_shapes(config)
     name, device = config.model or "reference", device_of(config)
     tell(f"load {name}", 0, 1)
     known = name in SHAPES
     lm = random_model(name, config.dtype, device) if known else load_model(name, config.dtype, str(device))
     attach(lm.model)
     backend = choose_backend(config.backend, device, lm.dtype, fallback=config.fallback)
-    cells = [(bits, b, n) for n in config.lengths for b in config.batch for bits in config.bits]
+    cells = [(shape, b, n) for n in config.lengths for b in config.batch for shape in shapes]
     env, git = environment(), git_state()
     machine = machine_name(env if device.type == "cuda" else {**env, "gpus": []})
-    for number, (bits, batch, context) in enumerate(cells):
+    for number, (shape, batch, context) in enumerate(cells):
+        geometry = None if shape is None else code_geometry(shape, lm.head_dim)
+        bits = 0.0 if geometry is None else code_bits(*geometry, lm.head_dim)
         tell(f"{bits:g} bits, batch {batch}, {context} tokens", number, len(cells))
         yield run_cell(
-            functools.partial(_measure, config, lm, bits, batch, context),
+            functools.partial(_measure, config, lm, geometry, batch, context),
             kind="end-to-end",
             config={
                 "model": name, "weights": "random" if known else lm.fingerprint, "dtype": config.dtype,
@@ -61,7 +65,7 @@ def end_to_end(
                 "context": context, "new_tokens": config.new_tokens, "page_size": config.page_size,
                 "residual": config.residual, "sink_tokens": config.sink_tokens, "key_layout": config.key_layout,
                 "value_layout": config.value_layout, "repeats": config.repeats, "seed": config.seed,
-                "threads": torch.get_num_threads(), "data": "random tokens", "mode": "generate",
+                "threads": threads, "data": "random tokens", "mode": "generate",
             },
             seed=config.seed,
             env=env,
@@ -73,7 +77,9 @@ def end_to_end(
     tell("done", len(cells), len(cells))
 
 
-def _measure(config: BenchConfig, lm: LanguageModel, bits: float, batch: int, context: int) -> dict[str, Any]:
+def _measure(
+    config: BenchConfig, lm: LanguageModel, geometry: tuple[int, int] | None, batch: int, context: int
+) -> dict[str, Any]:
     total = context + config.new_tokens
     if total > lm.max_positions:
         note = [f"{total} tokens are beyond the {lm.max_positions} positions of the model: times only, no text"]
@@ -84,7 +90,7 @@ def _measure(config: BenchConfig, lm: LanguageModel, bits: float, batch: int, co
         key_layout=config.key_layout, value_layout=config.value_layout, backend=config.backend,
         fallback=config.fallback,
     )  # fmt: skip
-    books = _random_books(lm, bits, config.seed) if bits else None
+    books = None if geometry is None else _random_books(lm, geometry, config.seed)
     hf = lm.model.config
     makers: dict[str, MakeCache] = {
         "pqkv": lambda: PQKVCache(hf, books, cache_config),
@@ -153,9 +159,9 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _random_books(lm: LanguageModel, bits: float, seed: int) -> CodebookSet:
+def _random_books(lm: LanguageModel, geometry: tuple[int, int], seed: int) -> CodebookSet:
     """A codebook of its own for keys and values of every layer: sharing one would keep it in a processor's cache."""
-    M, nbits = code_geometry(CodeShape(bits=bits), lm.head_dim)
+    M, nbits = geometry
     draw = torch.Generator().manual_seed(seed)
     shape = (lm.num_kv_heads, M, 2**nbits, lm.head_dim // M)
 

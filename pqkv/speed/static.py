@@ -201,7 +201,9 @@ def predict(config: BenchConfig, kernel: Kernel, gpu: Gpu, batch: int, context: 
         units, longest, gpu.multiprocessors, most_tokens=variant.tokens, build_tokens=variant.build_tokens,
         warps=variant.block // 32,
     )  # fmt: skip
-    share, splits = stretches(longest, splits, tokens=variant.tokens, together=variant.together)
+    share, splits = stretches(
+        longest, splits, tokens=variant.tokens, together=variant.together, windowed=config.window is not None
+    )  # fmt: skip
     blocks = sum(-(-part[1] // share) for part in parts) * Hkv * blocks_a_head
     clocks = coded * Hkv * blocks_a_head * clocks_per_token(kernel, gpu)
     uneven = _unevenness(blocks, gpu)

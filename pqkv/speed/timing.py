@@ -17,10 +17,13 @@ _CACHE_BYTES = 64 << 20  # taken for the last-level cache where the machine does
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """One thing to time, as calls that do the same on different buffers: taken in turn, none finds its own in cache."""
+    """One thing to time, as calls that do the same on different buffers: taken in turn, none finds its own in cache.
+    `capture`: whether a GPU may replay the calls as a graph; not those that wait for the device.
+    """
 
     name: str
     calls: Sequence[Call]
+    capture: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ def race(
     A first, untimed round warms up (compilation, allocation). Whoever is `slow` times slower there than the fastest of
     those not named in `always` runs in every fifth round only: it decides nothing. Those in `always` run in every one.
     """
-    clocks = {c.name: stopwatch(device, c.calls) for c in contestants}
+    clocks = {c.name: stopwatch(device, c.calls, capture=c.capture) for c in contestants}
     warm = {name: clock.seconds() for name, clock in clocks.items()}
     warm = {name: min(warm[name], clock.seconds()) for name, clock in clocks.items()}
     fastest = min((found for name, found in warm.items() if name not in always), default=math.inf)

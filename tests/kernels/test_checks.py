@@ -71,6 +71,16 @@ def test_exact_parts_that_do_not_fit_are_refused(attention):
         attention(batch.query.repeat(1, 1, 2, 1)[:, :, :3], batch.pages, batch.sinks, r, scale=1.0)
 
 
+def test_a_query_of_integers_and_an_empty_window_are_refused(attention):
+    batch = build(SMALL)
+    rest = batch.pages, batch.sinks, batch.residual
+    with pytest.raises(KernelError, match=r"query is torch\.int32; it needs a float dtype"):
+        attention(batch.query.int(), *rest, scale=1.0)
+    for window in (0, -5):
+        with pytest.raises(KernelError, match=f"window is {window}"):
+            attention(batch.query, *rest, scale=1.0, window=window)
+
+
 def test_channels_that_name_no_channel_are_refused(attention):
     batch = build(SMALL)
     for wrong in (batch.pages.keys.channels + 1, batch.pages.keys.channels.int()):

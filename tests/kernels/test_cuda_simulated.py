@@ -45,5 +45,5 @@ def test_a_backend_that_cannot_run_says_why_and_what_would_help():
     chosen = choose_backend("cuda", torch.device("cpu"), torch.float32)
     assert chosen.name == "cpu"
     assert "not on an NVIDIA GPU" in chosen.note
-    with pytest.raises(KernelError, match="backend 'cuda' cannot run: the model is on cpu"):
+    with pytest.raises(KernelError, match="backend 'cuda' cannot run: the tensors are on cpu"):
         choose_backend("cuda", torch.device("cpu"), torch.float32, fallback=False)

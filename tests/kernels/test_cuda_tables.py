@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pqkv.kernels.cuda.centroids import key_words, value_words
-from pqkv.kernels.cuda.splits import BUSY_WARPS, SHORTEST_SPLIT, choose_coded_splits
+from pqkv.kernels.cuda.splits import BUSY_WARPS, SHORTEST_SPLIT, choose_coded_splits, stretches
 from pqkv.kernels.types import PagedSide
 
 
@@ -59,6 +59,17 @@ def test_splits_of_coded_pages_are_those_of_least_time(units, tokens, most_token
 
     assert found in allowed
     assert time(found) == min(map(time, allowed))
+
+
+@pytest.mark.parametrize("longest", [1, 16, 1000, 1024, 5000])
+@pytest.mark.parametrize("splits", [1, 3, 16])
+@pytest.mark.parametrize("windowed", [False, True])
+def test_stretches_cover_every_token_and_none_is_empty(longest, splits, windowed):
+    share, count = stretches(longest, splits, tokens=1024, together=16, windowed=windowed)
+    assert share % 16 == 0 and share <= 1024
+    for first in range(16 if windowed else 1):  # a window starts its first stretch up to so much before its first token
+        assert share * count >= longest + first
+    assert share * (count - 1) < longest + (15 if windowed else 0)
 
 
 def test_dear_tables_make_fewer_splits():

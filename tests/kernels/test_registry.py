@@ -34,6 +34,19 @@ def test_a_backend_that_cannot_run_gives_way_and_says_so():
     assert choose_backend("cpu", torch.device("meta"), torch.float32).name == "reference"
 
 
+def test_a_gpu_that_is_too_old_is_named_with_what_is_needed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(KernelError, match=r"compute capability 8.0 \(Ampere\) or later, this GPU has 7.5"):
+        choose_backend("cuda", torch.device("cuda"), torch.float16, fallback=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_driver_that_is_what_is_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with pytest.raises(KernelError, match="Numba finds no CUDA driver; nvidia-smi"):
+        choose_backend("cuda", torch.device("cuda"), torch.float16, fallback=False)
+
+
 def test_auto_is_no_backend_of_its_own():
     with pytest.raises(ConfigError, match="use choose_backend"):
         get_backend("auto")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pqkv.config import BenchConfig
-from pqkv.errors import ConfigError, KernelError
+from pqkv.errors import ConfigError, KernelError, RecordError, memory_is_short
 from pqkv.kernels import get_backend, register_backend, registry
 from pqkv.record import Metric, RecordStore
 from pqkv.report import to_frame, write_report
@@ -156,6 +156,42 @@ def test_geometry_that_cannot_be_is_refused():
             config(**wrong)
     with pytest.raises(ConfigError, match="not divisible"):
         list(bench(config(num_subspaces=5, nbits=8, bits=())))
+
+
+@pytest.mark.parametrize(("words", "cause"), [
+    (["--bits", "4", "--num-subspaces", "16", "--nbits", "8"], "give one or the other"),
+    (["--static", "--breakdown"], "--breakdown and --static are kinds of bench of their own"),
+    (["--static", "--end-to-end"], "--end-to-end and --static are kinds of bench of their own"),
+    (["--breakdown", "--end-to-end"], "--breakdown and --end-to-end are kinds of bench of their own"),
+    (["--gpu", "h200"], "--gpu names the GPU that --static predicts for"),
+    (["--new-tokens", "10"], "--new-tokens are decoded --end-to-end"),
+    (["--end-to-end", "--heads", "8"], "--heads does not go with --end-to-end"),
+    (["--end-to-end", "--window", "8"], "--window does not go with --end-to-end"),
+    (["--end-to-end", "--ragged"], "--ragged does not go with --end-to-end"),
+    (["--threads", "999"], "threads: 999 are more than the"),
+    (["--lengths", "100000000000000000000"], "is beyond the"),
+    (["--static", "--gpu", "nope"], "unknown GPU 'nope'"),
+])  # fmt: skip
+def test_what_would_not_be_heeded_is_refused_in_one_line(capsys, words, cause):
+    from pqkv_cli.main import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", *words])
+    err = capsys.readouterr().err.strip()
+    assert ended.value.code == 2
+    assert err.startswith("error: ") and "\n" not in err
+    assert cause in err
+
+
+def test_records_do_not_go_into_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match="is a file; records need a folder of their own"):
+        list(bench(config(bits=(4,)), RecordStore(tmp_path / "file")))
+
+
+@pytest.mark.parametrize("text", ["[CUDA_ERROR_OUT_OF_MEMORY] Call to cuMemAlloc", "CUDA out of memory. Tried"])
+def test_drivers_words_for_too_little_memory_are_known(text):
+    assert memory_is_short(RuntimeError(text))
 
 
 def test_a_cell_that_memory_does_not_hold_is_recorded_and_the_grid_goes_on(monkeypatch):

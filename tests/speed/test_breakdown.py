@@ -12,8 +12,10 @@ from pqkv.errors import ConfigError
 from pqkv.kernels import get_backend
 from pqkv.kernels.parts import part_source
 from pqkv.kernels.types import Part
+from pqkv.metrics import part_metric
 from pqkv.record import RecordStore
 from pqkv.report import to_frame
+from pqkv.report.markdown import markdown
 from pqkv.speed import bench as bench_module
 from pqkv.speed import timing
 from pqkv.speed.bench import bench
@@ -90,6 +92,11 @@ def test_a_record_has_the_parts_of_step_and_encoding(tmp_path):
     assert coded.metrics["latency_ms"].value == pytest.approx(rows[WHOLE]["median_ms"])
     assert [row["part"] for row in exact.tables["breakdown"]] == [WHOLE, "arguments", "exact pages", "merge", SUM]
     assert list(breakdown(config(bits=(4, 0)), store)) == [coded, exact]
+    # what is on the screen is in tables and CSV files too
+    frame = to_frame([coded, exact])
+    assert frame["part_scores_ms"].tolist()[0] == rows["scores"]["median_ms"]
+    assert {part_metric(part) for part in names[1:]} <= set(frame)
+    assert "part_scores_ms" in markdown([coded])
     # a race of the same cell is another record: both can lie in one folder
     (raced,) = bench(config(bits=(4,)), store)
     assert raced.digest != coded.digest

@@ -56,8 +56,22 @@ class Device:
     def CUDAGraph(self):  # noqa: N802 - torch's name
         return Graph(self)
 
+    current = None
+
+    def Stream(self):  # noqa: N802 - torch's name
+        return object()
+
     @contextmanager
-    def graph(self, graph):
+    def stream(self, stream):
+        self.current = stream
+        try:
+            yield
+        finally:
+            self.current = None
+
+    @contextmanager
+    def graph(self, graph, stream):
+        assert stream is self.current is not None
         self.capturing = graph
         try:
             yield
@@ -87,9 +101,17 @@ def test_what_cannot_be_captured_is_timed_with_its_launches():
     clock = DeviceClock([device.call] * 2, device)
     assert not clock.captured
     assert device.log[-1] == "synchronize"  # the broken capture is over
+    assert device.current is None  # and its stream is not the current one any more
     before = len(device.log)
     assert clock.seconds() == pytest.approx(1e-3 * (CALL_MS + LAUNCH_MS))
     assert device.log[before:] == ["call"] * 4
+
+
+def test_what_waits_for_the_device_is_not_tried():
+    device = Device()
+    clock = DeviceClock([device.call] * 4, device, capture=False)
+    assert (clock.captured, device.log) == (False, ["call"] * 4 + ["synchronize"])
+    assert clock.seconds() == pytest.approx(1e-3 * (CALL_MS + LAUNCH_MS))
 
 
 def test_an_error_that_is_no_matter_of_capturing_is_not_hidden():

@@ -50,6 +50,12 @@ def test_pages_were_sealed_on_the_way(records):
     assert exact == 2 * 2 * 8 * 4 * 2 * head * 4 + 2 * 8 * 4  # eight whole pages of float32, and the table
 
 
+def test_a_shape_by_its_numbers_is_the_one_of_its_bits(config):
+    wanted = config.model_copy(update={"bits": (), "num_subspaces": 8, "nbits": 8, "repeats": 1})
+    (record,) = end_to_end(wanted)
+    assert (record.status, record.config["bits"], record.metrics["code_bits"].value) == ("ok", 4.0, 4.0)
+
+
 def test_a_finished_cell_is_not_run_again(config, tmp_path):
     store = RecordStore(tmp_path)
     first = [record.seconds for record in end_to_end(config, store)]

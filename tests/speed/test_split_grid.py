@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pqkv.config import BenchConfig
+from pqkv.errors import KernelError
 from pqkv.kernels import get_backend
 from pqkv.kernels.cpu.decode import step_of
 from pqkv.kernels.splits import SplitStep, split_step
@@ -41,6 +42,21 @@ def test_a_record_has_a_row_for_every_number_that_leaves_a_page_each(monkeypatch
     assert [(row["splits"], row["asked"]) for row in rows] == [(1, 1), (4, 4), (17, 17), (1, None)]
     assert [row["chosen"] for row in rows] == [False, False, False, True]
     assert record.metrics["latency_ms"].value == pytest.approx(rows[-1]["median_ms"])
+
+
+def test_fewer_than_one_split_is_refused_and_no_pages_need_none():
+    case = decode_inputs(TINY, 300, 1, (8, 8), 0)
+    given = case.query, case.pages, case.sinks, case.residual
+    for splits in (0, -1):
+        with pytest.raises(KernelError, match=f"{splits} splits: at least one is needed"):
+            split_step("cpu", *given, scale=0.25, splits=splits)
+    with pytest.raises(KernelError, match="window is 0"):
+        split_step("cpu", *given, scale=0.25, splits=1, window=0)
+    alone = step_of(case.query, None, case.sinks, case.residual, scale=0.25, stretches=3)
+    out, lse = alone.merge()
+    expected, expected_lse = get_backend("reference")(case.query.double(), None, case.sinks, case.residual, scale=0.25)
+    np.testing.assert_allclose(out, expected[:, 0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(lse, expected_lse[:, 0].numpy(), atol=1e-5)
 
 
 def test_other_backends_take_no_number_of_splits():

@@ -29,7 +29,7 @@ def attention(
     """See `AttentionBackend`. Computes in float32, lse is float64. `ways` force what codes of keys and of values look
     up where there is one query a sequence.
     """
-    check_inputs(query, pages, sinks, residual)
+    check_inputs(query, pages, sinks, residual, window)
     check_lengths(pages, sinks, residual)
     if query.dtype == torch.float64 or query.device.type != "cpu":
         raise KernelError(f"backend 'cpu' serves float32 and half precision on the CPU, not {query.dtype}")

@@ -132,7 +132,7 @@ def step_of(
     Hkv = _kv_heads(pages, sinks, residual, Hq)
     scaled = (query[:, 0].detach().float() * (scale * math.log2(math.e))).numpy()
     lengths = [_lengths(part, B) for part in (sinks, pages, residual)]
-    if stretches is None:
+    if stretches is None or pages is None:
         stretches = _stretches(pages, lengths[1], B * Hkv)
     G = Hq // Hkv
     out = np.empty((B, Hkv, stretches, G, D), np.float32)

@@ -41,19 +41,29 @@ def attention(
     window: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `AttentionBackend`."""
-    check_inputs(query, pages, sinks, residual)
+    check_inputs(query, pages, sinks, residual, window)
     B, Tq, Hq, _ = query.shape
     if query.dtype == torch.float64:
         raise KernelError("backend 'cuda' accumulates in float32; it serves float32 and half precision")
-    if B * Hq == 0 or (pages is None and sinks is None and residual is None):
+    if query.numel() == 0 or (pages is None and sinks is None and residual is None):
         return torch.zeros_like(query), query.new_full((B, Tq, Hq), -math.inf, dtype=torch.float32)
     if pages is None or not pages.trusted:
         check_lengths(pages, sinks, residual)
-    wide = pages is not None and pages.keys.pages.dtype == torch.float64
-    if Tq > 1 or wide or query.shape[3] % 8:  # rows are read 128 bits at a time
+    if obstacle(query, pages) is not None:
         out, lse = reference(query, pages, sinks, residual, scale=scale, window=window)
         return out, lse.float()
     return Step(query, pages, sinks, residual, scale, window or 0).run()
+
+
+def obstacle(query: Tensor, pages: PagedTokens | None) -> str | None:
+    """Why the kernels leave a step to torch, or None."""
+    if query.shape[1] != 1:
+        return "several queries a sequence are prefill"
+    if query.dtype == torch.float64 or (pages is not None and pages.keys.pages.dtype == torch.float64):
+        return "they accumulate in float32 and this is float64"
+    if query.shape[3] % 8:
+        return f"rows are read 128 bits at a time, and {query.shape[3]} elements are no multiple of 8"
+    return None
 
 
 class Step:
@@ -178,7 +188,9 @@ class Step:
                 self.B * self.kv_heads * self.chunks, longest, multiprocessors(self.query.device),
                 most_tokens=fast.tokens, build_tokens=fast.build_tokens, warps=fast.block // 32,
             )  # fmt: skip
-        share, splits = stretches(longest, wanted, tokens=variant.tokens, together=together)
+        share, splits = stretches(
+            longest, wanted, tokens=variant.tokens, together=together, windowed=bool(self.window)
+        )  # fmt: skip
         codes = [
             words(side.pages) if half and (side is pages.keys or side.layout == "transposed") else array(side.pages)
             for side in sides
@@ -233,7 +245,7 @@ def _channels(side: PagedSide, head_dim: int) -> Tensor:
     assert side.centroids is not None
     if side.channels is not None:
         return side.channels.contiguous()
-    return torch.arange(head_dim, device=side.pages.device).repeat(side.centroids.shape[0], 1)
+    return side.derive("natural order", lambda c: torch.arange(head_dim, device=c.device).repeat(c.shape[0], 1))
 
 
 def _as_pages(tokens: ExactTokens) -> PagedTokens:

@@ -105,9 +105,10 @@ def find_ptxas() -> Path:
 
 
 def find_disassembler() -> Path | None:
-    """`nvdisasm` from PATH, from CUDA_HOME or from triton's wheel; None where there is none."""
+    """`nvdisasm` from PATH, from CUDA_HOME, from NVIDIA's or from triton's wheel; None where there is none."""
     homes = [Path(home) / "bin" for name in ("CUDA_HOME", "CUDA_PATH") if (home := os.environ.get(name))]
-    bundled = [folder / "backends" / "nvidia" / "bin" for folder in _package_folders("triton")]
+    bundled = [folder / "bin" for folder in _package_folders("nvidia.cu13")]
+    bundled += [folder / "backends" / "nvidia" / "bin" for folder in _package_folders("triton")]
     for name in ("nvdisasm", "cuobjdump"):
         if found := shutil.which(name) or shutil.which(name, path=os.pathsep.join(map(str, homes + bundled))):
             return Path(found)

@@ -162,12 +162,16 @@ def attention(
 
     Raises `KernelError` for anything else, and for a context that the score row has no room for.
     """
-    check_inputs(query, pages, sinks, residual)
+    check_inputs(query, pages, sinks, residual, window)
     _, Tq, _, D = query.shape
     if pages is None or pages.keys.centroids is not None or sinks is not None or residual is not None:
         raise KernelError("backend 'cuda-naive' serves exact pages alone, without sinks and residual")
     if Tq != 1 or torch.float64 in (query.dtype, pages.keys.pages.dtype):
         raise KernelError("backend 'cuda-naive' serves one query a sequence, in float32 or half precision")
+    if D * pages.keys.pages.dtype.itemsize % 4:
+        raise KernelError(
+            f"backend 'cuda-naive' reads words of 32 bits: {D} elements of a row are no whole number of them"
+        )
     check_lengths(pages, None, None)
     return _run(query, pages, NaiveVariant(_dtype(pages), D, block), scale, window)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from pqkv.errors import KernelError
-from pqkv.kernels.cuda.backend import Plan, Step
+from pqkv.kernels.checks import check_inputs
+from pqkv.kernels.cuda.backend import Plan, Step, obstacle
 from pqkv.kernels.cuda.coded import Phase
 from pqkv.kernels.types import ExactTokens, PagedTokens, Part
 
@@ -29,8 +29,9 @@ def decode_parts(
     """The parts of backend `cuda` on these arguments, in order; the last returns what the whole does. Raises
     `KernelError` for what torch computes instead.
     """
-    if query.shape[1] != 1 or query.shape[3] % 8 or query.dtype == torch.float64:
-        raise KernelError("backend 'cuda' leaves this case to torch: it has no parts")
+    check_inputs(query, pages, sinks, residual, window)
+    if reason := obstacle(query, pages):
+        raise KernelError(f"backend 'cuda' leaves this case to torch, so it has no parts: {reason}")
 
     def arguments() -> Step:
         return Step(query, pages, sinks, residual, scale, window or 0)

@@ -61,11 +61,11 @@ def _efficiency(blocks: int, at_once: int) -> float:
     return blocks / (waves * at_once)
 
 
-def stretches(longest: int, splits: int, *, tokens: int, together: int) -> tuple[int, int]:
+def stretches(longest: int, splits: int, *, tokens: int, together: int, windowed: bool = False) -> tuple[int, int]:
     """(tokens of a stretch, number of stretches) near `splits` for a kernel whose blocks take at most `tokens`, a
-    multiple of `together`, in sequences of `longest`.
+    multiple of `together`, in sequences of `longest`, of which a sliding window may hide the first.
     """
     share = -(-longest // splits)
     share = min(tokens, -(-share // together) * together)
     # a window starts its first stretch on a multiple of `together`, up to that much before its first token
-    return share, -(-(longest + together - 1) // share)
+    return share, -(-(longest + (together - 1 if windowed else 0)) // share)

@@ -36,7 +36,7 @@ class FaultyAttention:
         window: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run attention."""
-        check_inputs(query, pages, sinks, residual)
+        check_inputs(query, pages, sinks, residual, window)
         check_lengths(pages, sinks, residual)
         if query.shape[1] > 1 or pages is None:
             return self.correct(query, pages, sinks, residual, scale=scale, window=window)

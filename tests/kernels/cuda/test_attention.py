@@ -14,6 +14,7 @@ from batches import Spec, brute_force, build
 from pqkv.errors import KernelError
 from pqkv.kernels.cuda import backend, naive
 from pqkv.kernels.cuda.backend import attention
+from pqkv.kernels.cuda.coded import CodedVariant
 from pqkv.kernels.cuda.exact import ExactVariant
 from pqkv.kernels.splits import split_step
 
@@ -105,6 +106,12 @@ def test_codes_from_fp16_tables(nbits, group, layouts, device):
 def test_centroids_of_four_elements_and_shared_by_heads(device):
     check(SMALL.but(subspaces=(4, 4), heads=2, per_head=False, dtype=torch.float16), device)
     check(SMALL.but(subspaces=(4, 4), group=4, channels=False, dtype=torch.bfloat16), device)
+
+
+@pytest.mark.parametrize(("block", "group"), [(64, 4), (256, 1)])
+def test_blocks_of_several_warps_reduce_over_all_of_them(block, group, device, monkeypatch):
+    monkeypatch.setattr(backend, "coded_variant", partial(CodedVariant, block=block))
+    check(SMALL.but(group=group, dtype=torch.float16, context=(0, 1, 600)), device)
 
 
 @pytest.mark.parametrize("window", [1, 5, 50])
