@@ -77,6 +77,7 @@ def test_a_notebook_shows_what_an_experiment_wrote(name, tmp_path):
         "device,bits,fault,context,kld_mean\ncpu,4,none,512,0.1\ncpu,4,stale,512,0.5\ncpu,2,none,512,0.3\n"
     )
     (folder / "claims.csv").write_text("part,claim,theirs,ours,holds\n1,a,1.0,1.1,yes\n2,b,few,many,no\n")
+    (folder / "a_quality.csv").write_text("text,context,setting,bits,kld_mean\nx,512,ours,2,0.1\nx,512,ours,4,0.01\n")
     book = run(ROOT / "notebooks" / f"{name}.ipynb", tmp_path)
     assert pictures(book)
     assert "no records yet" not in printed(book)
