@@ -92,8 +92,8 @@ def runs(reference, reference_books, prose):
 def test_both_modes_find_the_same_codes_but_for_near_ties(runs, reference_books):
     """Rounding differs between one forward and single steps, so a vector between two centroids can go either way.
 
-    A code that went the other way moves what later layers see by a little of one subspace, so a few of theirs follow: 16
-    of 442,368 have been seen, by codebooks trained on another machine.
+    A code that went the other way moves what later layers see by a little of one subspace, so a few of theirs follow:
+    16 of 442,368 have been seen, with codebooks that another machine trained.
     """
     _, scheduled, stepped = runs
     assert len(scheduled) == 12
