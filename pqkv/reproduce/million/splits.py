@@ -16,7 +16,7 @@ _COUNTS = (1, 2, 4, 8, 16, 32)
 def part_f(request: Request) -> Iterator[Record]:
     """A step with 1 to 32 splits of the context, over lengths; on a GPU at a batch of 1, where splits matter most."""
     lengths = (256, 2048, 8192) if request.quick else (256, 1024, 4096, 32768)
-    for heads, kv_heads in ((8, 1),) if request.quick else ((8, 1), (32, 8)):
+    for heads, kv_heads in ((32, 8),) if request.quick else ((8, 1), (32, 8)):
         given = {"heads": heads, "kv_heads": kv_heads, "repeats": 5 if request.quick else 21}
         for config in on_devices(request.quick, lengths, **given):
             yield from split_grid(config, _COUNTS, request.store, force=request.force, report=request.report)

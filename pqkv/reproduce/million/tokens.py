@@ -18,7 +18,7 @@ def part_g(request: Request) -> Iterator[Record]:
     and StaticCache; 0 bits are exact pages. The bundled model on the CPU; on a GPU random weights in the shape of
     Llama-3.1-8B, quick the bundled model too.
     """
-    small = {"lengths": (256, 1024), "new_tokens": 66, "repeats": 1, "bits": (0.0, 4.0)}
+    small = {"lengths": (512,), "new_tokens": 66, "repeats": 1, "bits": (0.0, 4.0)}
     full = {"lengths": (512, 2048, 8192), "new_tokens": 128, "repeats": 3, "bits": (0.0, 4.0, 2.0)}
     large = {**full, "model": "llama-3.1-8b", "lengths": (4096, 32768)}
     own = small if request.quick else full
