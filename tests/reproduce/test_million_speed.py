@@ -201,7 +201,7 @@ def test_a_gpu_gets_a_model_and_a_length_that_can_decide(monkeypatch, tmp_path, 
     assert list(tokens.part_g(Request(RecordStore(tmp_path), quick))) == []
     host, device = asked
     assert (host.model, host.backend, device.backend, device.dtype) == (None, "cpu", "cuda", "float16")
-    assert max(host.lengths) <= 8192 and 0 in host.bits and 0 in device.bits
+    assert max(host.lengths) <= 8192 and (quick or (0 in host.bits and 0 in device.bits))
     if not quick:
         assert (device.model, device.lengths, set(device.bits)) == ("llama-3.1-8b", (4096, 32768), {0, 4, 2})
 
