@@ -15,7 +15,7 @@ _NO_PARTS = (WHOLE, SUM, "encode", "flush", "prefill")  # of a step
 
 def part_i(request: Request) -> Iterator[Record]:
     """The parts of a step and of encoding over lengths."""
-    lengths = (1024, 8192) if request.quick else (4096, 32768)
+    lengths = (1024, 4096) if request.quick else (4096, 32768)
     bits = (4.0,) if request.quick else (4.0, 2.0, 0.0)
     for config in on_devices(request.quick, lengths, bits=bits):
         yield from breakdown(config, request.store, force=request.force, report=request.report)

@@ -15,8 +15,8 @@ from pqkv.speed.end_to_end import end_to_end
 
 def part_g(request: Request) -> Iterator[Record]:
     """Time per token of a whole model, encoding and flushes on the way (128 tokens are two pages), beside DynamicCache
-    and StaticCache; 0 bits are exact pages, which a quick run leaves out. The bundled model on the CPU; on a GPU random weights in the shape of
-    Llama-3.1-8B, quick the bundled model too.
+    and StaticCache; 0 bits are exact pages, which a quick run leaves out. The bundled model on the CPU; on a GPU random
+    weights in the shape of Llama-3.1-8B, quick the bundled model too.
     """
     small = {"lengths": (512,), "new_tokens": 66, "repeats": 1, "bits": (4.0,)}
     full = {"lengths": (512, 2048, 8192), "new_tokens": 128, "repeats": 3, "bits": (0.0, 4.0, 2.0)}
