@@ -28,7 +28,11 @@ _SETTINGS = (  # what a cell is measured on and with, beside what tells it from 
 )  # fmt: skip
 
 
-def on_devices(quick: bool, lengths: tuple[int, ...], **given: Any) -> list[BenchConfig]:  # noqa: ANN401 - by name
+def on_devices(
+    quick: bool,
+    lengths: tuple[int, ...],
+    **given: Any,  # noqa: ANN401 - settings by name
+) -> list[BenchConfig]:
     """The same settings for backend `cpu` and, where there is a GPU, for `cuda`."""
     return [config_of(quick, lengths, backend="cpu", **given), *on_gpu(quick, lengths, **given)]
 
