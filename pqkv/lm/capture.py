@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from pqkv.lm.layers import layer_plan
-from pqkv.lm.load import LanguageModel
+from pqkv.lm.model import LanguageModel
 from pqkv.lm.plugin import View, attach, exact_attention
 
 

@@ -10,7 +10,7 @@ from pqkv.codec import CodebookSet
 from pqkv.codec.codebook_file import CodebookHeader, load_codebooks, save_codebooks
 from pqkv.config import TrainConfig, digest_of
 from pqkv.errors import CodebookError
-from pqkv.lm.load import LanguageModel
+from pqkv.lm.model import LanguageModel
 from pqkv.lm.train import Calibrated, Progress, check_codebooks, train
 
 _RECIPE = 2  # raised when training changes, so that codebooks of an older recipe are not taken for new ones

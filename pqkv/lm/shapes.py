@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from pqkv.errors import ModelError
-from pqkv.lm.load import LanguageModel, describe
+from pqkv.lm.load import describe
+from pqkv.lm.model import LanguageModel
 
 # From the models' published configurations.
 SHAPES: dict[str, dict[str, Any]] = {

@@ -16,7 +16,7 @@ from pqkv.config import TrainConfig
 from pqkv.errors import CodebookError
 from pqkv.lm.capture import Samples, capture
 from pqkv.lm.contamination import identifying_documents
-from pqkv.lm.load import LanguageModel
+from pqkv.lm.model import LanguageModel
 from pqkv.text import load_corpus, tokenize, windows
 
 _HELD_OUT = 2048  # sampled positions that are not trained on and only measured

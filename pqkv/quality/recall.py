@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pqkv.lm.load import LanguageModel
+from pqkv.lm.model import LanguageModel
 
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 _FIRST = (

@@ -23,7 +23,7 @@ from pqkv.config import BenchConfig, CacheConfig
 from pqkv.env import environment, git_state, machine_name
 from pqkv.kernels import choose_backend
 from pqkv.lm import PQKVCache, attach, load_model
-from pqkv.lm.load import LanguageModel
+from pqkv.lm.model import LanguageModel
 from pqkv.lm.shapes import SHAPES, random_model
 from pqkv.record import Metric, Record, RecordStore
 from pqkv.speed.bench import code_shapes, device_of, set_threads

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pqkv.lm.capture import capture
-from pqkv.lm.load import LanguageModel
+from pqkv.lm.model import LanguageModel
 from pqkv.quality.recall import DEPTHS, answered, build_prompts
 from pqkv.text import Corpus, TokenStream, load_corpus, tokenize, windows
 from refmodel.numpy_forward import forward
