@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from pqkv.codec import Codebook, CodebookSet
 from pqkv.lm.capture import capture
 from pqkv.lm.load import describe
+from pqkv.lm.step import cache_argument
 
 VOCABULARY = 97
 
@@ -118,7 +119,9 @@ def untouched(model):
 def stepwise(model, ids, cache, size=1):
     """Logits of `size` tokens a step."""
     with torch.inference_mode():
-        parts = [model(ids[:, i : i + size], past_key_values=cache).logits for i in range(0, ids.shape[1], size)]
+        parts = [
+            model(ids[:, i : i + size], **cache_argument(model, cache)).logits for i in range(0, ids.shape[1], size)
+        ]
     return torch.cat(parts, 1)
 
 

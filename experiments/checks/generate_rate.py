@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from pqkv.config import CacheConfig, TrainConfig
 from pqkv.lm import PQKVCache, attach, load_model
 from pqkv.lm.defaults import default_codebooks
+from pqkv.lm.step import cache_argument
 
 prompt, new, rounds = (int(word) for word in [*sys.argv[1:], "4096", "128", "5"][:3])
 lm = load_model()
@@ -30,10 +31,10 @@ for i in range(rounds + 1):  # the first round compiles
     for name, make in caches.items():
         cache = make()
         with torch.inference_mode():
-            logits = lm.model(ids, past_key_values=cache).logits[:, -1:]
+            logits = lm.model(ids, **cache_argument(lm.model, cache)).logits[:, -1:]
             start = time.perf_counter()
             for _ in range(new):
-                logits = lm.model(logits.argmax(-1), past_key_values=cache).logits
+                logits = lm.model(logits.argmax(-1), **cache_argument(lm.model, cache)).logits
             seconds = time.perf_counter() - start
         if isinstance(cache, PQKVCache) and cache.kv is not None:
             backends.add(cache.kv.backend.name)

@@ -32,6 +32,11 @@ class PagedExactLayer:
         shape = (0, geometry.num_kv_heads, page_size, geometry.head_dim)
         self._pages = [torch.empty(shape, dtype=geometry.dtype, device=geometry.device) for _ in range(2)]
 
+    @property
+    def coded(self) -> list[int]:
+        """See `Layer`: none."""
+        return [0] * len(self.lengths)
+
     def append(self, keys: Tensor, values: Tensor, padding: Sequence[int] | None = None) -> None:
         """Add tokens (B, Hkv, T, D); raises `OutOfPages` before anything changes."""
         checked = checked_padding(padding, keys, len(self.lengths))

@@ -58,6 +58,11 @@ class Layer(Protocol):
         """Tokens of each sequence."""
         ...
 
+    @property
+    def coded(self) -> list[int]:
+        """Tokens of each sequence that lie as codes."""
+        ...
+
     def append(self, keys: Tensor, values: Tensor, padding: Sequence[int] | None = None) -> None:
         """Add tokens (B, Hkv, T, D)."""
 

@@ -81,6 +81,11 @@ class RotatedLayer:
         return self.inner.lengths
 
     @property
+    def coded(self) -> list[int]:
+        """See `Layer`."""
+        return self.inner.coded
+
+    @property
     def observer(self) -> AttentionObserver | None:
         """Sees attention as the backend does, in the turned space."""
         return self.inner.observer

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from pqkv.lm.layers import layer_plan
+from pqkv.lm.layers import LayerPlan, layer_plan
 from pqkv.lm.model import LanguageModel
-from pqkv.lm.plugin import View, attach, exact_attention
+from pqkv.lm.plugin import Attended, View, attach, exact_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,13 @@ def capture(
     generator = np.random.default_rng(seed)
     chosen = np.sort(generator.permutation(n * T)[:count])
     plan = layer_plan(lm.model.config)
-    layers = [_CaptureLayer() for _ in plan.coded]
+    attended = Attended()
+    layers = [_CaptureLayer(attended) for _ in plan.coded]
     for i, window in enumerate(windows):
         positions = torch.from_numpy(chosen[(chosen >= i * T) & (chosen < (i + 1) * T)] - i * T)
         for layer in layers:
             layer.positions = positions
-        lm.logits(torch.from_numpy(window)[None].to(lm.device), Cache(layers=plan.build(lambda k: layers[k])))
+        lm.logits(torch.from_numpy(window)[None].to(lm.device), _CaptureCache(plan, layers, attended))
         if progress:
             progress(i + 1, n)
     return Samples(
@@ -58,11 +59,20 @@ def capture(
     )
 
 
+class _CaptureCache(Cache):
+    """One forward over layers that outlive it."""
+
+    def __init__(self, plan: LayerPlan, layers: list[_CaptureLayer], attended: Attended) -> None:
+        self.coded_layers, self.attended = plan.coded, attended
+        super().__init__(layers=plan.build(lambda k: layers[k]))
+
+
 class _CaptureLayer(CacheLayerMixin):
     """Keeps the sampled positions of one forward after another and forgets the rest."""
 
-    def __init__(self) -> None:
+    def __init__(self, attended: Attended) -> None:
         super().__init__()
+        self.attended = attended
         self.positions = torch.empty(0, dtype=torch.long)
         self.keys_kept: list[Tensor] = []
         self.values_kept: list[Tensor] = []
@@ -95,6 +105,7 @@ class _CaptureLayer(CacheLayerMixin):
 
 class _CaptureView(View):
     def __init__(self, layer: _CaptureLayer, keys: Tensor, values: Tensor) -> None:
+        super().__init__(layer.attended)
         self.layer, self.exact_keys, self.exact_values = layer, keys, values
 
     def attend(

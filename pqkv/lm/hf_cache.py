@@ -1,4 +1,4 @@
-"""`PQKVCache`: a pqkv cache that transformers takes as `past_key_values`."""
+"""`PQKVCache`: a pqkv cache that transformers takes as its `cache`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pqkv.codec import CodebookSet
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
 from pqkv.lm.layers import layer_plan
-from pqkv.lm.plugin import View, exact_attention
+from pqkv.lm.plugin import Attended, View, exact_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -26,7 +26,7 @@ class PQKVCache(Cache):
 
         attach(model)
         cache = PQKVCache(model.config, codebooks)
-        model.generate(ids, past_key_values=cache)
+        model.generate(ids, cache=cache)  # past_key_values=cache before transformers 5.24
 
     Batches may be left-padded: padding never enters the cache. Layers with sliding-window attention keep
     transformers' own exact layer; `coded_layers` says which ones pqkv serves.
@@ -40,6 +40,7 @@ class PQKVCache(Cache):
     ) -> None:
         plan = layer_plan(model_config)
         self.coded_layers = plan.coded
+        self.attended = Attended()
         self.cache_config, self.codebooks = config or CacheConfig(), codebooks
         self.kv: KVCache | None = None  # made when the first keys tell batch, dtype and device
         super().__init__(layers=plan.build(lambda k: _Layer(self, k)))
@@ -178,6 +179,7 @@ class _StepView(View):
     """One step of one layer: the cache as it was, and the new tokens."""
 
     def __init__(self, owner: _Layer, layer: Layer, keys: Tensor, values: Tensor) -> None:
+        super().__init__(owner.owner.attended)
         self.owner, self.layer, self.new_keys, self.new_values = owner, layer, keys, values
 
     def attend(
@@ -189,6 +191,7 @@ class _StepView(View):
         """
         owner, new = self.owner, self.new_keys.shape[2]
         padding = _left_padding(mask, owner.columns + new, query.shape[:3:2], window)
+        before, coded = self.layer.lengths, self.layer.coded
         if owner.padding is None:
             out = exact_attention(module, query, self.new_keys, self.new_values, mask, scale)
             self.layer.append(self.new_keys, self.new_values, padding)
@@ -200,6 +203,7 @@ class _StepView(View):
         else:
             out = self.layer.attend(query.transpose(1, 2), self.new_keys, self.new_values, scale=scale, window=window)
         owner.columns += new
+        self.attended.saw(before, coded, [n - b for n, b in zip(self.layer.lengths, before, strict=True)])
         return out
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pqkv.lm.step import forward
+
 if TYPE_CHECKING:
     from transformers import Cache
 
@@ -30,6 +32,7 @@ class LanguageModel:
     separator: int | None
     config_digest: str
     fingerprint: str
+    notes: tuple[str, ...] = ()  # what loading had to say, for every record of this model
 
     @property
     def device(self) -> torch.device:
@@ -52,13 +55,12 @@ class LanguageModel:
         """Logits (B, T, V) of ids (B, T); without a cache a plain forward, with one a step on it.
 
         `newest` keeps the logits of that many tokens, 0 of all. `positions` (T,) are told to the model instead of the
-        tokens' own: a wrong one is a fault whose price can be measured.
+        tokens' own: a wrong one is a fault whose price can be measured. Raises `CacheError` if the model does not use
+        the cache it is given.
         """
         given = {} if positions is None else {"position_ids": positions.expand(len(ids), -1)}
         with torch.inference_mode():
-            out = self.model(
-                input_ids=ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=newest, **given
-            )
+            out = forward(self.model, ids, cache, logits_to_keep=newest, **given)
         logits: Tensor = out.logits.to(ids.device)  # a model spread over devices ends on another
         return logits
 

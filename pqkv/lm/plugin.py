@@ -7,6 +7,8 @@ reads pages: the model does not know.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor, nn
@@ -19,8 +21,46 @@ if TYPE_CHECKING:
 ATTENTION = "pqkv"
 
 
+@dataclass(slots=True)
+class Attended:
+    """What the views of one cache did: `calls` of `attend` (one a coded layer and step), and of the columns that the
+    query rows of these calls saw, how many there were and how many were `coded_columns`.
+
+    transformers' forwards swallow keywords they do not know. A model that ignores its cache leaves `calls` at 0, and
+    its figures would be those of a cache that costs nothing.
+    """
+
+    calls: int = 0
+    columns: int = 0
+    coded_columns: int = 0
+
+    def saw(self, before: Sequence[int], coded: Sequence[int], rows: Sequence[int], *, own_coded: bool = False) -> None:
+        """Sequence b had `before[b]` tokens cached, `coded[b]` of them as codes, and brought `rows[b]` causal rows,
+        whose own columns are codes too where `own_coded` says so.
+        """
+        for n, c, t in zip(before, coded, rows, strict=True):
+            own = t * (t + 1) // 2
+            self.columns += t * n + own
+            self.coded_columns += t * c + own * own_coded
+
+    def __add__(self, other: Attended) -> Attended:
+        return Attended(
+            self.calls + other.calls, self.columns + other.columns, self.coded_columns + other.coded_columns
+        )
+
+    def __sub__(self, earlier: Attended) -> Attended:
+        return Attended(
+            self.calls - earlier.calls, self.columns - earlier.columns, self.coded_columns - earlier.coded_columns
+        )
+
+
 class View:
-    """What `update` hands to the attention function in place of key and value tensors."""
+    """What `update` hands to the attention function in place of key and value tensors. Every attention through it
+    counts in `attended`, which the cache it came from shares with all its views.
+    """
+
+    def __init__(self, attended: Attended) -> None:
+        self.attended = attended
 
     def attend(
         self, module: nn.Module, query: Tensor, mask: Tensor | None, *, scale: float, window: int | None
@@ -76,7 +116,9 @@ def _attention(
 ) -> tuple[Tensor, None]:
     if isinstance(key, View):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return key.attend(module, query, attention_mask, scale=scale, window=sliding_window), None
+        out = key.attend(module, query, attention_mask, scale=scale, window=sliding_window)
+        key.attended.calls += 1
+        return out, None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)

@@ -20,7 +20,7 @@ from pqkv.codec import Codebook, CodebookSet
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
 from pqkv.lm.layers import layer_plan
-from pqkv.lm.plugin import View
+from pqkv.lm.plugin import Attended, View
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -57,12 +57,16 @@ class ScheduleCache(Cache):
         if codebooks.num_layers != len(plan.coded):
             raise CacheError(f"codebooks for {codebooks.num_layers} layers cannot serve {plan} of the model")
         books = list(zip(codebooks.keys, codebooks.values, strict=True))
-        super().__init__(layers=plan.build(lambda k: _ScheduleLayer(*books[k], config, all_coded)))
+        self.coded_layers, self.attended = plan.coded, Attended()
+        super().__init__(layers=plan.build(lambda k: _ScheduleLayer(*books[k], config, all_coded, self.attended)))
 
 
 class _ScheduleLayer(CacheLayerMixin):
-    def __init__(self, keys: Codebook, values: Codebook, config: CacheConfig, all_coded: bool) -> None:
+    def __init__(
+        self, keys: Codebook, values: Codebook, config: CacheConfig, all_coded: bool, attended: Attended
+    ) -> None:
         super().__init__()
+        self.attended = attended
         self.key_book, self.value_book, self.config, self.all_coded = keys, values, config, all_coded
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -90,6 +94,7 @@ class _ScheduleLayer(CacheLayerMixin):
 
 class _ScheduleView(View):
     def __init__(self, layer: _ScheduleLayer, keys: Tensor, values: Tensor) -> None:
+        super().__init__(layer.attended)
         self.layer, self.exact_keys, self.exact_values = layer, keys, values
 
     def attend(
@@ -100,7 +105,7 @@ class _ScheduleView(View):
         # half-precision models: backends compute in float32 on centroids that are float32, so does this
         layer, compute = self.layer, torch.float64 if query.dtype == torch.float64 else torch.float32
         keys, values = self.exact_keys.to(compute), self.exact_values.to(compute)
-        T = keys.shape[2]
+        B, T = keys.shape[0], keys.shape[2]
         if layer.all_coded:
             stretches: Iterator[tuple[int, int, int]] = ((i, min(i + _TILE, T), T) for i in range(0, T, _TILE))
             first = 0
@@ -115,6 +120,8 @@ class _ScheduleView(View):
         out = query.new_empty(query.shape)
         done = 0
         for start, stop, coded in stretches:
+            seen = start if layer.all_coded else coded
+            self.attended.saw([start] * B, [seen] * B, [stop - start] * B, own_coded=layer.all_coded)
             for buffer, restored in zip(mixed, decoded, strict=True):
                 buffer[:, :, first + done : first + coded] = restored[:, :, done:coded]
             done = coded

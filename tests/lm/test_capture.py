@@ -7,6 +7,7 @@ from models import random_ids, tiny_lm, untouched
 from transformers import DynamicCache
 
 from pqkv.lm.capture import capture
+from pqkv.lm.step import cache_argument
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def held_by_dynamic_cache(lm, windows):
     for window in windows:
         cache = DynamicCache(config=plain.config)
         with torch.inference_mode():
-            plain(torch.from_numpy(window)[None], past_key_values=cache)
+            plain(torch.from_numpy(window)[None], **cache_argument(plain, cache))
         held.append(cache)
     return [
         tuple(torch.cat([getattr(cache.layers[i], side) for cache in held]) for side in ("keys", "values"))

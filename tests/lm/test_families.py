@@ -21,6 +21,7 @@ from pqkv.errors import ModelError
 from pqkv.lm import PQKVCache, attach
 from pqkv.lm.families import SUPPORTED_FAMILIES, check_family
 from pqkv.lm.load import describe
+from pqkv.lm.step import cache_argument
 from pqkv.quality.modes import run_coded, run_exact
 
 SMALL = CacheConfig(page_size=8, residual=16, sink_tokens=2)
@@ -82,9 +83,11 @@ def test_a_family_generates_left_padded_as_with_dynamic_cache(family):
     ids, mask = left_padded_positions((12, 20))
     ask = {"max_new_tokens": 20, "do_sample": False, "attention_mask": mask, "num_beams": 2}
     plain = untouched(lm.model)
-    expected = plain.generate(ids, past_key_values=DynamicCache(config=plain.config), **ask)
+    expected = plain.generate(ids, **cache_argument(plain, DynamicCache(config=plain.config)), **ask)
     attach(lm.model)
-    assert torch.equal(lm.model.generate(ids, past_key_values=PQKVCache(lm.model.config, None, SMALL), **ask), expected)
+    assert torch.equal(
+        lm.model.generate(ids, **cache_argument(lm.model, PQKVCache(lm.model.config, None, SMALL)), **ask), expected
+    )
 
 
 REFUSED = {

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError, OutOfPages
 from pqkv.lm import PQKVCache, attach
+from pqkv.lm.step import cache_argument
 
 SMALL = CacheConfig(page_size=8, residual=16, sink_tokens=2)
 LENGTHS = (33, 20, 41)
@@ -37,7 +38,10 @@ def padded_steps(model, cache, ids, mask, prompt, size=1):
         return torch.cat(
             [
                 model(
-                    ids[:, a:b], attention_mask=mask[:, :b], position_ids=positions[:, a:b], past_key_values=cache
+                    ids[:, a:b],
+                    attention_mask=mask[:, :b],
+                    position_ids=positions[:, a:b],
+                    **cache_argument(model, cache),
                 ).logits
                 for a, b in itertools.pairwise(starts)
             ],
@@ -71,11 +75,16 @@ def test_a_left_padded_batch_without_codes_equals_dynamic_cache(tiny, books):
 def test_generate_pads_and_continues_each_row_as_if_alone(tiny, books):
     rows, ids, mask = left_padded(LENGTHS, new=0)
     together = tiny.model.generate(
-        ids, attention_mask=mask, past_key_values=cache_of(tiny, books), max_new_tokens=30, do_sample=False
+        ids,
+        attention_mask=mask,
+        **cache_argument(tiny.model, cache_of(tiny, books)),
+        max_new_tokens=30,
+        do_sample=False,
     )
     for b, row in enumerate(rows):
         alone = tiny.model.generate(
-            row, attention_mask=torch.ones_like(row), past_key_values=cache_of(tiny, books), max_new_tokens=30,
+            row, attention_mask=torch.ones_like(row), **cache_argument(tiny.model, cache_of(tiny, books)),
+            max_new_tokens=30,
             do_sample=False,
         )  # fmt: skip
         assert torch.equal(together[b, -30:], alone[0, -30:])
@@ -150,7 +159,7 @@ def test_a_changed_batch_continues_from_the_sequences_it_was_made_of(tiny, books
         got = [
             lm.model(
                 whole[:, t : t + 1], attention_mask=seen[:, : t + 1], position_ids=positions[:, t : t + 1],
-                past_key_values=cache,
+                **cache_argument(lm.model, cache),
             ).logits
             for t in range(ids.shape[1], whole.shape[1])
         ]  # fmt: skip

@@ -8,6 +8,7 @@ from transformers import DynamicCache
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
 from pqkv.lm import PQKVCache, attach
+from pqkv.lm.step import cache_argument
 
 SMALL = CacheConfig(page_size=8, residual=16, sink_tokens=2)
 kinds = pytest.mark.parametrize("kind", ["paged", "contiguous", "exact"])
@@ -54,16 +55,16 @@ def test_assisted_generation_with_nothing_coded_equals_dynamic_cache(tiny, books
         "prompt_lookup_num_tokens": 4,
         "attention_mask": torch.ones_like(ids),
     }
-    got = tiny.model.generate(ids, past_key_values=cache_of(tiny, books, kind, CacheConfig()), **ask)
+    got = tiny.model.generate(ids, **cache_argument(tiny.model, cache_of(tiny, books, kind, CacheConfig())), **ask)
     plain = untouched(tiny.model)
-    assert torch.equal(got, plain.generate(ids, past_key_values=DynamicCache(config=plain.config), **ask))
+    assert torch.equal(got, plain.generate(ids, **cache_argument(plain, DynamicCache(config=plain.config)), **ask))
 
 
 def test_assisted_generation_runs_through_flushes(tiny, books):
     ids = random_ids(20).repeat(1, 3)
     cache = cache_of(tiny, books)
     out = tiny.model.generate(
-        ids, past_key_values=cache, max_new_tokens=60, do_sample=False, prompt_lookup_num_tokens=4
+        ids, **cache_argument(tiny.model, cache), max_new_tokens=60, do_sample=False, prompt_lookup_num_tokens=4
     )
     assert out.shape == (1, 120)
     assert cache.kv.layers[0].coded[0] >= 88

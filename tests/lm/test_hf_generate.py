@@ -7,13 +7,19 @@ from transformers import DynamicCache
 
 from pqkv.config import CacheConfig
 from pqkv.lm import PQKVCache, attach
+from pqkv.lm.step import cache_argument
 
 SMALL = CacheConfig(page_size=8, residual=16, sink_tokens=2)
 
 
 def generate(model, cache, ids, new=24, **more):
     return model.generate(
-        ids, past_key_values=cache, max_new_tokens=new, do_sample=False, attention_mask=torch.ones_like(ids), **more
+        ids,
+        **cache_argument(model, cache),
+        max_new_tokens=new,
+        do_sample=False,
+        attention_mask=torch.ones_like(ids),
+        **more,
     )
 
 
@@ -103,7 +109,9 @@ def test_a_forward_that_keeps_gradients_can_be_cached(tiny, books):
     """transformers' own cache takes it, so a missing no_grad must not end in an error out of the encoder."""
     ids = random_ids(60)
     cache, still = coded(tiny, books), coded(tiny, books)
-    logits = [tiny.model(piece, past_key_values=cache).logits.detach() for piece in ids.split([40, 10, 10], 1)]
+    logits = [
+        tiny.model(piece, **cache_argument(tiny.model, cache)).logits.detach() for piece in ids.split([40, 10, 10], 1)
+    ]
     expected = torch.cat(
         [stepwise(tiny.model, ids[:, :40], still, 40), stepwise(tiny.model, ids[:, 40:], still, 10)], 1
     )

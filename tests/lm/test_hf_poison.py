@@ -8,6 +8,7 @@ from pqkv.cache.exact import PagedExactLayer
 from pqkv.cache.store import PagedCodeStore
 from pqkv.config import CacheConfig
 from pqkv.lm import PQKVCache, attach
+from pqkv.lm.step import cache_argument
 
 POISONS = {"nan": (float("nan"), 255), "finite garbage": (1e4, 170)}
 SHAPES = {"paged": {}, "row": {"key_layout": "row", "value_layout": "row"}, "contiguous": {"paged": False}}
@@ -69,7 +70,7 @@ def test_unused_memory_is_never_read(tiny, books, shape, kind):
     with torch.inference_mode():
         for size in sizes:
             step = ids[:, start : start + size]
-            expected, got = (tiny.model(step, past_key_values=cache).logits for cache in (clean, dirty))
+            expected, got = (tiny.model(step, **cache_argument(tiny.model, cache)).logits for cache in (clean, dirty))
             assert torch.equal(expected, got), f"step of {size} at {start}"
             poisoned += poison(dirty, *POISONS[kind])
             start += size

@@ -10,6 +10,7 @@ from pqkv.errors import CacheError, ModelError
 from pqkv.lm import PQKVCache, attach
 from pqkv.lm.families import SUPPORTED_FAMILIES
 from pqkv.lm.load import describe
+from pqkv.lm.step import cache_argument
 
 SMALL = CacheConfig(page_size=8, residual=16, sink_tokens=2)
 
@@ -23,7 +24,7 @@ def filled(lm, books, length=40):
 
 def forward(lm, cache, ids, mask):
     with torch.inference_mode():
-        return lm.model(ids, attention_mask=mask, past_key_values=cache)
+        return lm.model(ids, attention_mask=mask, **cache_argument(lm.model, cache))
 
 
 @pytest.mark.parametrize("hidden", [[5], [38, 39], [0, 20]], ids=["hole", "right padding", "padding and hole"])

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from pqkv.config import CacheConfig, EvalConfig
 from pqkv.errors import ConfigError
 from pqkv.kernels import choose_backend
+from pqkv.lm.step import cache_argument
 from pqkv.quality.modes import run_coded, run_decode
 from pqkv.quality.prefills import Prefills, prefill
 from pqkv.quality.recall import Question, RecallPrompt, answered
@@ -45,9 +46,9 @@ def test_a_position_shift_is_what_the_model_is_told(tiny):
     shifted = run_decode(tiny, ids[:, 40:], prefill(tiny, ids[:, :40], None, CacheConfig()), position_shift=-1)
     plain, cache = untouched(tiny.model), DynamicCache(config=tiny.model.config)
     with torch.inference_mode():
-        plain(ids[:, :40], past_key_values=cache)
+        plain(ids[:, :40], **cache_argument(plain, cache))
         steps = [
-            plain(ids[:, i : i + 1], past_key_values=cache, position_ids=torch.tensor([[i - 1]])).logits
+            plain(ids[:, i : i + 1], **cache_argument(plain, cache), position_ids=torch.tensor([[i - 1]])).logits
             for i in range(40, 60)
         ]
     assert gap(shifted, torch.cat(steps, 1)) < 1e-9

@@ -19,6 +19,7 @@ from models import (
 
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError, ConfigError
+from pqkv.lm.step import cache_argument
 from pqkv.quality.modes import run_coded, run_exact
 from pqkv.quality.schedule import ScheduleCache, tiles
 
@@ -214,7 +215,11 @@ def test_a_schedule_refuses_padding_and_a_second_forward(tiny, books):
     mask, shape = torch.ones(1, 10, dtype=torch.long), tiny.model.config
     mask[0, 0] = 0
     with pytest.raises(CacheError, match="without padding"), torch.inference_mode():
-        tiny.model(random_ids(10), attention_mask=mask, past_key_values=ScheduleCache(shape, books, CacheConfig()))
+        tiny.model(
+            random_ids(10),
+            attention_mask=mask,
+            **cache_argument(tiny.model, ScheduleCache(shape, books, CacheConfig())),
+        )
     cache = ScheduleCache(shape, books, CacheConfig())
     tiny.logits(random_ids(10), cache)
     with pytest.raises(CacheError, match="one forward"):
