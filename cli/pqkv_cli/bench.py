@@ -190,37 +190,23 @@ def _refuse_contradictions(values: dict[str, Any], *, static: bool, gpu: str | N
 def _table(records: list[Record]) -> None:
     if not records:
         return
-    from rich.table import Table
-
     from pqkv.report.series import machine_of
     from pqkv.speed.bench import break_even
     from pqkv_cli.output import console
+    from pqkv_cli.table import print_lines, print_table
 
     out = console()
     first = records[0].config
-    table = Table(
+    print_table(
+        out,
+        ("bits", "batch", "tokens", "ms", "exact ms", "speed-up", "charged", "fastest exact", "GB/s", "of copy"),
+        map(_row, records),
+        words=("fastest exact",),
         title=f"decoding attention, {first['model']}, backend {first['backend']}, {first['threads']} threads",
         caption=f"medians of {first['repeats']} cold runs, 95% intervals; exact: the fastest of torch's forms in "
         "the same rounds; charged: the speed-up with each step paying for the encoding of its own tokens; "
         f"of copy: bytes read a second over the copy bandwidth of this run; {machine_of(records[0])}",
-        box=None,
     )
-    for name in (
-        "bits",
-        "batch",
-        "tokens",
-        "ms",
-        "exact ms",
-        "speed-up",
-        "charged",
-        "fastest exact",
-        "GB/s",
-        "of copy",
-    ):
-        table.add_column(name, justify="left" if name == "fastest exact" else "right")
-    for record in records:
-        table.add_row(*_row(record))
-    out.print(table)
     groups: dict[tuple[float, int], list[Record]] = {}
     for record in records:
         groups.setdefault((record.config["bits"], record.config["batch"]), []).append(record)
@@ -229,7 +215,7 @@ def _table(records: list[Record]) -> None:
             found = break_even(members)
             name = f"{bits:g} bits" if bits else "exact pages"
             where = "at none of these lengths" if found is None else f"from about {found:.0f} tokens on"
-            out.print(f"{name}, batch {batch}: faster than exact attention {where}")
+            print_lines(out, f"{name}, batch {batch}: faster than exact attention {where}")
 
 
 def _row(record: Record) -> list[str]:

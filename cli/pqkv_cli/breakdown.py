@@ -10,28 +10,25 @@ if TYPE_CHECKING:
 
 def breakdown_table(records: list[Record]) -> None:
     """For every cell a table of its parts."""
-    from rich.table import Table
-
     from pqkv.report.series import machine_of, shape_name
     from pqkv_cli.output import console
+    from pqkv_cli.table import print_table
 
     out = console()
     for record in records:
         c = record.config
         method = record.tables["method"][0]["method"]
-        table = Table(
+        print_table(
+            out,
+            ("part", "ms", "10% to 90%", "of whole", "tokens", "us/token"),
+            map(_cells, record.tables["breakdown"]),
+            words=("part",),
             title=f"{shape_name(c)}, batch {c['batch']}, {c['context']} tokens: {c['model']}, backend {c['backend']}, "
             f"{c['threads']} threads",
             caption=f"one layer, medians of {c['repeats']} cold runs in turns; {method}, so parts need not add up to "
             "the whole (sum of parts); encoding, flush and prefill are no part of a step and take keys and values; "
             f"{machine_of(record)}",
-            box=None,
         )
-        for name in ("part", "ms", "10% to 90%", "of whole", "tokens", "us/token"):
-            table.add_column(name, justify="left" if name == "part" else "right")
-        for row in record.tables["breakdown"]:
-            table.add_row(*_cells(row))
-        out.print(table)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

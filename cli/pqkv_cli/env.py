@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from pqkv_cli.output import console, echo
+from pqkv_cli.table import print_lines, print_pairs
+
 
 class EnvFormat(StrEnum):
     """Output of `pqkv env`."""
@@ -24,15 +27,11 @@ def env(
 
     found = environment()
     if format is EnvFormat.json:
-        typer.echo(json.dumps({**found, "git": git_state()}, indent=2, sort_keys=True))
+        echo(json.dumps({**found, "git": git_state()}, indent=2, sort_keys=True))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=machine_name(found), show_header=False)
-    for key, value in {**found, "git": git_state()}.items():
-        table.add_row(key, _text(value))
-    Console().print(table)
+    out = console()
+    print_lines(out, machine_name(found), style="table.title")
+    print_pairs(out, [(key, _text(value)) for key, value in {**found, "git": git_state()}.items()])
 
 
 def _text(value: object) -> str:

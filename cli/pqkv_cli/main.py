@@ -12,6 +12,7 @@ from pqkv.errors import PqkvError
 from pqkv_cli.bench import bench
 from pqkv_cli.env import env
 from pqkv_cli.evaluate import evaluate
+from pqkv_cli.output import echo, make_encodable
 from pqkv_cli.report import report
 from pqkv_cli.reproduce import reproduce
 from pqkv_cli.train_codebooks import train_codebooks
@@ -41,7 +42,7 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         from pqkv import __version__
 
-        typer.echo(f"pqkv {__version__}")
+        echo(f"pqkv {__version__}")
         raise typer.Exit
 
 
@@ -61,6 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with 0, with 2 for whatever the user can mend, with 130 for Ctrl-C."""
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
+    make_encodable()
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.getLogger("pqkv").addHandler(handler)
@@ -93,5 +95,5 @@ def _commands() -> set[str]:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    echo(f"error: {' '.join(message.split())}", stderr=True)
     sys.exit(code)

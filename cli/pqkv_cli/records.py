@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
+from pqkv_cli.output import echo
 
 if TYPE_CHECKING:
     from pqkv.record import Record, RecordStore
@@ -45,16 +45,21 @@ def print_records(
 ) -> None:
     """On stdout: JSON or CSV of all records, or the command's own table of those that ran and where they are kept."""
     if format is RecordFormat.json:
-        typer.echo(json.dumps([record.model_dump(mode="json") for record in records], indent=1, allow_nan=False))
+        echo_json(records)
         return
     if format is RecordFormat.csv:
         from pqkv.report import to_frame
 
-        typer.echo(to_frame(records).to_csv(index=False), nl=False)
+        echo(to_frame(records).to_csv(index=False), end="")
         return
     table([record for record in records if record.status == "ok"])
     if output is not None:
-        typer.echo(f"records: {output} (pqkv report {output} -o {output} derives tables, plots and a page)")
+        echo(f"records: {output} (pqkv report {output} -o {output} derives tables, plots and a page)")
+
+
+def echo_json(records: list[Record]) -> None:
+    """All records on stdout as one JSON list, in ASCII."""
+    echo(json.dumps([record.model_dump(mode="json") for record in records], indent=1, allow_nan=False))
 
 
 def raise_if_failed(records: list[Record]) -> None:

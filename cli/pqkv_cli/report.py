@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pqkv_cli.output import echo
+
 
 def report(
     results: Annotated[list[Path], typer.Argument(help="Record files or folders of them.", show_default=False)],
@@ -29,13 +31,20 @@ def report(
     from pqkv.errors import RecordError
     from pqkv.record import load_records
     from pqkv.report import find_experiments, write_page, write_report
+    from pqkv_cli.progress import ProgressBar
 
-    records = load_records(results)
-    if not records:
-        names = ", ".join(str(path) for path in results)
-        raise RecordError(f"no records in {names}; make some with pqkv eval -o FOLDER")
-    if experiments is None and Path("experiments").is_dir():
-        experiments = Path("experiments")
-    found = find_experiments(results, experiments)
-    for path in (*write_report(records, output), write_page(found, output)):
-        typer.echo(path)
+    with ProgressBar() as bar:
+        bar.show("read records", 0, 1)
+        records = load_records(results)
+        if not records:
+            names = ", ".join(str(path) for path in results)
+            raise RecordError(f"no records in {names}; make some with pqkv eval -o FOLDER")
+        if experiments is None and Path("experiments").is_dir():
+            experiments = Path("experiments")
+        found = find_experiments(results, experiments)
+        bar.show(f"tables and plots of {len(records)} records", 0, 1)
+        paths = write_report(records, output)
+        bar.show("page", 0, 1)
+        paths = [*paths, write_page(found, output)]
+    for path in paths:
+        echo(path)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pqkv_cli.options import Force
+from pqkv_cli.output import console, echo
 from pqkv_cli.records import gather, raise_if_failed
+from pqkv_cli.table import print_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,8 +56,7 @@ def reproduce(
     from pqkv.reproduce import EXPERIMENTS, experiment
 
     if list_:
-        for found in EXPERIMENTS.values():
-            typer.echo(f"{found.name}  {found.title}")
+        print_pairs(console(), [(found.name, found.title) for found in EXPERIMENTS.values()])
         return
     if everything == (name is not None):
         raise ConfigError("name one experiment, or give --all or --list")
@@ -75,13 +76,16 @@ def _run(
     from pqkv.reproduce import Request
     from pqkv.reproduce import reproduce as run
     from pqkv.reproduce.run import derive
+    from pqkv_cli.progress import ProgressBar
 
     def cells(store: RecordStore | None, bar: ProgressBar) -> Iterator[Record]:
         assert store is not None
         return run(found, experiments, Request(store, quick, force, bar.show, parts))
 
     records = gather(cells, folder)
-    outcome = derive(found, folder)
+    with ProgressBar() as bar:
+        bar.show(f"tables and plots of {found.name}", 0, 1)
+        outcome = derive(found, folder)
     for path in outcome.files:
-        typer.echo(path)
+        echo(path)
     return records

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
+from pqkv_cli.output import console, echo
+from pqkv_cli.records import echo_json
+from pqkv_cli.table import print_lines, print_table
 
 if TYPE_CHECKING:
     from pqkv.config import BenchConfig
     from pqkv.record import Record
+
+
+_COLUMNS = (
+    "variant", "heads", "regs", "shared", "spilled", "stack", "blocks", "warps", "limited by",
+    "key", "value", "key table", "value table", "target",
+)  # fmt: skip
 
 
 def static(wanted: BenchConfig, gpu: str, output: Path | None, format: str, everything: bool) -> None:
@@ -25,12 +32,12 @@ def static(wanted: BenchConfig, gpu: str, output: Path | None, format: str, ever
     with ProgressBar() as bar:
         records = list(run(wanted, chosen, store, everything=everything, report=bar.show))
     if format == "json":
-        typer.echo(json.dumps([record.model_dump(mode="json") for record in records], indent=1, allow_nan=False))
+        echo_json(records)
     elif format == "csv":
         import pandas as pd
 
         rows = [row | case for record in records for row in [_row(record)] for case in _predictions(record) or [{}]]
-        typer.echo(pd.DataFrame(rows).to_csv(index=False), nl=False)
+        echo(pd.DataFrame(rows).to_csv(index=False), end="")
     else:
         _print(records, gpu, output)
 
@@ -48,10 +55,6 @@ def _predictions(record: Record) -> list[dict[str, Any]]:
 
 
 def _print(records: list[Record], gpu: str, output: Path | None) -> None:
-    from rich.table import Table
-
-    from pqkv_cli.output import console
-
     out = console()
     cases = [(record, case) for record in records for case in _predictions(record)]
     counted = any("key_instructions" in record.metrics for record in records) or any(
@@ -63,30 +66,38 @@ def _print(records: list[Record], gpu: str, output: Path | None) -> None:
         if counted
         else "no instructions: put nvdisasm on PATH (it comes with the CUDA toolkit and with `pip install triton`)"
     )
-    table = Table(title=f"kernels compiled for {gpu}", caption=how, box=None)
-    for name in ("variant", "heads", "regs", "shared", "spilled", "stack", "blocks", "warps", "limited by",
-                 "key", "value", "key table", "value table", "target"):  # fmt: skip
-        table.add_column(name, justify="left" if name in ("variant", "limited by") else "right")
-    for record in records:
-        table.add_row(*_cells(_row(record)))
-    out.print(table)
+    rows = [_row(record) for record in records]
+    print_table(
+        out,
+        _COLUMNS,
+        [_cells(row) for row in rows if "registers" in row],
+        words=("variant", "limited by"),
+        title=f"kernels compiled for {gpu}",
+        caption=how,
+    )
+    for row in rows:
+        if "registers" not in row:
+            print_lines(out, f"{_name(row)}, {row['group']} query heads: {row['note']}")
     if counted and cases:
         first = records[0].config
-        model = Table(
+        print_table(
+            out,
+            ("variant", "batch", "tokens", "predicted ms"),
+            [
+                [
+                    _name(_row(record)),
+                    str(case["batch"]),
+                    str(case["context"]),
+                    "" if case["predicted_ms"] is None else f"{case['predicted_ms']:.4f}",
+                ]
+                for record, case in cases
+            ],
+            words=("variant",),
             title=f"one decoding step, {first['heads']} query heads on {first['kv_heads']} KV heads, on {gpu}",
             caption="a model, not a measurement; what it leaves out stands in pqkv/speed/static.py",
-            box=None,
         )
-        for name in ("variant", "batch", "tokens", "predicted_ms"):
-            model.add_column(name, justify="left" if name == "variant" else "right")
-        for record, case in cases:
-            ms = case["predicted_ms"]
-            model.add_row(
-                _name(_row(record)), str(case["batch"]), str(case["context"]), "" if ms is None else f"{ms:.4f}"
-            )
-        out.print(model)
     if output is not None:
-        out.print(f"records: {output}")
+        echo(f"records: {output}")
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -96,9 +107,6 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    if "registers" not in row:
-        return [_name(row), str(row["group"]), row["note"]]
-
     def number(name: str, digits: int = 0) -> str:
         value = row.get(name)
         return "" if value is None else f"{value:.{digits}f}"

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pqkv_cli.flags import layered, option
 from pqkv_cli.options import OUTPUT, TEXT, Config, Data, Device, DeviceMap, Dtype, Model
+from pqkv_cli.output import console, echo
+from pqkv_cli.table import print_table
 
 _CODES, _CALIBRATION = "Codes", "Calibration"
 
@@ -78,26 +80,15 @@ def train_codebooks(
         books, header = train(lm, wanted, bar.show)
     save_codebooks(output, books, header)
 
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        box=box.SIMPLE,
-        width=76,
+    print_table(
+        console(),
+        ("layer", "keys", "values"),
+        [(str(layer), *(f"{error:.4f}" for error in errors)) for layer, errors in enumerate(header.errors)],
         title=f"{lm.name}: {books.code_bits:g} bits ({header.num_subspaces} x {header.nbits}), scope {header.scope}",
         caption="relative squared error on held-out vectors of the calibration split",
     )
-    for name in ("layer", "keys", "values"):
-        table.add_column(name, justify="right")
-    for layer, (keys, values_error) in enumerate(header.errors):
-        table.add_row(str(layer), f"{keys:.4f}", f"{values_error:.4f}")
-    console = Console()
-    console.print(table)
     text = header.calibration
-    console.print(
+    echo(
         f"{output}: {books.nbytes():,} bytes of centroids, {header.samples:,} vectors of {text.tokens:,} tokens "
-        f"({text.name}/{text.split})",
-        highlight=False,
-        soft_wrap=True,
+        f"({text.name}/{text.split})"
     )

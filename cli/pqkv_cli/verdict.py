@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from rich import box
-from rich.table import Table
+from rich.console import Console
 
 from pqkv.env import machine_name
 from pqkv.record import Record
 from pqkv_cli.output import console
+from pqkv_cli.table import print_lines, print_table
 
 _HALF_PRECISION = 16  # bits an element has in the caches people run
+_COLUMNS = (
+    "bits", "mode", "context", "PPL exact", "PPL ratio", "top-1", "KLD, nats", "recall", "control KLD", "mass error",
+)  # fmt: skip
 _SMALL_CHANGE, _GOOD_AGREEMENT = 0.01, 0.95
 
 
@@ -20,35 +23,35 @@ def print_verdict(records: list[Record]) -> None:
     out = console()
     first = records[0]
     config = first.config
-    table = Table(
+    print_table(
+        out,
+        _COLUMNS,
+        map(_row, records),
+        words=("mode",),
         title=f"{config['model']} on {config['data']}/{config['split']}: coded cache against the exact one",
-        box=box.SIMPLE,
-        padding=(0, 1),
         caption="in brackets: 95% bootstrap over windows; recall: coded (exact); "
         f"{machine_name(first.env)}, {config['dtype']} on {config['device']}",
     )
-    columns = ("bits", "mode", "context", "PPL exact", "PPL ratio", "top-1", "KLD, nats", "recall")
-    probed = any("softmax_mass_error" in record.metrics for record in records)
-    controlled = any("kld_control" in record.metrics for record in records)
-    for name in (*columns, *(("control KLD",) if controlled else ()), *(("mass error",) if probed else ())):
-        table.add_column(name, justify="left" if name == "mode" else "right")
-    for record in records:
-        c = record.config
-        bits = "exact" if c["bits"] == 0 else f"{c['bits']:g}"
-        row = [bits, c["mode"], str(c["context"]), _value(record, "perplexity_exact", ".3f")]
-        row += [_interval(record, "perplexity_ratio", ".4f"), _interval(record, "agreement_at_1", ".1%")]
-        row += [_interval(record, "kld_mean", ".2g")]
-        recall, exact = _value(record, "recall", ".0%"), _value(record, "recall_exact", ".0%")
-        row.append(f"{recall} ({exact})" if recall else "")
-        if controlled:
-            row.append(_value(record, "kld_control", ".2g"))
-        if probed:
-            row.append(_value(record, "softmax_mass_error", ".1e"))
-        table.add_row(*row)
-    out.print(table)
-    out.print(_memory_table(records))
+    _print_memory(out, records)
     for line in verdicts(records):
-        out.print(line, highlight=False, soft_wrap=True)
+        print_lines(out, line)
+
+
+def _row(record: Record) -> list[str]:
+    c = record.config
+    recall, exact = _value(record, "recall", ".0%"), _value(record, "recall_exact", ".0%")
+    return [
+        _bits(record),
+        c["mode"],
+        str(c["context"]),
+        _value(record, "perplexity_exact", ".3f"),
+        _interval(record, "perplexity_ratio", ".4f"),
+        _interval(record, "agreement_at_1", ".1%"),
+        _interval(record, "kld_mean", ".2g"),
+        f"{recall} ({exact})" if recall else "",
+        _value(record, "kld_control", ".2g"),
+        _value(record, "softmax_mass_error", ".1e"),
+    ]
 
 
 def verdicts(records: list[Record]) -> list[str]:
@@ -80,30 +83,29 @@ def verdicts(records: list[Record]) -> list[str]:
     return lines
 
 
-def _memory_table(records: list[Record]) -> Table:
+def _print_memory(out: Console, records: list[Record]) -> None:
     dtype = records[0].config["dtype"]
     (layers,) = records[0].tables.get("layers") or [{}]  # records of the first version do not say
     coded = f"; codes in {layers['coded']} of {layers['total']} layers" if layers else ""
-    table = Table(
-        box=box.SIMPLE,
-        title=f"bits per cached element, everything counted (exact parts {dtype}{coded})",
-        caption="codes, codebooks, residual, sinks, table, slack; in brackets: times smaller than 16 bits",
-    )
-    stated = records[0].tables.get("memory", [])
-    for name in ("bits", "marginal", *(f"at {row['tokens'] // 1024}K" for row in stated)):
-        table.add_column(name, justify="right")
-    seen = set()
+    rows = {}
     for record in records:
-        key = (record.config["bits"], record.config.get("codebooks"))
-        if key in seen:
-            continue
-        seen.add(key)
         cells = [
             f"{r['effective_bits']:.2f} ({_HALF_PRECISION / r['effective_bits']:.1f}x)" for r in record.tables["memory"]
         ]
-        name = "exact" if record.config["bits"] == 0 else f"{record.config['bits']:g}"
-        table.add_row(name, _value(record, "code_bits", ".2f"), *cells)
-    return table
+        key = (record.config["bits"], record.config.get("codebooks"))
+        rows.setdefault(key, [_bits(record), _value(record, "code_bits", ".2f"), *cells])
+    lengths = (f"at {row['tokens'] // 1024}K" for row in records[0].tables.get("memory", []))
+    print_table(
+        out,
+        ("bits", "marginal", *lengths),
+        rows.values(),
+        title=f"bits per cached element, everything counted (exact parts {dtype}{coded})",
+        caption="codes, codebooks, residual, sinks, table, slack; in brackets: times smaller than 16 bits",
+    )
+
+
+def _bits(record: Record) -> str:
+    return "exact" if record.config["bits"] == 0 else f"{record.config['bits']:g}"
 
 
 def _value(record: Record, name: str, form: str) -> str:
@@ -118,4 +120,4 @@ def _interval(record: Record, name: str, form: str) -> str:
     text = format(metric.value, form)
     if metric.low is None or metric.high is None:
         return text
-    return f"{text}\n\\[{format(metric.low, form)}, {format(metric.high, form)}]"
+    return f"{text}\n[{format(metric.low, form)}, {format(metric.high, form)}]"
