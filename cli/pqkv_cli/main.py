@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from typing import Annotated
@@ -12,12 +13,13 @@ from pqkv.errors import PqkvError
 from pqkv_cli.bench import bench
 from pqkv_cli.env import env
 from pqkv_cli.evaluate import evaluate
-from pqkv_cli.output import echo, make_encodable
+from pqkv_cli.output import discard, echo, make_encodable
 from pqkv_cli.report import report
 from pqkv_cli.reproduce import reproduce
 from pqkv_cli.train_codebooks import train_codebooks
 
 USAGE_ERROR = 2
+_GIVEN_UP = (errno.EPIPE, errno.ENOSPC)  # a reader that left, a full disk: no fault of ours to trace
 INTERRUPTED = 130
 _INTERRUPTED_LINE = (
     "interrupted; finished cells are kept where -o names a folder, and the same command goes on from them"
@@ -63,9 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     make_encodable()
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    logging.getLogger("pqkv").addHandler(handler)
+    _log_to_stderr()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries end in one error of ours
     try:
         code = app([word for word in given if word != "--debug"], standalone_mode=False)
@@ -75,6 +75,11 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             raise
         _fail(str(error), USAGE_ERROR)
+    except OSError as error:
+        if debug or error.errno not in _GIVEN_UP:
+            raise
+        discard(sys.stdout)
+        _fail(f"cannot write: {error.strerror}; make room or name another place", USAGE_ERROR)
     except Exception as error:
         if type(error).__name__ == "Abort":
             _fail(_INTERRUPTED_LINE, INTERRUPTED)
@@ -88,6 +93,21 @@ def main(arguments: list[str] | None = None) -> None:
     if code == INTERRUPTED:
         _fail(_INTERRUPTED_LINE, INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+class _Echo(logging.Handler):
+    """Log records as lines on whatever stderr is at the time: above a bar that is being drawn, and in any encoding."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        echo(self.format(record), stderr=True)
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("pqkv")
+    if not any(isinstance(handler, _Echo) for handler in logger.handlers):
+        handler = _Echo()
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        logger.addHandler(handler)
 
 
 def _commands() -> set[str]:

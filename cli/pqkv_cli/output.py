@@ -50,8 +50,10 @@ def console(*, stderr: bool = False) -> Console:
     Text is printed as it stands: no markup, as a model or a folder may be called `[bold]`.
     """
     found = _SafeConsole(stderr=stderr)
-    # rich follows a terminal whose size changes, but takes pipes and dumb terminals to have 80 columns
-    return found if stderr and found.is_interactive else _SafeConsole(stderr=stderr, width=_width(found.file))
+    if stderr and found.is_interactive:
+        return found  # follows a terminal whose size changes
+    # rich takes pipes and dumb terminals to be 80 wide, the latter unless it is told both sizes
+    return _SafeConsole(stderr=stderr, width=_width(found.file), height=24)
 
 
 def echo(text: object, *, stderr: bool = False, end: str = "\n") -> None:
@@ -59,38 +61,15 @@ def echo(text: object, *, stderr: bool = False, end: str = "\n") -> None:
     stream = sys.stderr if stderr else sys.stdout
     if stream is None:  # closed by whoever started us
         return
-    with _delivering(stream):
+    with _delivering(stream, dispensable=stderr):
         stream.write(f"{text}{end}")
         stream.flush()
 
 
-class _SafeConsole(Console):
-    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - rich's own
-        super().__init__(markup=False, emoji=False, highlight=False, **settings)
-
-    def print(self, *objects: Any, **settings: Any) -> None:  # noqa: ANN401 - rich's own
-        with _delivering(self.file):
-            super().print(*objects, **settings)
-
-    def on_broken_pipe(self) -> None:
-        _discard(self.file)
-
-
-@contextmanager
-def _delivering(stream: IO[str]) -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        _discard(stream)
-    except OSError as error:
-        _discard(stream)
-        if stream is not sys.stderr:  # progress that cannot be told is no reason to end a run
-            cause = error.strerror or error
-            raise PqkvError(f"cannot write to standard output: {cause}; send it somewhere else") from error
-
-
-def _discard(stream: IO[str]) -> None:
+def discard(stream: IO[str] | None) -> None:
     """Send what is still to come nowhere, and what the stream holds back, which Python would try again at its exit."""
+    if stream is None:
+        return
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError):
@@ -98,6 +77,30 @@ def _discard(stream: IO[str]) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)
+
+
+class _SafeConsole(Console):
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - rich's own
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
+
+    def print(self, *objects: Any, **settings: Any) -> None:  # noqa: ANN401 - rich's own
+        with _delivering(self.file, dispensable=self.stderr):
+            super().print(*objects, **settings)
+
+    def on_broken_pipe(self) -> None:
+        discard(self.file)
+
+
+@contextmanager
+def _delivering(stream: IO[str], *, dispensable: bool) -> Iterator[None]:
+    """What cannot be delivered ends no run if it is `dispensable`, as progress is, or if nobody reads any more."""
+    try:
+        yield
+    except OSError as error:
+        discard(stream)
+        if not dispensable and not isinstance(error, BrokenPipeError):
+            cause = error.strerror or error
+            raise PqkvError(f"cannot write to standard output: {cause}; send it somewhere else") from error
 
 
 def _width(stream: IO[str]) -> int:

@@ -64,7 +64,8 @@ class StageLines:
             self._write(f"{self._stage}: {so_far}")
             return
         each = self._pace.each(now)
-        estimate = so_far if each is None else f"{rate(each)}, {duration(self._pace.left(self._total, now))} left"
+        guess = each is not None and self._pace.done < self._total
+        estimate = f"{rate(each)}, {duration(self._pace.left(self._total, now))} left" if guess else so_far
         self._write(f"{self._stage}: {self._pace.done} of {self._total} ({estimate})")
 
     def _finish(self, now: float) -> None:
