@@ -6,26 +6,27 @@ import numpy as np
 
 from pqkv.codec.codebook_file import CodebookHeader
 from pqkv.errors import ContaminationError
-from pqkv.text import TokenStream, documents_in
+from pqkv.text import Document, TokenStream, normal_form, raw_digests, touched_documents
 
-_IDENTIFYING = 256  # characters; shorter documents (empty modules, licence notes) are alike in unrelated places
+# Characters of the normal form; shorter documents (empty modules, licence notes) are alike in unrelated places.
+_IDENTIFYING = 256
 
 
 def identifying_documents(stream: TokenStream, starts: np.ndarray, length: int) -> tuple[str, ...]:
     """Digests of the documents that these windows touch, those too short to identify anything left out."""
-    short = {document.digest for document in stream.corpus.documents if len(document.text) < _IDENTIFYING}
-    return tuple(digest for digest in documents_in(stream, starts, length) if digest not in short)
+    return tuple(dict.fromkeys(document.digest for document in _identifying(stream, starts, length)))
 
 
 def check_contamination(
     header: CodebookHeader, stream: TokenStream, starts: np.ndarray, length: int, *, allowed: bool
 ) -> str | None:
-    """None if the windows share no document with the calibration text.
+    """None if the windows share no document with the calibration text, in whatever form either was written.
 
     Otherwise a note for the record where that is allowed, and `ContaminationError` where it is not.
     """
-    shared = set(header.calibration.documents) & set(identifying_documents(stream, starts, length))
-    if not shared and header.calibration.sha256 != stream.corpus.sha256:
+    calibrated = frozenset(header.calibration.documents)
+    shared = {d.digest for d in _identifying(stream, starts, length) if _is_among(calibrated, d)}
+    if not shared and header.calibration.sha256 not in stream.corpus.sha256_of_forms:
         return None
     seen = f"{header.calibration.name}/{header.calibration.split}"
     tested = f"{stream.corpus.name}/{stream.corpus.split}"
@@ -37,3 +38,13 @@ def check_contamination(
     if allowed:
         return f"contaminated: {message}"
     raise ContaminationError(f"{message}; evaluate on another split or text, or pass --allow-contaminated to record it")
+
+
+def _identifying(stream: TokenStream, starts: np.ndarray, length: int) -> list[Document]:
+    touched = touched_documents(stream, starts, length)
+    return [document for document in touched if len(normal_form(document.text)) >= _IDENTIFYING]
+
+
+def _is_among(calibrated: frozenset[str], document: Document) -> bool:
+    # Older files hold digests of the text as it stood, and nothing in a digest says which kind it is.
+    return document.digest in calibrated or not calibrated.isdisjoint(raw_digests(document.text))

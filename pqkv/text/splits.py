@@ -26,11 +26,15 @@ def is_test(key: str) -> bool:
 def divide(keyed: Iterable[Keyed], split: Split) -> tuple[Document, ...]:
     """Return the documents of `split`, in order; calibration and test are disjoint and together are `all`.
 
-    A copy of a calibration text stays in calibration whatever its own key says: text that was seen cannot test.
+    A copy of a calibration text stays in calibration whatever its own key says: text that was seen cannot test, and
+    a copy is what has the same normal form.
     """
     everything = tuple(keyed)
     if split == "all":
         return tuple(entry.document for entry in everything)
-    seen = {entry.document.text for entry in everything if not is_test(entry.key)}
+    digests = [entry.document.digest for entry in everything]
+    seen = {digest for digest, entry in zip(digests, everything, strict=True) if not is_test(entry.key)}
     wants_seen = split == "calibration"
-    return tuple(entry.document for entry in everything if (entry.document.text in seen) == wants_seen)
+    return tuple(
+        entry.document for digest, entry in zip(digests, everything, strict=True) if (digest in seen) == wants_seen
+    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pqkv.errors import ConfigError, DataError
+from pqkv.text.documents import Document
 from pqkv.text.tokens import IntArray, TokenStream
 
 
@@ -41,7 +42,12 @@ def windows(stream: TokenStream, length: int, count: int | None) -> WindowSet:
 
 
 def documents_in(stream: TokenStream, starts: IntArray | Sequence[int], length: int) -> tuple[str, ...]:
-    """Return the digests, each once and in the stream's order, of the documents that share a token with a window.
+    """Return the digests, each once and in the stream's order, of the `touched_documents`."""
+    return tuple(dict.fromkeys(document.digest for document in touched_documents(stream, starts, length)))
+
+
+def touched_documents(stream: TokenStream, starts: IntArray | Sequence[int], length: int) -> tuple[Document, ...]:
+    """Return, in the stream's order, the documents that share a token with a window.
 
     Windows are `[start, start + length)`; whatever of them lies outside the stream is disregarded.
     """
@@ -59,4 +65,4 @@ def documents_in(stream: TokenStream, starts: IntArray | Sequence[int], length: 
     # A document without tokens lies between its neighbours and is touched by no window.
     touched &= np.diff(stream.document_starts, append=size) > 0
     documents = stream.corpus.documents
-    return tuple(dict.fromkeys(documents[index].digest for index in np.flatnonzero(touched)))
+    return tuple(documents[index] for index in np.flatnonzero(touched))

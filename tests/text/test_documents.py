@@ -1,5 +1,7 @@
 import hashlib
+import unicodedata
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +41,23 @@ def test_a_description_counts_documents_and_utf8_bytes():
     assert set(described) == {"name", "split", "sha256", "documents", "bytes"}
     assert (described["name"], described["split"]) == ("books", "test")
     assert (described["documents"], described["bytes"]) == (2, 5)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("outer", [lambda text: text, str.strip, lambda text: f"{text.strip()}\n"])
+def test_a_corpus_is_known_by_the_hash_of_every_form_in_which_all_its_texts_are_saved_alike(end, form, outer):
+    texts = ["é\ntwo\n", "\n  three", "four\n\n"]
+    other = [(text, unicodedata.normalize(form, outer(text)).replace("\n", end)) for text in texts]
+    known = corpus([(text, text) for text in texts]).sha256_of_forms
+    assert {corpus(other).sha256, corpus([(text, text) for text in texts]).sha256} <= known
+    assert corpus([*other[:2], ("four\n\n", "five")]).sha256 not in known
+
+
+def test_the_corpus_hash_itself_is_of_the_text_as_it_stands():
+    forms = ("a\nb\n", "a\r\nb\r\n", "a\nb", "\ufeffa\nb\n", "a\nb\n\n")
+    assert len({corpus([("n", text)]).sha256 for text in forms}) == len(forms)
+    assert len({corpus([("n", text)]).documents[0].digest for text in forms}) == 1
 
 
 @given(st.text())

@@ -1,4 +1,5 @@
 import hashlib
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -54,3 +55,31 @@ def test_a_copy_of_a_calibration_text_is_never_tested_on():
     entries = [Keyed(Document(key, "the same"), key) for key in (test_key, seen_key)]
     assert divide(entries, "test") == ()
     assert len(divide(entries, "calibration")) == 2
+
+
+SAVED = "Größe\nof a copy\n"
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        SAVED.replace("\n", "\r\n"),
+        "\ufeff" + SAVED,
+        SAVED.rstrip(),
+        "\n" + SAVED + " \n",
+        unicodedata.normalize("NFD", SAVED),
+    ],
+)
+def test_a_copy_that_was_saved_in_another_form_is_a_copy(copy):
+    test_key = next(name for name in map(str, range(1000)) if is_test(name))
+    seen_key = next(name for name in map(str, range(1000)) if not is_test(name))
+    entries = [Keyed(Document("a", copy), test_key), Keyed(Document("b", SAVED), seen_key)]
+    assert divide(entries, "test") == ()
+    assert [document.text for document in divide(entries, "calibration")] == [copy, SAVED]
+
+
+def test_splits_follow_the_key_as_it_stands_whatever_the_form_of_the_text():
+    keys = [f"m{number}.py" for number in range(200)]
+    for end in ("\n", "\r\n"):
+        entries = [Keyed(Document(key, f"text of {key}{end}"), key) for key in keys]
+        assert [document.name for document in divide(entries, "test")] == [key for key in keys if is_test(key)]
