@@ -5,38 +5,42 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pqkv.text.documents import Document, printable
+from pqkv.text.documents import printable
 from pqkv.text.folders import files_below
-from pqkv.text.reading import NotTextError, explained, read_text
-from pqkv.text.rows import json_lines_documents, parquet_documents
+from pqkv.text.formats import claims_text, reader_of
+from pqkv.text.passed_over import PassedOver
+from pqkv.text.reading import NotTextError, explained
 from pqkv.text.splits import Keyed
 
-# Shards of web corpora are JSON lines that call themselves .json.gz; a bare .json is more often one object.
-JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json.gz", ".json.xz")
-PLAIN_TEXT = (".txt", ".md", ".text")
 
-
-def file_documents(path: Path) -> Iterator[Keyed]:
+def file_documents(path: Path, passed_over: PassedOver | None = None) -> Iterator[Keyed]:
     """Yield the documents of a file, or of every file of text below a folder, sorted by relative name.
 
-    A plain file is one document, keyed by its name; a row of JSON lines or parquet is one, keyed by its text.
-    Folders: hidden entries are passed over, and so are files that are not text, unless their name says they are.
+    A plain file is one document, keyed by its name; a row of JSON, CSV, Parquet or Arrow is one, keyed by its text.
+    Folders: hidden entries are left out, and so are files that are not text, unless their name says they are;
+    `passed_over` gets them, and what of a file has no text. A document without text is yielded all the same.
     Raises `DataError` for what is missing, unreadable, damaged or not text.
     """
+    noted = PassedOver() if passed_over is None else passed_over
     with explained(path):
         # stat, not exists(): it tells a missing file from one that may not be looked at.
         path.stat()
     if not path.is_dir():
-        yield from _documents(path, path.name)
+        yield from _documents(path, path.name, noted)
         return
-    for relative, file in files_below(path, _enters):
+    for relative, file in files_below(path, _enters, noted):
         if file.name.startswith("."):
+            noted.add(relative, "hidden")
             continue
+        begun = False
         try:
-            yield from _documents(file, relative)
-        except NotTextError:
-            if file.name.lower().endswith((*JSON_LINES, *PLAIN_TEXT)):
+            for keyed in _documents(file, relative, noted):
+                begun = True
+                yield keyed
+        except NotTextError as error:
+            if begun or claims_text(file.name):
                 raise
+            noted.add(relative, error.reason, error.detail)
 
 
 def display_name(path: Path) -> str:
@@ -48,12 +52,12 @@ def _enters(folder: str) -> bool:
     return not folder.startswith(".") and folder != "__pycache__"
 
 
-def _documents(path: Path, name: str) -> Iterator[Keyed]:
-    name = printable(name)
-    lowered = path.name.lower()
-    if lowered.endswith(JSON_LINES):
-        yield from json_lines_documents(path, name)
-    elif lowered.endswith(".parquet"):
-        yield from parquet_documents(path, name)
-    else:
-        yield Keyed(Document(name, read_text(path)), key=name)
+def _documents(path: Path, name: str, noted: PassedOver) -> Iterator[Keyed]:
+    read = blank = 0
+    for keyed in reader_of(path)(path, printable(name)):
+        read += 1
+        blank += keyed is None or not keyed.document.text.strip()
+        if keyed is not None:
+            yield keyed
+    if blank or not read:
+        noted.add(name, "without text", "" if blank == read else f"{blank} of {read} rows")

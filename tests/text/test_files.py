@@ -4,27 +4,16 @@ import lzma
 import os
 
 import pytest
+from loading import error, load
 
 from pqkv.errors import DataError
-from pqkv.text import load_corpus
 from pqkv.text.reading import explained
 
 UNDER_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
 
-def load(path, split=None):
-    return load_corpus(str(path), split, default="test")
-
-
 def texts(path):
     return [document.text for document in load(path).documents]
-
-
-def error(path, split=None):
-    with pytest.raises(DataError) as caught:
-        load(path, split)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_a_file_is_one_document_and_its_split_is_all_whatever_the_default(tmp_path):

@@ -5,24 +5,9 @@ import lzma
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from loading import error, load, pairs
 
-from pqkv.errors import DataError
-from pqkv.text import is_test, load_corpus
-
-
-def load(path, split=None):
-    return load_corpus(str(path), split, default="test")
-
-
-def pairs(path):
-    return [(document.name, document.text) for document in load(path).documents]
-
-
-def error(path):
-    with pytest.raises(DataError) as caught:
-        load(path)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+from pqkv.text import is_test
 
 
 def write_lines(path, rows):
