@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, CacheLayerMixin, get_layer_types_and_kwargs
 
 from pqkv.errors import ModelError
+from pqkv.lm.windows import effective_window
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -40,9 +41,24 @@ class LayerPlan:
 
 
 def layer_plan(model_config: PreTrainedConfig) -> LayerPlan:
-    """Read a transformers configuration. Raises `ModelError` if no layer has full attention."""
-    types, settings = get_layer_types_and_kwargs(model_config.get_text_config(decoder=True))
-    plan = LayerPlan(tuple(types), tuple(settings))
+    """Read a transformers configuration; a window that no position of the model outgrows is full attention. Raises
+    `ModelError` if no layer has full attention.
+    """
+    text = model_config.get_text_config(decoder=True)
+    layers = [
+        (kind, more) if _bites(text, kind, more) else ("full_attention", {})
+        for kind, more in zip(*get_layer_types_and_kwargs(text), strict=True)
+    ]
+    plan = LayerPlan(tuple(kind for kind, _ in layers), tuple(more for _, more in layers))
     if not plan.coded:
-        raise ModelError(f"none of the model's {len(types)} layers has full attention: nothing to code")
+        windows = sorted({more["sliding_window"] for more in plan.settings if "sliding_window" in more})
+        seen = f" (sliding windows of {', '.join(map(str, windows))} tokens)" if windows else ""
+        raise ModelError(f"none of the model's {len(layers)} layers has full attention{seen}: nothing to code")
     return plan
+
+
+def _bites(text: PreTrainedConfig, kind: str, settings: dict[str, Any]) -> bool:
+    """Whether a layer is anything but full attention."""
+    if kind in ("sliding_attention", "chunked_attention"):
+        return effective_window(text, settings["sliding_window"]) is not None
+    return kind != "full_attention"
