@@ -38,6 +38,8 @@ def check_family(name: str, config: PreTrainedConfig) -> None:
         reason = "caps its attention scores (attn_logit_softcapping)"
     elif getattr(text, "num_kv_shared_layers", None):
         reason = "shares keys and values between layers (num_kv_shared_layers)"
+    elif getattr(text, "use_bidirectional_attention", None) or getattr(text, "is_causal", True) is False:
+        reason = "attends to later tokens"
     if reason:
         raise ModelError(
             f"model '{name}' of family '{family}' cannot run on codes: it {reason}; "

@@ -110,6 +110,16 @@ def test_what_cannot_run_on_codes_is_refused_by_name_with_its_reason_and_the_lis
     assert text.endswith(", ".join(SUPPORTED_FAMILIES))
 
 
+@pytest.mark.parametrize(("family", "more"), [("gemma3_text", {"use_bidirectional_attention": True}), ("llama", {})])
+def test_a_model_that_attends_to_later_tokens_is_refused(family, more):
+    config = AutoConfig.for_model(family, **more)
+    if not more:
+        config.is_causal = False
+    with pytest.raises(ModelError, match="attends to later tokens"):
+        check_family("some/model", config)
+
+
 def test_a_model_of_sliding_windows_only_is_refused():
-    with pytest.raises(ModelError, match="none of the model's 3 layers has full attention"):
+    told = r"none of the model's 3 layers has full attention \(sliding windows of 24 tokens\)"
+    with pytest.raises(ModelError, match=told):
         describe("windows", tiny_model("mistral", sliding_window=24), None)
