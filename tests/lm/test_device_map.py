@@ -7,7 +7,9 @@ from models import gap, random_ids
 from pqkv.cache import Geometry, KVCache
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError, ModelError
-from pqkv.lm import load_model
+from pqkv.lm import PQKVCache, attach, load_model
+from pqkv.lm.load import describe
+from pqkv.lm.offload import input_device
 from pqkv.quality.modes import run_coded
 
 
@@ -49,3 +51,77 @@ def test_a_layer_goes_where_its_keys_come_from_while_it_is_empty(coded, tiny, bo
     first.append(keys, keys)
     with pytest.raises(CacheError, match="layer 0 holds tokens on cpu"):
         cache.place(0, meta)
+
+
+MAPS = {
+    "all on disk": {"": "disk"},
+    "embedding on disk": {"model.embed_tokens": "disk", "model.layers": "cpu", "model.norm": "cpu", "lm_head": "cpu"},
+    "a layer on disk": {
+        "model.embed_tokens": "cpu",
+        "model.layers.0": "cpu",
+        "model.layers.1": "disk",
+        "model.norm": "cpu",
+        "model.rotary_emb": "cpu",
+        "lm_head": "disk",
+    },
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_weights_on_disk_are_the_same_model(tiny_folder, name):
+    plain, offloaded = load_model(str(tiny_folder)), load_model(str(tiny_folder), device_map=MAPS[name])
+    assert any(weight.is_meta for weight in offloaded.model.parameters())
+    assert offloaded.identity() == plain.identity()
+    assert offloaded.notes == ()
+    assert input_device(offloaded.model) == torch.device("cpu")
+    ids = random_ids(40)
+    assert gap(offloaded.logits(ids), plain.logits(ids)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_weights_on_disk_run_in_every_mode(tiny_folder, name):
+    from models import sampled_books
+
+    plain, offloaded = load_model(str(tiny_folder)), load_model(str(tiny_folder), device_map=MAPS[name])
+    assert offloaded.device == torch.device("cpu")
+    books, ids = sampled_books(plain), random_ids(60)
+    small = CacheConfig(page_size=8, residual=16, sink_tokens=2)
+    for mode in ("exact-schedule", "token", "chunk"):
+        results = [run_coded(lm, ids, books, small, mode, chunk_size=24) for lm in (plain, offloaded)]
+        assert gap(*results) <= 1e-5
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_a_cache_steps_on_weights_that_are_on_disk(tiny_folder, name):
+    from models import sampled_books
+
+    plain, offloaded = load_model(str(tiny_folder)), load_model(str(tiny_folder), device_map=MAPS[name])
+    books, ids, results = sampled_books(plain), random_ids(60), []
+    for lm in (plain, offloaded):
+        attach(lm.model)
+        cache = PQKVCache(lm.model.config, books, CacheConfig(page_size=8, residual=16, sink_tokens=2))
+        results.append(torch.cat([lm.logits(ids[:, :50], cache), lm.logits(ids[:, 50:], cache)], 1))
+        assert cache.kv.layers[0].coded[0] > 0
+    assert gap(*results) <= 1e-5
+
+
+def test_weights_that_hooks_keep_in_memory_are_the_same_model(tiny_folder):
+    from accelerate import cpu_offload
+
+    plain = load_model(str(tiny_folder))
+    offloaded = describe("tiny", cpu_offload(load_model(str(tiny_folder)).model, torch.device("cpu")), None)
+    assert all(weight.is_meta for weight in offloaded.model.parameters())
+    assert offloaded.fingerprint == plain.fingerprint
+    assert input_device(offloaded.model) == torch.device("cpu")
+    assert gap(offloaded.logits(random_ids(9)), plain.logits(random_ids(9))) <= 1e-5
+
+
+@pytest.mark.parametrize("where", [{"device_map": "meta"}, {"device": "meta"}])
+def test_weights_without_numbers_are_refused(tiny_folder, where):
+    with pytest.raises(ModelError) as caught:
+        load_model(str(tiny_folder), **where)
+    text = str(caught.value)
+    assert "21 weights" in text
+    assert "are on the meta device and hold no numbers (first: model.embed_tokens.weight)" in text
+    assert "--device-map (cpu, auto)" in text
+    assert "\n" not in text

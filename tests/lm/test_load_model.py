@@ -98,12 +98,51 @@ def test_a_folder_without_config_or_weights_or_tokenizer_is_refused(tiny_folder,
         assert one_line_error(str(folder)).startswith("cannot load the model")
 
 
-def test_damaged_weights_are_refused(tiny_folder, tmp_path):
+def test_a_folder_without_tokenizer_says_so(tiny_folder, tmp_path):
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / file).write_bytes((tiny_folder / file).read_bytes())
+    assert "its tokenizer cannot be read: tokenizer.json is missing" in one_line_error(str(tmp_path))
+
+
+def test_a_tokenizer_is_looked_for_before_the_weights_are_read(tiny_folder, tmp_path):
+    (tmp_path / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
+    assert "tokenizer" in one_line_error(str(tmp_path)).split(" (give")[0]
+
+
+def configured(tiny_folder, folder, change):
     for file in tiny_folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    assert one_line_error(str(tmp_path)).startswith("cannot load the model")
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_a_model_with_code_of_its_own_is_refused_without_a_question(tiny_folder, tmp_path, monkeypatch):
+    """transformers would ask at the terminal, and names an argument that pqkv has not."""
+    own = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
+    folder = configured(tiny_folder, tmp_path, lambda config: config.update(own))
+    monkeypatch.setattr("builtins.input", lambda prompt="": pytest.fail("asked at the terminal"))
+    text = one_line_error(folder)
+    assert "brings Python code of its own, which pqkv does not run" in text
+    assert "trust_remote_code" not in text
+
+
+def test_what_transformers_says_over_several_lines_keeps_its_meaning(tiny_folder, tmp_path):
+    folder = configured(tiny_folder, tmp_path, lambda config: config.update(hidden_size=66))
+    assert "The hidden size (66) is not a multiple of the number of attention heads (4)." in one_line_error(folder)
+
+
+def test_positions_that_a_configuration_does_not_state_are_a_note(tiny_folder, tmp_path):
+    lm = load_model(configured(tiny_folder, tmp_path, lambda config: config.pop("max_position_embeddings")))
+    assert lm.max_positions == 2048
+    assert lm.notes == ("config.json states no max_position_embeddings: 2048, as llama has",)
+    assert load_model(str(tiny_folder)).notes == ()
+
+
+def test_positions_that_are_null_are_refused(tiny_folder, tmp_path):
+    folder = configured(tiny_folder, tmp_path, lambda config: config.update(max_position_embeddings=None))
+    assert "Field 'max_position_embeddings' expected int, got NoneType" in one_line_error(folder)
 
 
 def test_an_unsupported_family_is_refused_before_its_weights_are_read(tmp_path):
