@@ -146,11 +146,16 @@ def _unstated(source: str, config: PreTrainedConfig) -> tuple[str, ...]:
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """transformers logs a table of missing and other tensors, which are an error or a note here."""
+    """transformers logs a table of missing and other tensors, which are an error or a note here. A level would not do:
+    with one that is set it logs more.
+    """
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
     logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(is_other)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(is_other)
