@@ -105,9 +105,9 @@ def _train(
     else:
         order = balanced_channels(scaled.var(0), num_subspaces) if channels == "balanced" else torch.arange(head_dim)
         scaled, weights = scaled[:, order], weights[order]
-    split = scaled.unflatten(-1, (num_subspaces, -1)).transpose(0, 1)  # (M, N, d_sub)
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        found = threads.map(lambda x: kmeans(x.contiguous().numpy(), nbits, iterations, seed), split)
+    split = scaled.unflatten(-1, (num_subspaces, -1)).transpose(0, 1).contiguous()  # (M, N, d_sub)
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # torch in one of them would start threads for it
+        found = threads.map(lambda points: kmeans(points, nbits, iterations, seed), split.numpy())
     centroids = torch.from_numpy(np.stack(list(found)))
     if channels != "opq":  # there the weights come off after the vector is turned back
         centroids = centroids / weights.reshape(num_subspaces, 1, -1)
