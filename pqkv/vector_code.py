@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 
 FLOAT, I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _FUSE = ("contract", "nsz")  # a product and a sum may become one instruction
@@ -31,6 +32,8 @@ def drop_stale_code(function: Any) -> None:
     come from. Numba looks only at the file of the outer function, and the vector code in it comes from others.
     """
     folder = Path(function.py_func.__code__.co_filename).parent
+    if function.stats.cache_path is None:  # nothing is kept
+        return
     with suppress(OSError):
         newest = max(path.stat().st_mtime for path in (Path(__file__), *folder.glob("*.py")))
         for path in Path(function.stats.cache_path).glob("*.nb[ic]"):
@@ -49,6 +52,16 @@ def chosen(choose: Callable[..., Any]) -> Callable[..., Any]:
 
     overload(compiled_only)(choose)
     return compiled_only
+
+
+@intrinsic
+def next_unit(typing_context: Any, taken: Any) -> Any:
+    """taken[0], and count it up in the same instant: threads that share `taken`, int64 (1,), get each number once."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.atomic_rmw("add", data(context, builder, signature, arguments, 0), I64(1), "monotonic")
+
+    return types.int64(taken), generate
 
 
 def data(context: Any, builder: Any, signature: Any, arguments: Any, index: int) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from pqkv.codec import CodebookSet
-from pqkv.codec.codebook_file import CodebookHeader, load_codebooks, save_codebooks
+from pqkv.codec.codebook_file import CodebookHeader, check_writable, load_codebooks, save_codebooks
 from pqkv.config import TrainConfig, digest_of
 from pqkv.errors import CodebookError
+from pqkv.keeping import cache_place
 from pqkv.lm.model import LanguageModel
 from pqkv.lm.train import Calibrated, Progress, check_codebooks, train
 
@@ -17,10 +19,11 @@ _RECIPE = 2  # raised when training changes, so that codebooks of an older recip
 
 
 def cache_folder() -> Path:
-    """`$PQKV_CACHE`, else `$XDG_CACHE_HOME/pqkv`, else `~/.cache/pqkv`."""
-    if folder := os.environ.get("PQKV_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pqkv"
+    """Where default codebooks are kept (`keeping.cache_place`). Raises `CodebookError` where nothing can be written."""
+    folder = cache_place().folder
+    if folder is None:
+        raise CodebookError("no folder can be written to keep codebooks in; set PQKV_CACHE to one that can")
+    return folder
 
 
 def default_codebooks(
@@ -29,18 +32,25 @@ def default_codebooks(
     progress: Progress | None = None,
     calibrated: Callable[[], Calibrated] | None = None,
 ) -> tuple[CodebookSet, CodebookHeader, Path]:
-    """Load the codebooks of this model and training, training them first where they are not there yet, on what
-    `calibrated` returns if it is given. A damaged file in the cache folder is trained again.
+    """Load the codebooks of this model and training from where they are kept (`keeping.cache_place`), training them
+    first where they are not there yet, on what `calibrated` returns if it is given. A damaged file is trained again.
+    Raises `CodebookError`, before the training, where nothing can be written.
     """
     key = digest_of([_RECIPE, config.model_dump(mode="json", exclude={"model", "device", "device_map"}), lm.identity()])
-    path = cache_folder() / "codebooks" / f"{key}.safetensors"
-    if path.exists():
+    name = Path("codebooks") / f"{key}.safetensors"
+    place = cache_place()
+    for folder in (*place.passed_over, place.folder):
+        if folder is None or not os.access(path := folder / name, os.R_OK):
+            continue
         try:
             books, header = load_codebooks(path)
             check_codebooks(header, lm, path.name)
             return books, header, path
         except CodebookError:
-            path.unlink()
+            with suppress(OSError):  # where it cannot be removed, another is kept elsewhere
+                path.unlink()
+    path = cache_folder() / name
+    check_writable(path)
     books, header = train(lm, config, progress, calibrated() if calibrated else None)
     save_codebooks(path, books, header)
     return books, header, path
