@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numba
 import pytest
 import torch
 from models import sampled_books, tiny_lm
@@ -13,7 +12,6 @@ from pqkv.lm.load import REFERENCE_FOLDER, load_model
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
-    numba.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
@@ -17,6 +16,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 from torch import Tensor
 
+from pqkv.compiled import compiled
+from pqkv.parallel import run_units
 from pqkv.vector_code import (
     I16,
     I32,
@@ -26,6 +27,7 @@ from pqkv.vector_code import (
     data,
     drop_stale_code,
     floats,
+    next_unit,
     number,
     shuffle,
     splat,
@@ -57,10 +59,15 @@ class NearestCentroids:
             return nearest_by_product(vectors, self.centroids)
         split = vectors.detach().reshape(H, -1, M, d_sub).contiguous().numpy()  # codes have no gradient
         codes = np.empty((H, vectors.shape[1], M), dtype=np.int16)
+        N, work = vectors.shape[1], 1e-3 * codes.size * C * d_sub
         if vectors.dtype == torch.float32 and C % _LANES == 0:
-            _nearest_vectors(split, self.columns, self.half_norms, codes.reshape(-1), tag(d_sub))
+            run_units(
+                _nearest_vectors, H * -(-N // _SPAN), work / _LANES, split, self.columns, self.half_norms,
+                codes.reshape(-1), tag(d_sub),
+            )  # fmt: skip
         else:
-            _nearest_loop(split, self.columns.reshape(H, M, d_sub, C), self.half_norms.reshape(H, M, C), codes)
+            columns, half_norms = self.columns.reshape(H, M, d_sub, C), self.half_norms.reshape(H, M, C)
+            run_units(_nearest_loop, H * M, work, split, columns, half_norms, codes)
         return torch.from_numpy(codes)
 
 
@@ -148,13 +155,14 @@ def _search(typing_context, vectors, first, step, columns, half_norms, entries, 
     return signature, generate
 
 
-@numba.njit(parallel=True, cache=True)
-def _nearest_vectors(vectors, columns, half_norms, codes, d_sub):
+@compiled(nogil=True)
+def _nearest_vectors(taken, vectors, columns, half_norms, codes, d_sub):
     H, N, M, S = vectors.shape
     C = half_norms.shape[1]
     spans = (N + _SPAN - 1) // _SPAN
     flat = vectors.reshape(-1)
-    for job in numba.prange(H * spans):
+    job = next_unit(taken)
+    while job < H * spans:
         h, first = job // spans, job % spans * _SPAN
         last = min(first + _SPAN, N)
         tokens = _shared(S)
@@ -174,14 +182,16 @@ def _nearest_vectors(vectors, columns, half_norms, codes, d_sub):
                 _search(spare, 0, S, own, norms, C, spare_codes, 0, 1, d_sub)
                 for i in range(last - whole):
                     codes[(h * N + whole + i) * M + m] = spare_codes[i]
+        job = next_unit(taken)
 
 
 # reassoc and contract let LLVM vectorize the two passes over C; NaN semantics are kept (no nnan)
-@numba.njit(parallel=True, fastmath={"reassoc", "contract", "nsz"}, cache=True)
-def _nearest_loop(vectors, columns, half_norms, codes):
+@compiled(nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def _nearest_loop(taken, vectors, columns, half_norms, codes):
     H, N, M, d_sub = vectors.shape
     C = half_norms.shape[2]
-    for job in numba.prange(H * M):
+    job = next_unit(taken)
+    while job < H * M:
         h, m = job // M, job % M
         distance = np.empty(C, vectors.dtype)
         for n in range(N):
@@ -200,6 +210,7 @@ def _nearest_loop(vectors, columns, half_norms, codes):
                     code = c
                     break
             codes[h, n, m] = code
+        job = next_unit(taken)
 
 
 drop_stale_code(_nearest_vectors)

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pqkv.compiled import compiled
+
 
 def packed_size(count: int, nbits: int) -> int:
     """Bytes that `count` codes of `nbits` bits occupy."""
@@ -62,7 +64,7 @@ def unpack(packed: Tensor, nbits: int, count: int) -> Tensor:
     return (words >> shift) & ((1 << nbits) - 1)
 
 
-@numba.njit(cache=True)
+@compiled(nogil=True)
 def _pack_lines(codes: np.ndarray, nbits: int, packed: np.ndarray) -> None:
     for line in range(codes.shape[0]):
         word, filled, place = numba.uint64(0), 0, 0

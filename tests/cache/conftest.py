@@ -1,4 +1,3 @@
-import numba
 import pytest
 import torch
 
@@ -16,9 +15,7 @@ def nothing_is_ever_zero_by_luck():
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """A page of four tokens is not worth waking a second thread for."""
-    before = numba.get_num_threads(), torch.get_num_threads()
-    numba.set_num_threads(1)
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    numba.set_num_threads(before[0])
-    torch.set_num_threads(before[1])
+    torch.set_num_threads(before)

@@ -8,46 +8,48 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numba.extending import register_jitable
 
+from pqkv.compiled import compiled
 from pqkv.kernels.cpu.lookups import bin_block, empty_bins, fill_table, score_block, sum_block, value_block
 from pqkv.kernels.cpu.paging import Side, Stretch, codes_at, own_centroids, prefetch_block, scratch_of
 from pqkv.kernels.cpu.softmax import fold_scores, largest, soften
-from pqkv.vector_code import chosen
+from pqkv.vector_code import chosen, next_unit
 
 CENTROID, TABLE = range(2)  # lengths of a `way`
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def attend_coded(
-    query, context_len, lowest, table, num_kv_heads, page_size, stretch_pages,
+    taken, query, context_len, lowest, table, num_kv_heads, page_size, stretch_pages,
     key_pages, key_line, key_centroids, key_channels, key_unpacked, key_d_sub, key_block, key_nbits, key_order, key_way,
     value_pages, value_line, value_centroids, value_channels, value_unpacked, value_d_sub, value_block_, value_nbits,
     value_order, value_way, out, top, total, heads, unit,
 ):  # fmt: skip
-    """Partial attention of every stretch; `pqkv.kernels.cpu.decode` merges them.
+    """Partial attention of every stretch, a unit of work each (`run_units`); `pqkv.kernels.cpu.decode` merges them.
 
     query (B, Hq, D) float32, scaled to base 2. Sequence b has context_len[b] tokens in the pages of table[b], of which
     those before lowest[b] are not seen. Of keys and values: the fields of a `Side`. Per (b, head, stretch): out
     (..., G, D), largest score `top` and mass `total` (..., G); -inf and 0 for what is empty.
     """
     stretches = out.shape[2]
-    for job in numba.prange(query.shape[0] * num_kv_heads * stretches):
-        # tuples are made here: Numba does not hand nested ones to its threads
-        keys = Side(
-            key_pages, key_line, key_centroids, key_channels, key_unpacked, key_d_sub, key_block, key_nbits, key_order,
-            key_way,
-        )  # fmt: skip
-        values = Side(
-            value_pages, value_line, value_centroids, value_channels, value_unpacked, value_d_sub, value_block_,
-            value_nbits, value_order, value_way,
-        )  # fmt: skip
+    # made here: as arguments, named tuples take long to be recognised
+    keys = Side(
+        key_pages, key_line, key_centroids, key_channels, key_unpacked, key_d_sub, key_block, key_nbits, key_order,
+        key_way,
+    )  # fmt: skip
+    values = Side(
+        value_pages, value_line, value_centroids, value_channels, value_unpacked, value_d_sub, value_block_,
+        value_nbits, value_order, value_way,
+    )  # fmt: skip
+    job = next_unit(taken)
+    while job < query.shape[0] * num_kv_heads * stretches:
         b, h, s, hidden, stretch = stretch_of(
             job, stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages
         )
         _attend(query[b], stretch, keys, values, hidden, out[b, h, s], top[b, h, s], total[b, h, s], heads, unit)
+        job = next_unit(taken)
 
 
 @register_jitable
@@ -62,7 +64,7 @@ def stretch_of(job, stretches, context_len, lowest, table, num_kv_heads, page_si
     return b, h, s, lowest[b] - first, Stretch(table[b], page_size, num_kv_heads, h, first_page, count)
 
 
-@numba.njit(error_model="numpy")
+@compiled(error_model="numpy")
 def _attend(query, stretch, keys, values, hidden, out, top, total, heads, unit):
     """Partial attention of a stretch of whose tokens the first `hidden` are not seen."""
     top[:] = -np.inf
@@ -81,7 +83,7 @@ def scores_size(count, heads, unit):
     return (count + len(unit) - 1) // len(unit) * len(unit) * len(heads)
 
 
-@numba.njit(error_model="numpy")
+@compiled(error_model="numpy")
 def soften_stretch(scores, count, hidden, top, total, heads, unit):
     """Scores (count, G) become 2**(score - top), hidden ones 0; top and total (G,) are their largest and their sums."""
     G, U = len(heads), len(unit)

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from pqkv.kernels.cpu.lookups import ROW, TRANSPOSED, TRANSPOSED_64
 from pqkv.kernels.cpu.paging import Side
 from pqkv.kernels.packing import packed_size
 from pqkv.kernels.types import ExactTokens, PagedSide, PagedTokens
+from pqkv.parallel import run_units
 from pqkv.vector_code import tag
 
 _STRETCH = 8192  # tokens of one unit of work: their scores stay in the second-level cache, tables come often from it
@@ -24,6 +24,8 @@ _SHORTEST = 256  # a unit this short pays for being handed to a thread
 _REGISTER = 8  # floats of one vector register
 _MOST_KEY_LANES, _MOST_VALUE_LANES = _REGISTER, 2 * _REGISTER  # with more, tables and bins cost less than centroids
 _LANES = 64  # floats of the centroid rows under way: eight vector registers of eight
+# rough costs of a token on a thread: of a code, of a number of an exact vector in a page, of a product in exact parts
+_US_CODE, _US_EXACT_NUMBER, _US_PRODUCT = 4e-4, 8e-4, 2e-4
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 Array = np.ndarray
@@ -60,6 +62,25 @@ class Step:
         """Units of work of a sequence and KV head."""
         return int(self.partial[0].shape[2])
 
+    @property
+    def units(self) -> int:
+        """Units of work of all sequences and KV heads."""
+        return len(self.query) * self.kv_heads * self.stretches
+
+    def page_work(self) -> float:
+        """About how many microseconds `attend_pages` takes on one thread."""
+        assert self.pages is not None
+        vectors = int(self.lengths[1].sum()) * self.kv_heads
+        books = (self.pages.keys.centroids, self.pages.values.centroids)
+        return vectors * sum(
+            self.query.shape[2] * _US_EXACT_NUMBER if book is None else book.shape[1] * _US_CODE for book in books
+        )
+
+    def exact_work(self) -> float:
+        """About how many microseconds `merge` takes on one thread, where sinks and residual are full."""
+        numbers = sum(part.size for parts in self.exact for part in parts)
+        return numbers * self.group * _US_PRODUCT
+
     def paging(self) -> tuple[Array, Array, Array, int, int, int]:
         """Lengths, starts, table, KV heads, page size and pages of a stretch, as the kernels take them."""
         pages = self.pages
@@ -86,11 +107,14 @@ class Step:
         if self.pages is None or not self.stretches:
             return
         if self.pages.keys.centroids is None:
-            attend_exact_pages(self.query, *_exact_paging(self.paging()), *_exact_sides(self.pages), *self.partial)
+            sides = _exact_sides(self.pages)
+            exact = self.query, *_exact_paging(self.paging()), *sides, *self.partial
+            run_units(attend_exact_pages, self.units, self.page_work(), *exact)
             return
         lengths, starts, *paging = self.paging()
         keys, values = self.sides()
-        attend_coded(self.query, lengths, starts, *paging, *keys, *values, *self.partial, *self.tags())
+        coded = self.query, lengths, starts, *paging, *keys, *values, *self.partial, *self.tags()
+        run_units(attend_coded, self.units, self.page_work(), *coded)
 
     def without_pages(self) -> Step:
         """The same step with nothing but sinks and residual to merge."""
@@ -107,9 +131,9 @@ class Step:
         B, Hq, D = self.query.shape
         result, lse = np.empty((B, Hq, D), np.float32), np.empty((B, Hq), np.float64)
         sinks, residual = self.exact
-        merge(
-            self.query, *self.partial, *sinks, self.lengths[0], self.starts[0], *residual, self.lengths[2],
-            self.starts[2], self.kind, result, lse,
+        run_units(
+            merge, B * self.kv_heads, self.exact_work(), self.query, *self.partial, *sinks, self.lengths[0],
+            self.starts[0], *residual, self.lengths[2], self.starts[2], self.kind, result, lse,
         )  # fmt: skip
         return result, lse
 
@@ -195,7 +219,7 @@ def _stretches(pages: PagedTokens | None, lengths: Array, rows: int) -> int:
     longest = int(lengths.max(initial=0))
     if pages is None or not longest:
         return 0
-    wanted = max(-(-longest // _STRETCH), -(-2 * numba.get_num_threads() // rows))
+    wanted = max(-(-longest // _STRETCH), -(-2 * torch.get_num_threads() // rows))
     return max(1, min(wanted, longest // _SHORTEST))
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from pqkv.compiled import compiled
 from pqkv.kernels.cpu.softmax import largest, soften
-from pqkv.vector_code import tag
+from pqkv.vector_code import next_unit, tag
 
 _SPAN = 64  # tokens whose scores are taken before their softmax
 _ONE, _EIGHT = tag(1), tag(8)
 _SUMS = {"reassoc", "contract", "nsz"}  # sums may be reordered, so that they become vectors; NaN and infinity stay
 
 
-@numba.njit(cache=True, error_model="numpy", inline="always")
+@compiled(error_model="numpy", inline="always")
 def _widen(data, offset, kind, row):
     """row = the len(row) numbers from `offset` on in float32; kind 0 is float32, 1 bfloat16, 2 float16 (as uint16)."""
     if kind == 0:
@@ -37,7 +37,7 @@ def _widen(data, offset, kind, row):
 
 
 # fastmath stays in a function of its own: it would undo the rounding that `soften` relies on
-@numba.njit(cache=True, error_model="numpy", fastmath=_SUMS)
+@compiled(error_model="numpy", fastmath=_SUMS)
 def _dot(query, b, head, row):
     score = np.float32(0.0)
     for d in range(len(row)):
@@ -45,7 +45,7 @@ def _dot(query, b, head, row):
     return score
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _fold(query, b, first_head, keys, values, key_kind, value_kind, offset, count, G, D, state, out, room):
     """Add `count` tokens, rows of D numbers from `offset` on, to the running softmax of G heads, a span at a time.
 
@@ -85,7 +85,7 @@ def _fold(query, b, first_head, keys, values, key_kind, value_kind, offset, coun
                     out[g, d] += mass * row[d]
 
 
-@numba.njit(cache=True, inline="always")
+@compiled(inline="always")
 def _room(G, D):
     return (
         np.empty(D, np.float32),
@@ -95,16 +95,17 @@ def _room(G, D):
     )
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def attend_exact_pages(
-    query, table, context_len, lowest, num_kv_heads, page_size, stretch_pages,
+    taken, query, table, context_len, lowest, num_kv_heads, page_size, stretch_pages,
     keys, key_kind, values, value_kind, out, top, total,
 ):  # fmt: skip
     """Partial attention of every stretch of exact pages (flat, as (pages, Hkv, page_size, D)); as `attend_coded`."""
     B, Hq, D = query.shape
     G = Hq // num_kv_heads
     stretches = out.shape[2]
-    for job in numba.prange(B * num_kv_heads * stretches):
+    job = next_unit(taken)
+    while job < B * num_kv_heads * stretches:
         b = job // (num_kv_heads * stretches)
         h = job // stretches % num_kv_heads
         s = job % stretches
@@ -127,11 +128,12 @@ def attend_exact_pages(
             total[b, h, s, g] = state[1, g]
             for d in range(D):
                 out[b, h, s, g, d] = mine[g, d]
+        job = next_unit(taken)
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def merge(
-    query, out, top, total, sink_keys, sink_values, sink_len, sink_lowest,
+    taken, query, out, top, total, sink_keys, sink_values, sink_len, sink_lowest,
     residual_keys, residual_values, residual_len, residual_lowest, kind, result, lse,
 ):  # fmt: skip
     """Stretches, sinks and residual together: result (B, Hq, D), lse (B, Hq) float64, in base e.
@@ -140,7 +142,8 @@ def merge(
     """
     B, Hkv, stretches, G = top.shape
     D = query.shape[2]
-    for job in numba.prange(B * Hkv):
+    job = next_unit(taken)
+    while job < B * Hkv:
         b, h = job // Hkv, job % Hkv
         room = _room(G, D)
         state = np.empty((2, G), np.float32)
@@ -175,3 +178,4 @@ def merge(
             lse[b, h * G + g] = (
                 -np.inf if mass == 0.0 else (np.float64(state[0, g]) + np.log2(np.float64(mass))) * np.log(2.0)
             )
+        job = next_unit(taken)

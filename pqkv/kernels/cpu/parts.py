@@ -16,6 +16,7 @@ from pqkv.kernels.cpu.coded import TABLE, scores_size
 from pqkv.kernels.cpu.decode import Step, Way, step_of
 from pqkv.kernels.cpu.stages import look_up_all, mix_all, prepare_all, soften_all
 from pqkv.kernels.types import ExactTokens, PagedTokens, Part
+from pqkv.parallel import run_units
 
 
 def decode_parts(
@@ -53,15 +54,14 @@ def _coded_parts(step: Step, pages: PagedTokens) -> list[Part]:
     heads, unit = step.tags()
     out, top, total = step.partial
     lengths, starts, table, kv_heads, page_size, each = step.paging()
-    units = out.shape[0] * kv_heads * step.stretches
     M, C, d_sub = keys.centroids.shape[1:]
     by_table = len(keys.way) == TABLE
-    prepared = np.empty((units, M * step.group * (C if by_table else d_sub)), np.float32)
-    scores = np.empty((units, scores_size(each * page_size, heads, unit)), np.float32)
+    prepared = np.empty((step.units, M * step.group * (C if by_table else d_sub)), np.float32)
+    scores = np.empty((step.units, scores_size(each * page_size, heads, unit)), np.float32)
     work = (lengths, starts, table, kv_heads, page_size, each, step.stretches)
 
     def call(kernel: Callable[..., None], *arguments: object) -> Callable[[], object]:
-        return lambda: kernel(*work, *arguments)
+        return lambda: run_units(kernel, step.units, step.page_work() / 4, *work, *arguments)
 
     return [
         Part("key tables" if by_table else "query", call(prepare_all, *keys, step.query, prepared, heads)),

@@ -5,50 +5,68 @@ Arguments as those of `attend_coded`; the first dimension of `prepared` and `sco
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from pqkv.compiled import compiled
 from pqkv.kernels.cpu.coded import look_up_keys, mix, prepare_keys, scores_size, soften_stretch, stretch_of
 from pqkv.kernels.cpu.paging import Side
+from pqkv.vector_code import next_unit
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def prepare_all(
-    context_len, lowest, table, num_kv_heads, page_size, stretch_pages, stretches,
+    taken, context_len, lowest, table, num_kv_heads, page_size, stretch_pages, stretches,
     pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way, query, prepared, heads,
 ):  # fmt: skip
     """prepared (units of work, numbers) of all stretches; the arguments are those of `attend_coded`."""
-    for job in numba.prange(len(prepared)):
-        side = Side(pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way)
+    side = Side(pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way)
+    job = next_unit(taken)
+    while job < len(prepared):
         b, _h, _s, _hidden, stretch = stretch_of(
             job, stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages
         )
         if stretch.length > 0:
             prepare_keys(prepared[job], query[b], stretch, side, heads)
+        job = next_unit(taken)
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def look_up_all(
-    context_len, lowest, table, num_kv_heads, page_size, stretch_pages, stretches,
+    taken, context_len, lowest, table, num_kv_heads, page_size, stretch_pages, stretches,
     pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way, prepared, scores, heads, unit,
 ):  # fmt: skip
     """scores (units of work, numbers) of all stretches."""
-    for job in numba.prange(len(scores)):
-        side = Side(pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way)
+    side = Side(pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way)
+    job = next_unit(taken)
+    while job < len(scores):
         _b, _h, _s, _hidden, stretch = stretch_of(
             job, stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages
         )
         if stretch.length > 0:
             own = scores[job, : scores_size(stretch.length, heads, unit)]
             look_up_keys(own, prepared[job], stretch, side, heads)
+        job = next_unit(taken)
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def soften_all(
-    context_len, lowest, table, num_kv_heads, page_size, stretch_pages, stretches, scores, top, total, heads, unit
+    taken,
+    context_len,
+    lowest,
+    table,
+    num_kv_heads,
+    page_size,
+    stretch_pages,
+    stretches,
+    scores,
+    top,
+    total,
+    heads,
+    unit,
 ):
     """Scores become weights; top and total (B, Hkv, stretches, G)."""
-    for job in numba.prange(len(scores)):
+    job = next_unit(taken)
+    while job < len(scores):
         b, h, s, hidden, stretch = stretch_of(
             job, stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages
         )
@@ -57,18 +75,21 @@ def soften_all(
         if stretch.length > 0:
             own = scores[job, : scores_size(stretch.length, heads, unit)]
             soften_stretch(own, stretch.length, hidden, top[b, h, s], total[b, h, s], heads, unit)
+        job = next_unit(taken)
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def mix_all(
-    context_len, lowest, table, num_kv_heads, page_size, stretch_pages, stretches,
+    taken, context_len, lowest, table, num_kv_heads, page_size, stretch_pages, stretches,
     pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way, scores, out, heads, unit,
 ):  # fmt: skip
     """out (B, Hkv, stretches, G, D) from the weights of all stretches."""
-    for job in numba.prange(len(scores)):
-        side = Side(pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way)
+    side = Side(pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way)
+    job = next_unit(taken)
+    while job < len(scores):
         b, h, s, _hidden, stretch = stretch_of(
             job, stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages
         )
         if stretch.length > 0:
             mix(out[b, h, s], scores[job, : scores_size(stretch.length, heads, unit)], stretch, side, heads)
+        job = next_unit(taken)

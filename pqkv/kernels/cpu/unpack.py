@@ -9,6 +9,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from pqkv.compiled import compiled
+
 _WORD = ir.IntType(64)
 u64 = numba.uint64
 
@@ -38,7 +40,7 @@ def _store(typing_context, data, offset, word):
     return types.void(data, types.intp, types.uint64), generate
 
 
-@numba.njit(cache=True, inline="always")
+@compiled(inline="always")
 def _bits(data, position):
     """At least 57 bits from bit `position` on; zeros beyond the end of `data`."""
     byte = position >> 3
@@ -50,7 +52,7 @@ def _bits(data, position):
     return word >> u64(position & 7)
 
 
-@numba.njit(cache=True, inline="always")
+@compiled(inline="always")
 def _spread(word, nbits):
     """The lowest eight codes of `nbits` < 8 bits, one to a byte: halves move apart, then quarters, then each."""
     four, two, one = (u64(1) << u64(4 * nbits)) - u64(1), (u64(1) << u64(2 * nbits)) - u64(1), u64((1 << nbits) - 1)
@@ -61,7 +63,7 @@ def _spread(word, nbits):
     return (word & mask) | (((word >> u64(nbits)) & mask) << u64(8))
 
 
-@numba.njit(cache=True)
+@compiled()
 def unpack_lines(data, base, line, m, block, slot, count, nbits, step, out):
     """out[j * step + t] = code of token slot + t, t < count, in subspace m + j of the transposed page at base.
 
@@ -78,7 +80,7 @@ def unpack_lines(data, base, line, m, block, slot, count, nbits, step, out):
                 out[j * step + t] = _bits(data, start + t * nbits) & mask
 
 
-@numba.njit(cache=True)
+@compiled()
 def unpack_rows(data, base, line, m, block, count, nbits, out):
     """out[t * 8 + j] = code of token t < count in subspace m + j, j < block <= 8, of the row page that begins at base.
 
