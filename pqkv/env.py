@@ -34,7 +34,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "os": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",  # no build or host names
         "cpu": info.get("model name") or platform.machine() or "unknown CPU",
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "memory_bytes": _memory_bytes(),
         "simd": _simd(info.get("flags", "")),
         **_torch(),
@@ -91,7 +91,8 @@ def _simd(flags: str) -> str:
     return next((level for level in ("avx512f", "avx2") if level in present), "none")
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Processor cores that this process may use, a container's share rounded up."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
     if quota.isdigit() and period.strip().isdigit():  # a container's share, which the affinity does not show

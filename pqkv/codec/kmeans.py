@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import faiss
 import numpy as np
+
+
+@contextmanager
+def faiss_threads(count: int) -> Iterator[None]:
+    """FAISS on so many threads where this thread calls it; afterwards on as many as before."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(count)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def kmeans(points: np.ndarray, nbits: int, iterations: int, seed: int) -> np.ndarray:
@@ -12,7 +26,6 @@ def kmeans(points: np.ndarray, nbits: int, iterations: int, seed: int) -> np.nda
     FAISS assigns points of 8 and more dimensions with a fused kernel, 7 to 10 times faster than smaller ones
     (measured with 1.15 on AVX2); zeros in the missing dimensions change no distance.
     """
-    faiss.omp_set_num_threads(1)  # of this worker thread
     padded = _padded(points)
     clustering = faiss.Clustering(padded.shape[1], 2**nbits)
     clustering.niter = iterations
@@ -20,9 +33,11 @@ def kmeans(points: np.ndarray, nbits: int, iterations: int, seed: int) -> np.nda
     clustering.min_points_per_centroid = 1  # the caller decided how many; FAISS would only warn on stderr
     clustering.max_points_per_centroid = 1 << 30  # never subsample behind the caller's back
     index = faiss.IndexFlatL2(padded.shape[1])
-    clustering.train(padded, index)
+    with faiss_threads(1):
+        clustering.train(padded, index)
+        codes = index.search(padded, 1)[1][:, 0]
     centroids = faiss.vector_to_array(clustering.centroids).reshape(2**nbits, -1)[:, : points.shape[1]].copy()
-    return settled(centroids, points, index.search(padded, 1)[1][:, 0])
+    return settled(centroids, points, codes)
 
 
 def settled(centroids: np.ndarray, points: np.ndarray, nearest: np.ndarray) -> np.ndarray:
@@ -43,10 +58,10 @@ def settled(centroids: np.ndarray, points: np.ndarray, nearest: np.ndarray) -> n
 
 def nearest(centroids: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Index (N,) of the centroid (C, d_sub) nearest to each of points (N, d_sub)."""
-    faiss.omp_set_num_threads(1)
     index = faiss.IndexFlatL2(max(8, points.shape[1]))
     index.add(_padded(centroids))
-    found: np.ndarray = index.search(_padded(points), 1)[1][:, 0]
+    with faiss_threads(1):
+        found: np.ndarray = index.search(_padded(points), 1)[1][:, 0]
     return found
 
 

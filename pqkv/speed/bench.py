@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import torch
 
 from pqkv.cell import run_cell
 from pqkv.codec import code_bits, code_geometry
 from pqkv.config import BenchConfig, CodeShape
-from pqkv.env import environment, git_state, machine_name
+from pqkv.env import environment, git_state, machine_name, usable_cores
 from pqkv.errors import ConfigError, KernelError
 from pqkv.kernels import ChosenBackend, choose_backend
 from pqkv.record import Metric, Record, RecordStore
@@ -77,44 +77,53 @@ def run_grid(
 ) -> Iterator[Record]:
     """A record of what `measure` finds of each cell; `mode` names it in what describes the cells."""
     tell = report or (lambda stage, done, total: None)
-    threads = set_threads(config)
+    threads = asked_threads(config)
     device = device_of(config)
     backend = choose_backend(config.backend, device, getattr(torch, config.dtype), fallback=config.fallback)
     grid = [Cell(bits, shape, b, n) for n in config.lengths for b in config.batch for bits, shape in _shapes(config)]
     if store is not None:
         store.check_writable()
-    env, git = environment(), git_state()
+    with on_threads(threads):
+        env, git = environment(), git_state()
     machine = machine_name(env if device.type == "cuda" else {**env, "gpus": []})
     # of this machine now: measured once, and only if a cell is
     bandwidth = functools.cache(functools.partial(copy_bandwidth, device=device))
     for number, cell in enumerate(grid):
         tell(cell.label, number, len(grid))
         described = _describe(config, cell, mode, backend.name, threads)
-        yield run_cell(
-            functools.partial(measure, config, cell, backend, device, bandwidth),
-            kind="bench",
-            config=described | {"device": device.type, "machine": machine},
-            seed=config.seed,
-            env=env,
-            git=git,
-            notes=[backend.note] if backend.note else [],
-            store=store,
-            force=force,
-        )
+        with on_threads(threads):  # not while a record is out
+            record = run_cell(
+                functools.partial(measure, config, cell, backend, device, bandwidth),
+                kind="bench",
+                config=described | {"device": device.type, "machine": machine},
+                seed=config.seed,
+                env=env,
+                git=git,
+                notes=[backend.note] if backend.note else [],
+                store=store,
+                force=force,
+            )
+        yield record
     tell("done", len(grid), len(grid))
 
 
-def set_threads(config: BenchConfig) -> int:
-    """Give torch and Numba the threads asked for, or as many as torch has, and say how many. Raises `ConfigError` for
-    more than there are.
-    """
-    most = numba.config.NUMBA_NUM_THREADS
+def asked_threads(config: BenchConfig) -> int:
+    """The threads asked for, or as many as torch has. Raises `ConfigError` for more than there are cores."""
+    most = usable_cores()
     if config.threads is not None and config.threads > most:
-        raise ConfigError(f"threads: {config.threads} are more than the {most} that Numba has here (NUMBA_NUM_THREADS)")
-    threads = min(config.threads or torch.get_num_threads(), most)
-    torch.set_num_threads(threads)
-    numba.set_num_threads(threads)
-    return threads
+        raise ConfigError(f"threads: {config.threads} are more than the {most} cores that pqkv may use here")
+    return config.threads or torch.get_num_threads()
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Torch, and the kernels with it, on so many threads; afterwards on as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def code_shapes(config: BenchConfig) -> list[CodeShape | None]:

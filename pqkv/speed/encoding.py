@@ -56,7 +56,8 @@ def _sealing_call(side: CodeSide, vectors: torch.Tensor) -> Callable[[], object]
 def _faiss_call(book: Codebook, vectors: np.ndarray) -> Callable[[], object]:
     import faiss
 
-    faiss.omp_set_num_threads(torch.get_num_threads())
+    from pqkv.codec.kmeans import faiss_threads
+
     heads = []
     for centroids in book.centroids:
         index = faiss.IndexPQ(book.head_dim, book.num_subspaces, book.nbits)
@@ -64,4 +65,9 @@ def _faiss_call(book: Codebook, vectors: np.ndarray) -> Callable[[], object]:
         index.is_trained = True
         heads.append(index)
     rows = [np.ascontiguousarray(head) for head in vectors]
-    return lambda: [index.sa_encode(row) for index, row in zip(heads, rows, strict=True)]
+
+    def encode() -> object:
+        with faiss_threads(torch.get_num_threads()):
+            return [index.sa_encode(row) for index, row in zip(heads, rows, strict=True)]
+
+    return encode

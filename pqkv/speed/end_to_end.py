@@ -26,7 +26,7 @@ from pqkv.lm import PQKVCache, attach, load_model
 from pqkv.lm.model import LanguageModel
 from pqkv.lm.shapes import SHAPES, random_model
 from pqkv.record import Metric, Record, RecordStore
-from pqkv.speed.bench import code_shapes, device_of, set_threads
+from pqkv.speed.bench import asked_threads, code_shapes, device_of, on_threads
 from pqkv.speed.timing import median_interval
 
 Report = Callable[[str, int, int], None]
@@ -41,7 +41,7 @@ def end_to_end(
 ) -> Iterator[Record]:  # fmt: skip
     """A record for every code shape (0 bits: paged exact), batch and length of the grid, on one model."""
     tell = report or (lambda stage, done, total: None)
-    threads = set_threads(config)
+    threads = asked_threads(config)
     shapes = code_shapes(config)
     name, device = config.model or "reference", device_of(config)
     tell(f"load {name}", 0, 1)
@@ -50,30 +50,33 @@ def end_to_end(
     attach(lm.model)
     backend = choose_backend(config.backend, device, lm.dtype, fallback=config.fallback)
     cells = [(shape, b, n) for n in config.lengths for b in config.batch for shape in shapes]
-    env, git = environment(), git_state()
+    with on_threads(threads):
+        env, git = environment(), git_state()
     machine = machine_name(env if device.type == "cuda" else {**env, "gpus": []})
     for number, (shape, batch, context) in enumerate(cells):
         geometry = None if shape is None else code_geometry(shape, lm.head_dim)
         bits = 0.0 if geometry is None else code_bits(*geometry, lm.head_dim)
         tell(f"{bits:g} bits, batch {batch}, {context} tokens", number, len(cells))
-        yield run_cell(
-            functools.partial(_measure, config, lm, geometry, batch, context),
-            kind="end-to-end",
-            config={
-                "model": name, "weights": "random" if known else lm.fingerprint, "dtype": config.dtype,
-                "device": device.type, "machine": machine, "backend": backend.name, "bits": bits, "batch": batch,
-                "context": context, "new_tokens": config.new_tokens, "page_size": config.page_size,
-                "residual": config.residual, "sink_tokens": config.sink_tokens, "key_layout": config.key_layout,
-                "value_layout": config.value_layout, "repeats": config.repeats, "seed": config.seed,
-                "threads": threads, "data": "random tokens", "mode": "generate",
-            },
-            seed=config.seed,
-            env=env,
-            git=git,
-            notes=[backend.note] if backend.note else [],
-            store=store,
-            force=force,
-        )  # fmt: skip
+        with on_threads(threads):  # not while a record is out
+            record = run_cell(
+                functools.partial(_measure, config, lm, geometry, batch, context),
+                kind="end-to-end",
+                config={
+                    "model": name, "weights": "random" if known else lm.fingerprint, "dtype": config.dtype,
+                    "device": device.type, "machine": machine, "backend": backend.name, "bits": bits, "batch": batch,
+                    "context": context, "new_tokens": config.new_tokens, "page_size": config.page_size,
+                    "residual": config.residual, "sink_tokens": config.sink_tokens, "key_layout": config.key_layout,
+                    "value_layout": config.value_layout, "repeats": config.repeats, "seed": config.seed,
+                    "threads": threads, "data": "random tokens", "mode": "generate",
+                },
+                seed=config.seed,
+                env=env,
+                git=git,
+                notes=[backend.note] if backend.note else [],
+                store=store,
+                force=force,
+            )  # fmt: skip
+        yield record
     tell("done", len(cells), len(cells))
 
 

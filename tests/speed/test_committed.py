@@ -4,7 +4,6 @@ import re
 import shlex
 from pathlib import Path
 
-import numba
 import pytest
 import torch
 from pqkv_cli import records as printing
@@ -33,8 +32,7 @@ def test_every_cell_of_a_command_is_found(command, monkeypatch, capsys):
     monkeypatch.setattr(module, "machine_name", lambda env: machine)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
-    monkeypatch.setattr(numba, "set_num_threads", lambda n: None)
-    monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", 2)
+    monkeypatch.setattr(module, "usable_cores", lambda: 2)
     monkeypatch.setattr(RecordStore, "check_writable", lambda self: None)
     monkeypatch.setattr(RecordStore, "write", lambda self, record: pytest.fail("a record was written"))
     monkeypatch.setattr(printing, "print_records", lambda records, *rest: None)
