@@ -22,9 +22,12 @@ CodeMetric = Literal["query", "euclidean"]
 Mode = Literal["exact-schedule", "token", "chunk", "decode", "all-coded"]
 STEPWISE: tuple[Mode, ...] = ("token", "chunk", "decode")  # through the real cache and backend
 Split = Literal["calibration", "test", "all"]
+Bos = Literal["auto", "always", "never"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Metric = Literal["perplexity", "agreement", "kld", "recall", "softmax-mass"]
 
+# bits per element -> (channels per subspace, nbits)
+BIT_CHOICES: dict[float, tuple[int, int]] = {4: (2, 8), 3: (2, 6), 2: (4, 8), 1.5: (4, 6), 1: (8, 8)}
 ALL_METRICS: tuple[Metric, ...] = ("perplexity", "agreement", "kld", "recall", "softmax-mass")
 NBITS_RANGE = (1, 12)
 
@@ -73,6 +76,8 @@ class TrainConfig(Settings):
     device_map: str | None = Field(None, description="auto, balanced ...: layers spread over all devices")
     data: str = "stdlib"
     split: Split | None = None
+    bos: Bos = Field("auto", description="a beginning-of-sequence token in front of every window")
+    parse_special: bool = Field(False, description="control tokens where text spells them")
     bits: float | None = None
     num_subspaces: int | None = Field(None, ge=1)
     nbits: int | None = Field(None, ge=NBITS_RANGE[0], le=NBITS_RANGE[1])
@@ -88,7 +93,22 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         CodeShape(bits=self.bits, num_subspaces=self.num_subspaces, nbits=self.nbits)
+        width = self.nbits or BIT_CHOICES.get(4 if self.bits is None else self.bits, (0, 0))[1]
+        tokens = max(self.context, self.calibration_tokens // self.context * self.context)
+        if min(self.samples, tokens) < 2**width:
+            raise ValueError(
+                f"{min(self.samples, tokens)} calibration vectors cannot train {2**width} centroids; "
+                f"{self.remedy(enough_text=True)}"
+            )
         return self
+
+    def remedy(self, *, enough_text: bool) -> str:
+        """What to change where centroids are more than vectors, in the words the user used."""
+        fewer = "lower --nbits" if self.nbits is not None else "take fewer --bits"
+        if self.samples < self.calibration_tokens and enough_text:
+            return f"raise --samples ({self.samples}), or {fewer}"
+        more = f"raise --calibration-tokens ({self.calibration_tokens})"
+        return f"{more}, or {fewer}" if enough_text else f"give more text, {more}, or {fewer}"
 
     def code_shape(self) -> CodeShape:
         """The requested code shape; 4 bits where nothing was said."""
@@ -129,6 +149,8 @@ class EvalConfig(Settings):
     device_map: str | None = Field(None, description="auto, balanced ...: layers spread over all devices")
     data: str = "stdlib"
     split: Split | None = None
+    bos: Bos = Field("auto", description="a beginning-of-sequence token in front of every window")
+    parse_special: bool = Field(False, description="control tokens where text spells them")
     codebooks: tuple[str, ...] = ()
     bits: tuple[float, ...] = (4,)
     scope: Scope = "head"

@@ -1,14 +1,31 @@
-"""Figures that follow from others of the same record: computed when a record is shown, never stored, never measured."""
+"""Figures that follow from what else a record holds: computed when it is shown, never stored, never measured."""
 
 from __future__ import annotations
 
 from pqkv.metrics import PARTS, charge_ms, part_metric
 from pqkv.record import Metric, Record
+from pqkv.schedule import share_of_config
 
 
 def derived(record: Record) -> dict[str, Metric]:
-    """What follows from the record: of a breakdown its parts, of decoding on codes what encoding makes of it."""
-    return _parts(record) | _charged(record)
+    """What follows from the record: of a breakdown its parts, of decoding on codes what encoding makes of it, of an
+    evaluation without it the share of coded columns.
+    """
+    return _parts(record) | _charged(record) | _share(record)
+
+
+def nothing_coded(record: Record) -> bool:
+    """Whether a cell was to show what codes cost and had none: its figures are the exact cache's."""
+    share = record.metrics.get("coded_share") or derived(record).get("coded_share")
+    return bool(record.config.get("bits")) and share is not None and share.value == 0
+
+
+def _share(record: Record) -> dict[str, Metric]:
+    """`coded_share` by the schedule, of records that were made before it was measured."""
+    if record.kind != "eval" or record.status != "ok" or "coded_share" in record.metrics:
+        return {}
+    share = share_of_config(record.config)
+    return {} if share is None else {"coded_share": Metric(value=share)}
 
 
 def _parts(record: Record) -> dict[str, Metric]:

@@ -65,6 +65,9 @@ METRICS: dict[str, MetricInfo] = {
     "lse_mass_error": MetricInfo("largest |sum exp(s - lse) - 1|, s in float64", "", "lower", "lse mass error"),
     "code_bits": MetricInfo("marginal cost of one element", "bits", "lower", "marginal cost per element"),
     "effective_bits": MetricInfo("all bytes of the cache per element", "bits", "lower", "total cost per element"),
+    "coded_share": MetricInfo(
+        "coded columns among those that query rows saw", "", "none", "share of columns that were coded"
+    ),
     "residual_tokens": MetricInfo("newest tokens kept exact", "tokens", "none", "exact newest tokens"),
     "cache_bytes": MetricInfo("bytes of the coded cache", "B", "lower", "cache size"),
     "cache_bytes_exact": MetricInfo("bytes of the exact cache", "B", "none", "exact cache size"),

@@ -9,6 +9,7 @@ from pqkv_cli.flags import layered, option, split_list
 from pqkv_cli.options import (
     CACHE,
     TEXT,
+    Bos,
     Config,
     Data,
     Device,
@@ -20,6 +21,7 @@ from pqkv_cli.options import (
     Layout,
     Model,
     PageSize,
+    ParseSpecial,
     RecordFolder,
     Residual,
     SinkTokens,
@@ -46,6 +48,8 @@ def evaluate(
     device_map: DeviceMap = None,
     data: Data = None,
     split: Annotated[str | None, option("calibration, test or all.", TEXT, "test; all for files")] = None,
+    bos: Bos = None,
+    parse_special: ParseSpecial = None,
     allow_contaminated: Annotated[
         bool | None,
         option("Evaluate on text the codebooks were trained on, and record it.", TEXT, False, "--allow-contaminated"),
@@ -106,6 +110,8 @@ def evaluate(
         "device_map": device_map,
         "data": data,
         "split": split,
+        "bos": bos,
+        "parse_special": parse_special,
         "allow_contaminated": allow_contaminated,
         "paged": paged,
         "page_size": page_size,
@@ -132,6 +138,9 @@ def evaluate(
     from pqkv.config import EvalConfig
 
     wanted = EvalConfig.parse(values, source=source)
+    from pqkv.quality.cells import check_something_coded
+
+    check_something_coded(wanted)
 
     def cells(store: RecordStore | None, bar: ProgressBar) -> Iterator[Record]:
         bar.show("load model", 0, 1)

@@ -30,7 +30,26 @@ DeviceMap = Annotated[
     str | None, option("Spread the layers over all devices: auto, balanced, sequential.", TEXT, False)
 ]
 Data = Annotated[
-    str | None, option("stdlib, a file or folder (text, jsonl, parquet), wikitext2, ptb, c4 or pg19.", TEXT, "stdlib")
+    str | None,
+    option(
+        "stdlib, a file or folder (text, jsonl, json, csv, parquet, arrow; compressed too), wikitext2, ptb, c4, pg19.",
+        TEXT,
+        "stdlib",
+    ),
+]
+Bos = Annotated[
+    str | None,
+    option(
+        "Begin every window with the beginning-of-sequence token: auto (as the tokenizer does), always, never.",
+        TEXT,
+        "auto",
+    ),
+]
+ParseSpecial = Annotated[
+    bool | None,
+    option(
+        "Make control tokens of strings in the text that spell them.", TEXT, "off", "--parse-special/--no-parse-special"
+    ),
 ]
 Config = Annotated[Path | None, option("TOML or JSON with the same keys; flags win.", OUTPUT, False)]
 RecordFolder = Annotated[

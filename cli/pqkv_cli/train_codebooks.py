@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pqkv_cli.flags import layered, option
-from pqkv_cli.options import OUTPUT, TEXT, Config, Data, Device, DeviceMap, Dtype, Model
+from pqkv_cli.options import OUTPUT, TEXT, Bos, Config, Data, Device, DeviceMap, Dtype, Model, ParseSpecial
 from pqkv_cli.output import console, echo
 from pqkv_cli.table import print_table
 
@@ -35,6 +35,8 @@ def train_codebooks(
     iterations: Annotated[int | None, option("k-means iterations.", _CODES, "25")] = None,
     data: Data = None,
     split: Annotated[str | None, option("calibration, test or all.", TEXT, "calibration; all for files")] = None,
+    bos: Bos = None,
+    parse_special: ParseSpecial = None,
     samples: Annotated[int | None, option("Vectors per codebook.", _CALIBRATION, "16384")] = None,
     calibration_tokens: Annotated[int | None, option("Tokens run through the model.", _CALIBRATION, "65536")] = None,
     context: Annotated[int | None, option("Length of a calibration window.", _CALIBRATION, "4096")] = None,
@@ -56,6 +58,8 @@ def train_codebooks(
         "iterations": iterations,
         "data": data,
         "split": split,
+        "bos": bos,
+        "parse_special": parse_special,
         "samples": samples,
         "calibration_tokens": calibration_tokens,
         "context": context,
@@ -82,10 +86,13 @@ def train_codebooks(
 
     print_table(
         console(),
-        ("layer", "keys", "values"),
-        [(str(layer), *(f"{error:.4f}" for error in errors)) for layer, errors in enumerate(header.errors)],
+        ("layer", "keys", "keys, queries' metric", "values"),
+        [
+            (str(layer), *(f"{error:.4f}" for error in (keys, in_metric, value)))
+            for layer, ((keys, value), in_metric) in enumerate(zip(header.errors, header.query_errors, strict=True))
+        ],
         title=f"{lm.name}: {books.code_bits:g} bits ({header.num_subspaces} x {header.nbits}), scope {header.scope}",
-        caption="relative squared error on held-out vectors of the calibration split",
+        caption="squared error of held-out vectors of the calibration split, over their squared distance to the mean",
     )
     text = header.calibration
     echo(

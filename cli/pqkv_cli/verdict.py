@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from pqkv.derived import nothing_coded, with_derived
 from pqkv.env import machine_name
 from pqkv.record import Record
+from pqkv.schedule import first_coded
 from pqkv_cli.output import console
 from pqkv_cli.table import print_lines, print_table
 
 _HALF_PRECISION = 16  # bits an element has in the caches people run
 _COLUMNS = (
-    "bits", "mode", "context", "PPL exact", "PPL ratio", "top-1", "KLD, nats", "recall", "control KLD", "mass error",
+    "bits", "mode", "context", "coded", "PPL exact", "PPL ratio", "top-1", "KLD, nats", "recall", "control KLD",
+    "mass error",
 )  # fmt: skip
 _SMALL_CHANGE, _GOOD_AGREEMENT = 0.01, 0.95
 
@@ -21,6 +24,7 @@ def print_verdict(records: list[Record]) -> None:
     if not records:
         return
     out = console()
+    records = [with_derived(record) for record in records]
     first = records[0]
     config = first.config
     print_table(
@@ -29,7 +33,8 @@ def print_verdict(records: list[Record]) -> None:
         map(_row, records),
         words=("mode",),
         title=f"{config['model']} on {config['data']}/{config['split']}: coded cache against the exact one",
-        caption="in brackets: 95% bootstrap over windows; recall: coded (exact); "
+        caption="in brackets: 95% bootstrap over windows; coded: share of the columns that rows see; "
+        "recall: coded (exact); "
         f"{machine_name(first.env)}, {config['dtype']} on {config['device']}",
     )
     _print_memory(out, records)
@@ -39,11 +44,14 @@ def print_verdict(records: list[Record]) -> None:
 
 def _row(record: Record) -> list[str]:
     c = record.config
+    if nothing_coded(record):  # its figures are the exact cache's: beside others they would look like praise
+        return [_bits(record), c["mode"], str(c["context"]), "nothing", *[""] * (len(_COLUMNS) - 4)]
     recall, exact = _value(record, "recall", ".0%"), _value(record, "recall_exact", ".0%")
     return [
         _bits(record),
         c["mode"],
         str(c["context"]),
+        "" if c["bits"] == 0 else _value(record, "coded_share", ".0%"),
         _value(record, "perplexity_exact", ".3f"),
         _interval(record, "perplexity_ratio", ".4f"),
         _interval(record, "agreement_at_1", ".1%"),
@@ -61,12 +69,19 @@ def verdicts(records: list[Record]) -> list[str]:
         c = record.config
         key = (c["bits"], c.get("codebooks"))
         best = found.get(key)
-        rank = (c["mode"] == "exact-schedule", c["context"])
+        rank = (not nothing_coded(record), c["mode"] == "exact-schedule", c["context"])
         if "perplexity_ratio" in record.metrics and (best is None or rank > best[0]):
             found[key] = (rank, record)
     lines = []
     for _, record in found.values():
         c, m = record.config, record.metrics
+        if nothing_coded(record):
+            first = first_coded(residual=c["residual"], sink_tokens=c["sink_tokens"])
+            lines.append(
+                f"{c['bits']:g} bits at {c['context']} tokens ({c['mode']}): nothing was coded, so nothing is said of "
+                f"codes; coding starts at {first} tokens: raise --context, or lower --residual and --page-size"
+            )
+            continue
         if m["perplexity_ratio"].value is None:
             lines.append(f"{c['bits']:g} bits at {c['context']} tokens ({c['mode']}): the logits are no numbers")
             continue

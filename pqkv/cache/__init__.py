@@ -4,8 +4,8 @@ from pqkv.cache.footprint import effective_bits, footprint
 from pqkv.cache.kv_cache import CacheMemory, KVCache
 from pqkv.cache.layer import Geometry
 from pqkv.cache.pool import PagePool, PoolStats
-from pqkv.cache.schedule import coded_len
 from pqkv.cache.table import PageTable
+from pqkv.schedule import coded_len
 
 __all__ = [
     "CacheMemory",

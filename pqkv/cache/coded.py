@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from pqkv.cache.layer import AttentionObserver, Geometry, checked_crop, checked_finite, checked_padding, length_tensor
-from pqkv.cache.schedule import coded_len
 from pqkv.cache.store import CodeStore
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
 from pqkv.kernels import AttentionBackend, ExactTokens, slot_writer
+from pqkv.schedule import coded_len
 
 
 class CodedLayer:

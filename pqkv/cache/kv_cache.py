@@ -35,12 +35,17 @@ class CacheMemory:
     sinks: int
     tables: int
     codebooks: int
-    spare: int = 0  # pages, or slack of contiguous rows, that wait for tokens: allocated, not in `total`
+    spare: int = 0  # pages, or slack of contiguous rows, that wait for tokens: in `allocated`, not in `total`
 
     @property
     def total(self) -> int:
         """All that is in use."""
         return self.pages + self.residual + self.sinks + self.tables + self.codebooks
+
+    @property
+    def allocated(self) -> int:
+        """All that memory was taken for: what is in use, and what waits for tokens."""
+        return self.total + self.spare
 
 
 class KVCache:

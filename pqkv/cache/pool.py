@@ -28,11 +28,12 @@ class PoolStats:
 class PagePool:
     """Page ids 0 ... capacity-1, allocated and released in O(1) from a preallocated free list.
 
-    With `max_pages` the pool has that size for good and raises `OutOfPages`; without, it doubles when it runs dry
-    (page stores follow, see `PageStore`).
+    With `max_pages` the pool has that size for good and raises `OutOfPages`; without, it begins with `initial` pages
+    and grows by what is needed, but by a quarter at least, so that pages move a few times in all (page stores follow,
+    see `PagedCodeStore`).
     """
 
-    def __init__(self, max_pages: int | None = None, *, initial: int = 64) -> None:
+    def __init__(self, max_pages: int | None = None, *, initial: int = 0) -> None:
         self.max_pages = max_pages
         self._references: list[int] = []
         self._free: list[int] = []
@@ -63,11 +64,15 @@ class PagePool:
                 "shorten the context or release sequences"
             )
 
+    def reserve(self, count: int) -> None:
+        """See that `count` pages are free, so that the pool grows once for all of them. Raises `OutOfPages`."""
+        self.require(count)
+        if (missing := count - len(self._free)) > 0:
+            self._extend(max(missing, self.capacity // 4))
+
     def allocate(self) -> int:
         """A page with one owner. Raises `OutOfPages`."""
-        if not self._free:
-            self.require(1)
-            self._extend(max(1, self.capacity))
+        self.reserve(1)
         page = self._free.pop()
         self._references[page] = 1
         self._allocations += 1

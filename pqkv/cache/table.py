@@ -33,7 +33,7 @@ class PageTable:
         missing = [max(0, count - len(row)) for count, row in zip(counts, self._rows, strict=True)]
         if not any(missing):
             return
-        self.pool.require(sum(missing))
+        self.pool.reserve(sum(missing))
         for row, count in zip(self._rows, missing, strict=True):
             row.extend(self.pool.allocate() for _ in range(count))
         self._tensor = None

@@ -11,7 +11,7 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,7 +24,8 @@ from pqkv.config import NBITS_RANGE, Channels, CodeMetric, Scope
 from pqkv.errors import CodebookError
 
 _KEY = "pqkv-codebooks"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READABLE = (1, 2)  # of version 1 the errors are over energy, and calibration knew no beginning of sequence
 _PARTS = ("centroids", "channels", "weights", "rotation")
 _NOT_ORTHOGONAL = 1e-4  # rounding to float32 leaves 1e-6
 
@@ -43,7 +44,9 @@ class ModelIdentity(_Strict):
 
 
 class Calibration(_Strict):
-    """The text the vectors came from; `documents` are digests, so that overlap with a test text is found."""
+    """The text the vectors came from; `documents` are digests, so that overlap with a test text is found. `bos` is the
+    token every window began with; files of version 1 knew none, and took what spells a control token for one.
+    """
 
     name: str
     split: str
@@ -51,6 +54,8 @@ class Calibration(_Strict):
     tokens: int
     context: int
     documents: tuple[str, ...]
+    bos: int | None = None
+    special_tokens: Literal["parsed", "text"] = "parsed"
 
 
 class CodebookHeader(_Strict):
@@ -71,7 +76,10 @@ class CodebookHeader(_Strict):
     samples: int
     iterations: int
     seed: int
-    errors: tuple[tuple[float, float], ...] = Field(description="held-out relative error of (keys, values) per layer")
+    errors: tuple[tuple[float, float], ...] = Field(
+        description="held-out squared error of (keys, values) per layer, over squared distances to the mean"
+    )
+    query_errors: tuple[float, ...] = Field((), description="that of keys in the metric of the queries")
     versions: dict[str, str]
 
 
@@ -131,9 +139,10 @@ def load_codebooks(path: Path) -> tuple[CodebookSet, CodebookHeader]:
         header = CodebookHeader(**content)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ValidationError) as error:
         raise CodebookError(f"{path}: the header is damaged or from another version; train it again") from error
-    if header.version != FORMAT_VERSION:
+    if header.version not in _READABLE:
         raise CodebookError(
-            f"{path}: format version {header.version}, this pqkv reads {FORMAT_VERSION}; train it again"
+            f"{path}: format version {header.version}, this pqkv reads {' and '.join(map(str, _READABLE))}; train it "
+            "again, or install a newer pqkv"
         )
     if checksum != _checksum(content, tensors):
         raise CodebookError(f"{path}: checksum mismatch, the file is damaged; train it again or copy it once more")

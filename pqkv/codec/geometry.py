@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pqkv.config import CodeShape
+from pqkv.config import BIT_CHOICES, CodeShape
 from pqkv.errors import ConfigError
-
-# bits per element -> (channels per subspace, nbits)
-_CHOICES: dict[float, tuple[int, int]] = {4: (2, 8), 3: (2, 6), 2: (4, 8), 1.5: (4, 6), 1: (8, 8)}
 
 
 def code_geometry(shape: CodeShape, head_dim: int) -> tuple[int, int]:
@@ -22,10 +19,10 @@ def code_geometry(shape: CodeShape, head_dim: int) -> tuple[int, int]:
             )
         return shape.num_subspaces, shape.nbits
     bits = 4 if shape.bits is None else shape.bits
-    if bits not in _CHOICES:
-        known = ", ".join(f"{b:g}" for b in _CHOICES)
+    if bits not in BIT_CHOICES:
+        known = ", ".join(f"{b:g}" for b in BIT_CHOICES)
         raise ConfigError(f"no default geometry for {bits:g} bits; pick {known}, or give --num-subspaces/--nbits")
-    d_sub, nbits = _CHOICES[bits]
+    d_sub, nbits = BIT_CHOICES[bits]
     if head_dim % d_sub:
         raise ConfigError(
             f"head_dim {head_dim} is not divisible by {d_sub}, which {bits:g} bits needs; "

@@ -62,11 +62,18 @@ def train_codebooks(
     return tuple(books * len(samples)) if scope == "global" else tuple(books)
 
 
-def relative_error(book: Codebook, vectors: Tensor) -> float:
-    """Squared reconstruction error of vectors (Hkv, N, D) over their squared norm."""
+def relative_error(book: Codebook, vectors: Tensor, weights: Tensor | None = None) -> float:
+    """Squared error of restored vectors (Hkv, N, D) over their squared distance to the mean vector of their head; both
+    weighted by the squares of weights (Hkv, D), if given.
+
+    Codes do not care where vectors stand. Over their energy an error would look small only because they stand far out,
+    as keys with large biases do.
+    """
     batch = vectors[None].float()
+    metric = torch.ones(()) if weights is None else weights.float().square()[None, :, None]
     restored = book.decode(book.encode(batch))
-    return float((restored - batch).square().sum() / batch.square().sum().clamp(min=1e-30))
+    spread = (metric * (batch - batch.mean(2, keepdim=True)).square()).sum()
+    return float((metric * (restored - batch).square()).sum() / spread.clamp(min=1e-30))
 
 
 def _pool(samples: Sequence[Tensor], weights: Sequence[Tensor], seed: int) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pqkv.lm.offload import input_device
+from pqkv.lm.rope import forget_lengths
 from pqkv.lm.step import forward
 
 if TYPE_CHECKING:
@@ -36,18 +38,37 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where its inputs go: its first parameters are the embedding."""
-        return next(self.model.parameters()).device
+        """Where its inputs go."""
+        return input_device(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
         """Of weights and cache."""
         return next(self.model.parameters()).dtype
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, no special token added."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    @property
+    def embedding_rows(self) -> int:
+        """Token ids that it has an embedding for: 0 up to this."""
+        rows: int = self.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator] # every transformers model
+        return rows
+
+    def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Token ids of a text, none added. Text is text: a string that names a control token is encoded as it is
+        written, unless `parse_special` makes a control token of it.
+        """
+        ids: list[int] = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=not parse_special, verbose=False
+        )["input_ids"]
         return ids
+
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int] | None]:
+        """Token ids as `encode` gives them, and where in the text each ends; None from a tokenizer that cannot tell."""
+        if not getattr(self.tokenizer, "is_fast", False):
+            return self.encode(text), None
+        found = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        )
+        return found["input_ids"], [end for _, end in found["offset_mapping"]]
 
     def logits(
         self, ids: Tensor, cache: Cache | None = None, *, newest: int = 0, positions: Tensor | None = None
@@ -58,6 +79,8 @@ class LanguageModel:
         tokens' own: a wrong one is a fault whose price can be measured. Raises `CacheError` if the model does not use
         the cache it is given.
         """
+        if cache is None or not cache.get_seq_length():
+            forget_lengths(self.model)
         given = {} if positions is None else {"position_ids": positions.expand(len(ids), -1)}
         with torch.inference_mode():
             out = forward(self.model, ids, cache, logits_to_keep=newest, **given)

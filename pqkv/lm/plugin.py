@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from torch import Tensor, nn
 
 from pqkv.errors import CacheError
+from pqkv.lm.windows import causal_mask, effective_window
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,10 +44,11 @@ class Attended:
             self.columns += t * n + own
             self.coded_columns += t * c + own * own_coded
 
-    def __add__(self, other: Attended) -> Attended:
-        return Attended(
-            self.calls + other.calls, self.columns + other.columns, self.coded_columns + other.coded_columns
-        )
+    def add(self, other: Attended) -> None:
+        """Count what another one counted."""
+        self.calls += other.calls
+        self.columns += other.columns
+        self.coded_columns += other.coded_columns
 
     def __sub__(self, earlier: Attended) -> Attended:
         return Attended(
@@ -83,14 +85,13 @@ def attach(model: PreTrainedModel) -> None:
     Raises `ModelError` for families whose attention was not checked.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
 
     from pqkv.lm.families import check_family
 
     check_family(type(model).__name__, model.config)
     # without a registered mask function the mask would silently be None
     AttentionInterface.register(ATTENTION, _attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    AttentionMaskInterface.register(ATTENTION, causal_mask)
     model.set_attn_implementation(ATTENTION)
 
 
@@ -116,7 +117,8 @@ def _attention(
 ) -> tuple[Tensor, None]:
     if isinstance(key, View):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        out = key.attend(module, query, attention_mask, scale=scale, window=sliding_window)
+        window = effective_window(module.config, sliding_window)
+        out = key.attend(module, query, attention_mask, scale=scale, window=window)
         key.attended.calls += 1
         return out, None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def cache_argument(model: nn.Module, cache: Cache | None) -> dict[str, Any]:
-    """`cache` under the keyword by which the forward of `model`, and its `generate`, take one: `cache` from transformers
-    5.24 on, `past_key_values` before.
+    """`cache` under the keyword by which the forward of `model`, and its `generate`, take one: `cache` from
+    transformers 5.24 on, `past_key_values` before.
     """
     for forward in (model.forward, type(model).forward):  # a forward that was wrapped may not say what it takes
         names = inspect.signature(forward).parameters
@@ -40,8 +40,8 @@ def forward(model: nn.Module, ids: Tensor, cache: Cache | None = None, **more: A
         calls, layers = attended.calls - before.calls, len(cache.coded_layers)  # type: ignore[union-attr] # has both
         if calls != layers:
             raise CacheError(
-                f"the forward of {type(model).__name__} attended {calls} times through the cache it was given, not once "
-                f"in each of its {layers} coded layers: no figure of it would be the cache's; "
+                f"the forward of {type(model).__name__} attended {calls} times through the cache it was given, not "
+                f"once in each of its {layers} coded layers: no figure of it would be the cache's; "
                 "check that pqkv serves this version of transformers (pqkv env) and that the model's code is its own"
             )
     return out

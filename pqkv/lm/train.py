@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +14,15 @@ from pqkv.codec import CodebookSet, code_geometry
 from pqkv.codec.codebook_file import Calibration, CodebookHeader, ModelIdentity
 from pqkv.codec.training import relative_error, train_codebooks
 from pqkv.config import TrainConfig
-from pqkv.errors import CodebookError
+from pqkv.errors import CodebookError, ConfigError, DataError
 from pqkv.lm.capture import Samples, capture
 from pqkv.lm.contamination import identifying_documents
 from pqkv.lm.model import LanguageModel
-from pqkv.text import load_corpus, tokenize, windows
+from pqkv.lm.positions import positions_refusal
+from pqkv.lm.tokens import holds_special, token_form, token_stream, with_bos
+from pqkv.text import load_corpus, windows
 
+_log = logging.getLogger("pqkv")
 _HELD_OUT = 2048  # sampled positions that are not trained on and only measured
 
 Progress = Callable[[str, int, int], None]
@@ -38,17 +42,25 @@ def calibrate(lm: LanguageModel, config: TrainConfig, progress: Progress | None 
     (shape, scope, channels, metric, iterations) can share it: `train` gives the same bytes as when it makes its own.
     """
     report = progress or (lambda stage, done, total: None)
-    context = min(config.context, lm.max_positions)
+    context = _context(lm, config)
+    form = token_form(lm, config.bos, parse_special=config.parse_special)
     corpus = load_corpus(config.data, config.split, default="calibration")
+    for passed_over in corpus.passed_over:
+        _log.warning("%s: %s", corpus.name, passed_over)
     report("tokenize", 0, 1)
-    stream = tokenize(corpus, lm.encode, lm.separator)
-    context = min(context, len(stream.tokens))
+    stream = token_stream(lm, corpus, form)
+    if len(stream.tokens) < context:
+        _log.warning(
+            "calibration windows of %d tokens, not %d: %s has no more", len(stream.tokens), context, corpus.name
+        )
+        context = len(stream.tokens)
     chosen = windows(stream, context, max(1, config.calibration_tokens // context))
     total = chosen.tokens.size
     held_out = min(_HELD_OUT, total // 5)
+    _check_count(config, lm, total - held_out, corpus.name)
     samples = capture(
         lm,
-        chosen.tokens,
+        with_bos(chosen.tokens, form.bos),
         min(config.samples, total - held_out) + held_out,
         config.seed,
         lambda done, of: report("capture", done, of),
@@ -60,8 +72,33 @@ def calibrate(lm: LanguageModel, config: TrainConfig, progress: Progress | None 
         tokens=total,
         context=context,
         documents=identifying_documents(stream, chosen.starts, context),
+        bos=form.bos,
+        special_tokens="text" if holds_special(lm, corpus) and not form.parse_special else "parsed",
     )
     return Calibrated(samples, held_out, text)
+
+
+def _context(lm: LanguageModel, config: TrainConfig) -> int:
+    """Length of calibration windows. Raises `ConfigError` for one that was asked for and that the model cannot take; a
+    default gives way to the model's positions, and says so.
+    """
+    refusal = positions_refusal(lm, config.context)
+    if refusal is None:
+        return config.context
+    if "context" in config.model_fields_set:
+        raise ConfigError(refusal)
+    _log.warning("calibration windows of %d tokens: %s has no more positions", lm.max_positions, lm.name)
+    return lm.max_positions
+
+
+def _check_count(config: TrainConfig, lm: LanguageModel, vectors: int, text: str) -> None:
+    """Raise `DataError` where a text leaves fewer vectors than there are centroids: before the model runs over it."""
+    centroids = 2 ** code_geometry(config.code_shape(), lm.head_dim)[1]
+    if vectors < centroids:
+        raise DataError(
+            f"{text} gives {vectors} calibration vectors (a fifth is held out), which cannot train {centroids} "
+            f"centroids; {config.remedy(enough_text=False)}"
+        )
 
 
 def train(
@@ -92,6 +129,8 @@ def train(
             progress=partial(report, f"train {side}"),
         )
         errors[side] = [relative_error(b, layer[:, rest]) for b, layer in zip(trained[side], vectors, strict=True)]
+    unseen = [layer[:, rest] for layer in samples.keys]  # sides are shuffled alike
+    in_metric = map(relative_error, trained["keys"], unseen, samples.queries)
     header = CodebookHeader(
         model=ModelIdentity(**lm.identity()),
         num_layers=len(lm.coded_layers),
@@ -107,6 +146,7 @@ def train(
         iterations=config.iterations,
         seed=config.seed,
         errors=tuple(zip(errors["keys"], errors["values"], strict=True)),
+        query_errors=tuple(in_metric),
         versions={name: version(name) for name in ("pqkv", "torch", "faiss-cpu", "transformers")},
     )
     return CodebookSet(trained["keys"], trained["values"]), header

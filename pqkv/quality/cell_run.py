@@ -12,20 +12,23 @@ from torch import Tensor
 from pqkv.cache import effective_bits, footprint
 from pqkv.codec import CodebookSet
 from pqkv.config import STEPWISE, EvalConfig, Split
-from pqkv.errors import OutOfPages, memory_is_short
+from pqkv.errors import ModelError, OutOfPages, memory_is_short
 from pqkv.kernels import ChosenBackend
 from pqkv.kernels.faults import fault_of
 from pqkv.lm import LanguageModel
+from pqkv.lm.plugin import Attended
+from pqkv.lm.tokens import TokenForm, describe_tokens, token_stream
 from pqkv.quality.cells import Cell
 from pqkv.quality.control import shuffled
+from pqkv.quality.inputs import model_inputs
 from pqkv.quality.measures import PositionMeasures, compare
 from pqkv.quality.modes import run_coded, run_decode, run_exact
 from pqkv.quality.prefills import Prefills
-from pqkv.quality.recall import RecallPrompt, answered, build_prompts, by_depth
+from pqkv.quality.recall import RecallPrompt, TokensApart, answered, build_prompts, by_depth
 from pqkv.quality.softmax_mass import SoftmaxMassProbe
 from pqkv.quality.summary import bootstrap, by_position, finite, summarize
 from pqkv.record import Metric
-from pqkv.text import Corpus, TokenStream, load_corpus, tokenize
+from pqkv.text import Corpus, TokenStream, load_corpus
 
 STATED_LENGTHS = (2048, 32768, 131072)
 _FORWARD_TOKENS = 4096  # of one forward over several short windows
@@ -47,6 +50,11 @@ class ExactLogits:
         key = (ids.cpu().numpy().tobytes(), newest)
         if key not in self._kept:
             logits = run_exact(self.lm, ids, newest)
+            if logits.isnan().any():
+                raise ModelError(
+                    f"the exact cache's own logits are NaN in {str(self.lm.dtype).removeprefix('torch.')}: "
+                    "run it in --dtype bfloat16 or float32, and check the weights if that does not help"
+                )
             size = logits.numel() * logits.element_size()
             if size * (len(self._kept) + 1) > _LOGIT_BYTES:
                 return logits
@@ -61,14 +69,15 @@ class Shared:
 
     def __init__(self, lm: LanguageModel, *, keep: bool = False) -> None:
         self.lm, self.exact, self.prefills = lm, ExactLogits(lm), Prefills(keep=keep)
-        self._streams: dict[tuple[str, Split | None], tuple[Corpus, TokenStream]] = {}
+        self._streams: dict[tuple[str, Split | None, TokenForm], tuple[Corpus, TokenStream]] = {}
 
-    def stream(self, data: str, split: Split | None) -> tuple[Corpus, TokenStream]:
+    def stream(self, data: str, split: Split | None, form: TokenForm) -> tuple[Corpus, TokenStream]:
         """A text and its tokens."""
-        if (data, split) not in self._streams:
+        key = data, split, form
+        if key not in self._streams:
             corpus = load_corpus(data, split, default="test")
-            self._streams[data, split] = corpus, tokenize(corpus, self.lm.encode, self.lm.separator)
-        return self._streams[data, split]
+            self._streams[key] = corpus, token_stream(self.lm, corpus, form)
+        return self._streams[key]
 
 
 class CellRun:
@@ -80,8 +89,10 @@ class CellRun:
         config: EvalConfig,
         cell: Cell,
         backend: ChosenBackend,
+        text: tuple[Corpus, TokenForm],
         step: Callable[[int, int], None],
     ) -> None:
+        self.corpus, self.form = text
         self.lm, self.config, self.cell, self.step = shared.lm, config, cell, step
         self.exact, self.prefills = shared.exact, shared.prefills
         # by the name that was chosen: a cache that chose again would say once more, for every batch, what gave way
@@ -92,6 +103,7 @@ class CellRun:
         self.newest = config.decode_tokens if cell.mode == "decode" else 0  # tokens that are scored, 0 for all
         self.batch = 8
         self._done = self._total = 0
+        self.attended = Attended()
 
     def measure(self, tokens: np.ndarray) -> dict[str, Any]:
         """All that a record holds of this cell's outcome, for windows (n, T).
@@ -119,69 +131,108 @@ class CellRun:
                 return outcome
 
     def _measure(self, tokens: np.ndarray) -> dict[str, Any]:
-        wanted = self.config.metrics
+        wanted, books = self.config.metrics, self.cell.coding.books
         probed = self.cell.mode in ("token", "decode") and "softmax-mass" in wanted
         probe = SoftmaxMassProbe(self.backend.run) if probed else None
-        prompts = build_prompts(self.lm, tokens[:, : self.cell.context], self.config.seed) if "recall" in wanted else []
-        if self.newest:
-            prompts = [p for p in (prompt.answered_by(self.newest) for prompt in prompts) if p.questions]
-        controls = self.config.control and self.cell.coding.books is not None
+        prompts, no_prompts = self._prompts(tokens) if "recall" in wanted else ([], None)
         predictions = any(name in wanted for name in ("perplexity", "agreement", "kld"))
-        runs = predictions * (1 + controls) + bool(prompts)
+        runs = predictions * (1 + (self.config.control and books is not None)) + bool(prompts)
         self._done, self._total = 0, tokens.size * runs
+        self.attended = Attended()
         metrics = self._memory()
-        coded, total = len(self.lm.coded_layers), self.lm.num_layers
-        tables: dict[str, Any] = {"memory": self._stated_memory(), "layers": [{"coded": coded, "total": total}]}
         samples: dict[str, list[float]] = {}
-        notes = []
-        if coded < total:
-            notes.append(
-                f"{coded} of {total} layers are coded (and counted); the others keep their exact sliding windows"
-            )
+        tables: dict[str, Any] = {
+            "memory": self._stated_memory(),
+            "text": [describe_tokens(self.lm, self.corpus, self.form)],
+        }
         if predictions:
-            measures = self._compare(tokens, self.cell.coding.books, probe)
-            metrics |= summarize(measures, wanted, self.config.seed)
-            tables["by_position"] = by_position(measures, max(0, self.cell.context - self.newest) if self.newest else 0)
-            by_window = {
-                "nll": [float(m.nll.mean()) for m in measures],
-                "nll_exact": [float(m.nll_exact.mean()) for m in measures],
-                "kld_mean": [float(m.kld.mean()) for m in measures],
-            }
-            if self.newest:  # does the damage grow with the tokens decoded?
-                steps = torch.stack([m.kld for m in measures])  # (windows, steps)
-                quarter = max(1, steps.shape[1] // 4)
-                by_window["kld_by_step"] = steps.mean(0).tolist()
-                by_window["kld_first_quarter"] = steps[:, :quarter].mean(1).tolist()
-                by_window["kld_last_quarter"] = steps[:, -quarter:].mean(1).tolist()
-            samples |= {name: values for name, values in by_window.items() if np.isfinite(values).all()}
-            if controls and self.cell.coding.books is not None:
-                control = self._compare(tokens, shuffled(self.cell.coding.books), probe)
-                metrics["kld_control"] = summarize(control, ("kld",), self.config.seed)["kld_mean"]
-        if prompts:
-            found, table = self._recall(prompts, probe)
+            found, tables["by_position"], samples = self._predictions(tokens, probe)
             metrics |= found
-            tables["by_depth"] = table
-        elif "recall" in wanted:
-            notes.append(f"recall not measured: {self.cell.context} tokens leave no room for a fact and its question")
+        if prompts:
+            found, tables["by_depth"] = self._recall(prompts, probe)
+            metrics |= found
+        if self.attended.columns:
+            metrics["coded_share"] = Metric(value=self.attended.coded_columns / self.attended.columns)
         if probe is not None and probe.calls:
             metrics["softmax_mass_error"] = Metric(value=finite(probe.mass_error), n=probe.calls)
             metrics["lse_mass_error"] = Metric(value=finite(probe.lse_error), n=probe.calls)
-        if broken := sorted(name for name, metric in metrics.items() if metric.value is None):
-            notes.append(f"not a finite number: {', '.join(broken)}")
+        tables["layers"] = [
+            {
+                "coded": len(self.lm.coded_layers),
+                "total": self.lm.num_layers,
+                "attend_calls": self.attended.calls,
+            }
+        ]
+        notes = [*self.lm.notes, *([no_prompts] if no_prompts else []), *self._remarks(metrics)]
         return {"metrics": metrics, "tables": tables, "samples": samples, "notes": notes}
+
+    def _prompts(self, tokens: np.ndarray) -> tuple[list[RecallPrompt], str | None]:
+        """Prompts for recall, or why there are none."""
+        try:
+            prompts = build_prompts(self.lm, tokens[:, : self.cell.context], self.config.seed, self.form)
+        except TokensApart as error:
+            return [], str(error)
+        if self.newest:
+            prompts = [p for p in (prompt.answered_by(self.newest) for prompt in prompts) if p.questions]
+        if not prompts:
+            return [], f"recall not measured: {self.cell.context} tokens leave no room for a fact and its question"
+        return prompts, None
+
+    def _remarks(self, metrics: dict[str, Metric]) -> list[str]:
+        """What a reader of the figures has to know."""
+        remarks = []
+        coded, total = len(self.lm.coded_layers), self.lm.num_layers
+        if coded < total:
+            remarks.append(
+                f"{coded} of {total} layers are coded (and counted); the others keep their exact sliding windows"
+            )
+        if self.cell.coding.books is not None and self.attended.columns and not self.attended.coded_columns:
+            remarks.append(
+                f"nothing was coded: at {self.cell.context} tokens every row of mode {self.cell.mode} sees exact keys "
+                "and values only, so these are figures of the exact cache"
+            )
+        if broken := sorted(name for name, metric in metrics.items() if metric.value is None):
+            remarks.append(f"not a finite number: {', '.join(broken)}")
+        return remarks
+
+    def _predictions(
+        self, tokens: np.ndarray, probe: SoftmaxMassProbe | None
+    ) -> tuple[dict[str, Metric], list[dict[str, Any]], dict[str, list[float]]]:
+        """Measures of what is predicted, by position, and by window."""
+        books = self.cell.coding.books
+        measures = self._compare(tokens, books, probe)
+        metrics = summarize(measures, self.config.metrics, self.config.seed)
+        by_window = {
+            "nll": [float(m.nll.mean()) for m in measures],
+            "nll_exact": [float(m.nll_exact.mean()) for m in measures],
+            "kld_mean": [float(m.kld.mean()) for m in measures],
+        }
+        if self.newest:  # does the damage grow with the tokens decoded?
+            steps = torch.stack([m.kld for m in measures])  # (windows, steps)
+            quarter = max(1, steps.shape[1] // 4)
+            by_window["kld_by_step"] = steps.mean(0).tolist()
+            by_window["kld_first_quarter"] = steps[:, :quarter].mean(1).tolist()
+            by_window["kld_last_quarter"] = steps[:, -quarter:].mean(1).tolist()
+        samples = {name: values for name, values in by_window.items() if np.isfinite(values).all()}
+        if self.config.control and books is not None:
+            control = self._compare(tokens, shuffled(books), probe)
+            metrics["kld_control"] = summarize(control, ("kld",), self.config.seed)["kld_mean"]
+        first = max(0, self.cell.context - self.newest) if self.newest else 0
+        return metrics, by_position(measures, first), samples
 
     def _compare(
         self, tokens: np.ndarray, books: CodebookSet | None, probe: SoftmaxMassProbe | None
     ) -> list[PositionMeasures]:
         found = []
-        for window in self._batches(tokens):
-            # in mode decode a window holds one token more than the context: what the newest of it predicts
-            ids, targets = (window[:, :-1], window[:, -self.newest :]) if self.newest else (window, window[:, 1:])
-            scored = targets.shape[1]
-            coded, exact = self._run(ids, books, probe), self.exact(ids, self.newest)
-            found += [
-                compare(exact[b, :scored], coded[b, :scored], targets[b], self.config.topk) for b in range(len(ids))
-            ]
+        # in mode decode a window holds one token more than the context: what the newest of it predicts
+        inputs = model_inputs(tokens, self.newest, self.form.bos)
+        for rows in self._batches(inputs.ids):
+            ids, targets = (torch.from_numpy(part[rows]).to(self.lm.device) for part in (inputs.ids, inputs.targets))
+            exact = self.exact(ids, self.newest)  # first: where it is no number, codes need not be tried
+            coded = self._run(ids, books, probe)
+            for b, first in enumerate(inputs.first[rows]):
+                scored = slice(first, first + targets.shape[1])
+                found.append(compare(exact[b, scored], coded[b, scored], targets[b], self.config.topk))
         return found
 
     def _recall(
@@ -190,10 +241,10 @@ class CellRun:
         tokens = np.stack([prompt.ids for prompt in prompts])
         coded, exact = [], []
         rest = iter(prompts)
-        for ids in self._batches(tokens):
-            for got, reference in zip(
-                self._run(ids, self.cell.coding.books, probe), self.exact(ids, self.newest), strict=True
-            ):
+        for rows in self._batches(tokens):
+            ids = torch.from_numpy(tokens[rows]).to(self.lm.device)
+            references = self.exact(ids, self.newest)
+            for got, reference in zip(self._run(ids, self.cell.coding.books, probe), references, strict=True):
                 prompt = next(rest)
                 coded.append(answered(prompt, got))
                 exact.append(answered(prompt, reference))
@@ -208,6 +259,7 @@ class CellRun:
     def _run(self, ids: Tensor, books: CodebookSet | None, probe: SoftmaxMassProbe | None) -> Tensor:
         before = self._done
         B, T = ids.shape
+        attended = self.attended if books is self.cell.coding.books else None  # not what the control saw
 
         def step(done: int, total: int) -> None:
             self._done = before + B * T * done // total
@@ -218,7 +270,7 @@ class CellRun:
             cache = self.prefills(self.lm, ids[:, : -self.newest], books, self.cache, self.backend, name)
             shift = self.fault.position_shift if self.fault else 0
             newest = ids[:, -self.newest :]
-            logits = run_decode(self.lm, newest, cache, position_shift=shift, probe=probe, step=step)
+            logits = run_decode(self.lm, newest, cache, position_shift=shift, probe=probe, step=step, attended=attended)
         else:
             logits = run_coded(
                 self.lm,
@@ -229,11 +281,13 @@ class CellRun:
                 chunk_size=self.config.chunk_size,
                 probe=probe,
                 step=step,
+                attended=attended,
             )
         step(1, 1)
         return logits
 
-    def _batches(self, tokens: np.ndarray) -> Iterator[Tensor]:
+    def _batches(self, tokens: np.ndarray) -> Iterator[slice]:
+        """Rows of tokens (n, T) that are run together."""
         n, T = tokens.shape
         size = _FORWARD_TOKENS // T
         if self.stepwise:
@@ -241,7 +295,7 @@ class CellRun:
             size = min(self.batch, _LOGIT_BYTES // (T * self.lm.vocab_size * itemsize))
         size = max(1, size if self.batch > 1 else 1)
         for start in range(0, n, size):
-            yield torch.from_numpy(tokens[start : start + size]).to(self.lm.device)
+            yield slice(start, start + size)
 
     def _memory(self) -> dict[str, Metric]:
         nbytes, bits = self._footprint(self.cell.context)

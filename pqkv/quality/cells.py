@@ -10,9 +10,13 @@ from typing import Any
 from pqkv.codec import CodebookSet
 from pqkv.codec.codebook_file import CodebookHeader, load_codebooks
 from pqkv.config import STEPWISE, EvalConfig, Mode, TrainConfig
+from pqkv.errors import ConfigError
 from pqkv.lm import LanguageModel
 from pqkv.lm.defaults import default_codebooks
+from pqkv.lm.tokens import TokenForm, holds_special
 from pqkv.lm.train import Progress
+from pqkv.quality.recall import pieces_fit
+from pqkv.schedule import coded_share, first_coded
 from pqkv.text import Corpus
 
 
@@ -65,6 +69,8 @@ def default_codings(config: EvalConfig, lm: LanguageModel, progress: Progress | 
                 "device_map": config.device_map,
                 "bits": bits,
                 "scope": config.scope,
+                "bos": config.bos,
+                "parse_special": config.parse_special,
             }
         )
         found.append(_coding(*default_codebooks(lm, training, progress)))
@@ -83,9 +89,20 @@ def cells(config: EvalConfig, found: list[Coding]) -> list[Cell]:
 
 
 def describe(
-    cell: Cell, config: EvalConfig, lm: LanguageModel, corpus: Corpus, windows: int, backend: str
+    cell: Cell,
+    config: EvalConfig,
+    lm: LanguageModel,
+    text: tuple[Corpus, TokenForm],
+    windows: int,
+    backend: str,
 ) -> dict[str, Any]:
-    """Everything the figures of a cell depend on, flat; what they do not depend on is left out or None."""
+    """Everything the figures of a cell depend on, flat; what they do not depend on is left out or None.
+
+    A key that came later stands here only where the figures differ from those of a record without it (see
+    `SCHEMA_VERSION`): `bos` where windows begin with a token, `special_tokens` where the text spells control tokens and
+    they stayed text, `recall_pieces` where a question encoded with its answer is not the same as both apart.
+    """
+    corpus, form = text
     stepwise = cell.mode in STEPWISE
     header = cell.coding.header
     cache = config.cache().model_dump(mode="json")
@@ -95,6 +112,13 @@ def describe(
     cache["backend"] = backend if stepwise else None
     if cell.mode == "decode":
         cache["decode_tokens"] = config.decode_tokens
+    later: dict[str, Any] = {}
+    if form.bos is not None:
+        later["bos"] = form.bos
+    if not form.parse_special and holds_special(lm, corpus):
+        later["special_tokens"] = "text"
+    if "recall" in config.metrics and not pieces_fit(lm):
+        later["recall_pieces"] = "together"
     return {
         "model": lm.name,
         "model_weights": lm.fingerprint,
@@ -121,7 +145,25 @@ def describe(
         "seed": config.seed,
         "allow_contaminated": config.allow_contaminated,
         **cache,
+        **later,
     }
+
+
+def check_something_coded(config: EvalConfig) -> None:
+    """Raise `ConfigError` where codes are asked for and no cell of the grid has any: its figures would be those of the
+    exact cache.
+    """
+    cache = {"page_size": config.page_size, "residual": config.residual, "sink_tokens": config.sink_tokens}
+    steps = {"chunk_size": config.chunk_size, "decode_tokens": config.decode_tokens}
+    shares = [coded_share(mode, context, **cache, **steps) for mode in config.mode for context in config.context]
+    if any(shares) or (not config.codebooks and not any(config.bits)):
+        return
+    first = first_coded(residual=config.residual, sink_tokens=config.sink_tokens)
+    raise ConfigError(
+        f"context {max(config.context)} codes nothing in mode {', '.join(config.mode)}: the first {config.sink_tokens} "
+        f"and the newest {config.residual} tokens stay exact, so coding starts at {first}; raise --context, lower "
+        "--residual and --page-size, or take --mode all-coded"
+    )
 
 
 def _coding(books: CodebookSet, header: CodebookHeader, path: Path) -> Coding:

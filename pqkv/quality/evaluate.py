@@ -13,8 +13,11 @@ from pqkv.env import environment, git_state
 from pqkv.errors import ConfigError
 from pqkv.kernels import check_backend, choose_backend
 from pqkv.kernels.faults import fault_of
-from pqkv.lm import load_model
+from pqkv.lm import LanguageModel, load_model
 from pqkv.lm.contamination import check_contamination
+from pqkv.lm.positions import positions_note, positions_refusal
+from pqkv.lm.rope import check_rope, regime_conflict
+from pqkv.lm.tokens import token_form
 from pqkv.lm.train import check_codebooks
 from pqkv.quality.cell_run import CellRun, Shared
 from pqkv.quality.cells import Cell, cells, default_codings, describe, named_codings
@@ -59,13 +62,10 @@ def evaluate(
         store.check_writable()
     shared = shared or Shared(load_model(config.model, config.dtype, config.device, config.device_map))
     lm = shared.lm
-    if max(config.context) > lm.max_positions:
-        raise ConfigError(
-            f"context {max(config.context)} is beyond the {lm.max_positions} positions of {lm.name}; "
-            "lower --context or take a model with more positions"
-        )
+    _check_positions(config, lm)
     backend = choose_backend(config.backend, lm.device, lm.dtype, fallback=config.fallback)
-    corpus, stream = shared.stream(config.data, config.split)
+    form = token_form(lm, config.bos, parse_special=config.parse_special)
+    corpus, stream = shared.stream(config.data, config.split, form)
     # the last token of a context that is decoded is predicted from as well: its window holds one more, to score that
     chosen = {
         (context, more): windows(stream, context + more, config.windows)
@@ -83,13 +83,22 @@ def evaluate(
                 coding.header, stream, window_set.starts, context + more, allowed=config.allow_contaminated
             )
             notes[i, context, more] = [note] if note else []
+            if coding.header is None:
+                continue
+            calibration = coding.header.calibration
+            if conflict := regime_conflict(lm, calibration.context, context):
+                raise ConfigError(conflict)
+            if calibration.bos != form.bos:
+                notes[i, context, more].append(_other_beginning(calibration.bos, form.bos))
     grid = cells(config, found)
     env, git = environment(), git_state()
     for number, cell in enumerate(grid, 1):
         key = (cell.context, cell.mode == "decode")
         window_set = chosen[key]
-        run = CellRun(shared, config, cell, backend, _cell_step(tell, cell, number, len(grid)))
-        extra = list(notes[(found.index(cell.coding), *key)])
+        run = CellRun(shared, config, cell, backend, (corpus, form), _cell_step(tell, cell, number, len(grid)))
+        extra = [*notes[(found.index(cell.coding), *key)], *corpus.passed_over]
+        if stretched := positions_note(lm, cell.context):
+            extra.append(stretched)
         if run.stepwise and backend.note:
             extra.append(backend.note)
         if len(window_set.tokens) < (config.windows or 0):
@@ -97,7 +106,7 @@ def evaluate(
         yield run_cell(
             partial(run.measure, window_set.tokens),
             kind="eval",
-            config=describe(cell, config, lm, corpus, len(window_set.tokens), backend.name),
+            config=describe(cell, config, lm, (corpus, form), len(window_set.tokens), backend.name),
             seed=config.seed,
             env=env,
             git=git,
@@ -117,6 +126,25 @@ def _check_fault(config: EvalConfig) -> None:
             f"backend '{config.backend}' is a fault of decoding and mode {wrong[0]} does not decode through it; "
             f"use --mode {' or '.join(allowed)}"
         )
+
+
+def _check_positions(config: EvalConfig, lm: LanguageModel) -> None:
+    """Raise `ConfigError` for a context that the model has no positions for, and for steps over which its rotary
+    embedding changes: they would differ from one forward by themselves.
+    """
+    if refusal := positions_refusal(lm, max(config.context)):
+        raise ConfigError(refusal)
+    for context in config.context:
+        first = {"token": 1, "chunk": config.chunk_size, "decode": context - config.decode_tokens}
+        for mode in config.mode:
+            check_rope(lm, context, first=first.get(mode))
+
+
+def _other_beginning(calibrated: int | None, evaluated: int | None) -> str:
+    words = [
+        "with no beginning-of-sequence token" if bos is None else f"with token {bos}" for bos in (calibrated, evaluated)
+    ]
+    return f"windows begin {words[1]}, those that the codebooks were calibrated on began {words[0]}"
 
 
 def _cell_step(tell: Report, cell: Cell, number: int, total_cells: int) -> Callable[[int, int], None]:

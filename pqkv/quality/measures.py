@@ -28,7 +28,8 @@ class PositionMeasures:
 def compare(exact: Tensor, coded: Tensor, targets: Tensor, ks: Sequence[int]) -> PositionMeasures:
     """Compare logits (n, V) of the exact and the coded cache that predict `targets` (n,).
 
-    KLD is sum p_exact (log p_exact - log p_coded) in nats. Coded logits that are not numbers agree with nothing.
+    KLD is sum p_exact (log p_exact - log p_coded) in nats; where p_exact is 0 a term is 0.
+    Coded logits that are not numbers agree with nothing.
     """
     tiles = [
         _compare(exact[rows], coded[rows], targets[rows], ks)
@@ -47,8 +48,9 @@ def _compare(exact: Tensor, coded: Tensor, targets: Tensor, ks: Sequence[int]) -
     dtype = torch.float64 if exact.dtype == torch.float64 else torch.float32
     log_p, log_q = exact.to(dtype).log_softmax(-1), coded.to(dtype).log_softmax(-1)
     column = targets.to(log_p.device)[:, None]
+    # a token that the exact cache rules out (p = 0: a masked vocabulary) counts nothing, whatever q is;
     # rounding can leave a sum that is zero in exact arithmetic at -1e-8
-    kld = (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
+    kld = torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
     most = min(max(ks), exact.shape[-1])
     top_p, top_q = log_p.topk(most).indices, log_q.topk(most).indices
     sound = (~log_q.isnan().any(-1)).double().cpu()  # topk takes NaN for the largest

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from pqkv.errors import ModelError
 from pqkv.lm.model import LanguageModel
+from pqkv.lm.tokens import TokenForm, check_ids, with_bos
 
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 _FIRST = (
@@ -33,6 +35,10 @@ _FIRST = (
 _SECOND = ("falcon", "harbor", "willow", "engine", "lantern", "meadow", "anchor", "canyon", "violin", "beacon", "otter")
 
 
+class TokensApart(ModelError):
+    """A tokenizer by which a question and its answer cannot be told apart."""
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """Where an answer stands in the prompt: its tokens are predicted by rows start - 1 ... end - 2."""
@@ -49,21 +55,31 @@ class RecallPrompt:
     ids: np.ndarray
     questions: tuple[Question, ...]
 
+    def after(self, bos: int) -> RecallPrompt:
+        """The same prompt behind a token that begins the sequence."""
+        moved = tuple(Question(q.depth, q.start + 1, q.end + 1) for q in self.questions)
+        return RecallPrompt(np.append(np.int64(bos), self.ids), moved)
+
     def answered_by(self, newest: int) -> RecallPrompt:
         """The same prompt with those questions only that its `newest` tokens answer."""
         first = len(self.ids) - newest
         return RecallPrompt(self.ids, tuple(q for q in self.questions if q.start - 1 >= first))
 
 
-def build_prompts(lm: LanguageModel, filler: np.ndarray, seed: int) -> list[RecallPrompt]:
-    """One prompt per filler window (n, T), of exactly T tokens: filler with facts planted, then the questions.
+def build_prompts(
+    lm: LanguageModel, filler: np.ndarray, seed: int, form: TokenForm | None = None
+) -> list[RecallPrompt]:
+    """One prompt per filler window (n, T), of exactly T tokens: the beginning of sequence where `form` has one, filler
+    with facts planted, then the questions.
 
     As many of the five depths as leave half of the window to the filler; fewer rotate over the windows. Windows that
     not even one fact fits give no prompt.
     """
-    T = filler.shape[1]
+    bos = None if form is None else form.bos
+    begun = int(bos is not None)  # tokens in front of the filler
+    T = filler.shape[1] - begun
     prompts = []
-    for index, window in enumerate(filler):
+    for index, window in enumerate(with_bos(filler, bos)[:, begun:]):
         generator = np.random.default_rng([seed, index])
         used: set[str] = set()
         facts = [_fact(lm, generator, used) for _ in DEPTHS]
@@ -72,7 +88,10 @@ def build_prompts(lm: LanguageModel, filler: np.ndarray, seed: int) -> list[Reca
         if count == 0:
             continue
         chosen = sorted((index + i * len(DEPTHS) // count) % len(DEPTHS) for i in range(count))
-        prompts.append(_prompt(window, [(DEPTHS[i], facts[i]) for i in chosen], generator))
+        prompt = _prompt(window, [(DEPTHS[i], facts[i]) for i in chosen], generator)
+        prompts.append(prompt if bos is None else prompt.after(bos))
+    if prompts:
+        check_ids(lm, np.stack([prompt.ids for prompt in prompts]).ravel(), "the facts that recall plants")
     return prompts
 
 
@@ -120,16 +139,48 @@ class _Fact:
     answer: list[int]
 
 
+def pieces_fit(lm: LanguageModel) -> bool:
+    """Whether this tokenizer gives the same tokens for a question with its answer as for both apart, as records took
+    them that do not say `recall_pieces`. A tokenizer that puts a space before every text does not.
+    """
+    keys = (f"{first}-{second}" for first in _FIRST for second in _SECOND)
+    asked = [_asked(key, 10007 + 677 * number) for number, key in enumerate(keys)]
+    try:
+        return all(_together(lm, *pair) == (lm.encode(pair[0]), lm.encode(pair[1])) for pair in asked)
+    except TokensApart:
+        return True  # no recall is measured: there is nothing to say of it
+
+
 def _fact(lm: LanguageModel, generator: np.random.Generator, used: set[str]) -> _Fact:
     while (key := f"{generator.choice(_FIRST)}-{generator.choice(_SECOND)}") in used:
         pass
     used.add(key)
     code = int(generator.integers(10000, 100000))
-    return _Fact(
-        lm.encode(f"\nRemember: the code of {key} is {code}.\n"),
-        lm.encode(f"\nQuestion: what is the code of {key}? Answer:"),
-        lm.encode(f" {code}"),
-    )
+    statement = lm.encode(f"\nRemember: the code of {key} is {code}.\n")
+    return _Fact(statement, *_together(lm, *_asked(key, code)))
+
+
+def _asked(key: str, code: int) -> tuple[str, str]:
+    return f"\nQuestion: what is the code of {key}? Answer:", f" {code}"
+
+
+def _together(lm: LanguageModel, question: str, answer: str) -> tuple[list[int], list[int]]:
+    """Tokens of a question and of its answer, encoded as one text and parted where the answer begins: apart, a
+    tokenizer may begin the answer as it begins a text. A token that reaches over the border is the answer's.
+
+    Raises `TokensApart` for a tokenizer that does not tell where its tokens stand.
+    """
+    ids, ends = lm.encode_with_ends(question + answer)
+    if ends is None:
+        apart = lm.encode(question)
+        if ids[: len(apart)] != apart:
+            raise TokensApart(
+                f"recall not measured: the tokenizer of {lm.name} does not tell where its tokens stand in a text (it "
+                "is not a fast one), and a question has other tokens with its answer than without"
+            )
+        return apart, ids[len(apart) :]
+    border = sum(end <= len(question) for end in ends)
+    return ids[:border], ids[border:]
 
 
 def _prompt(window: np.ndarray, planted: list[tuple[float, _Fact]], generator: np.random.Generator) -> RecallPrompt:

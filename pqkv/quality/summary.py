@@ -88,7 +88,7 @@ def by_position(windows: Sequence[PositionMeasures], first: int = 0) -> list[dic
                 "end": end,
                 "positions": (end - start) * len(windows),
                 "perplexity": finite(float(nll.exp())),
-                "perplexity_exact": float(exact.exp()),
+                "perplexity_exact": finite(float(exact.exp())),
                 "perplexity_ratio": finite(float((nll - exact).exp())),
                 "kld_mean": finite(float(torch.stack([w.kld[span] for w in windows]).mean())),
             }

@@ -18,7 +18,8 @@ CONFIG_COLUMNS = {
     "model": "string", "data": "string", "split": "string", "bits": "Float64", "num_subspaces": "Int64",
     "nbits": "Int64", "scope": "string", "mode": "string", "context": "Int64", "page_size": "Int64",
     "residual": "Int64", "sink_tokens": "Int64", "key_layout": "string", "value_layout": "string",
-    "paged": "boolean", "backend": "string", "dtype": "string", "device": "string", "seed": "Int64",
+    "paged": "boolean", "backend": "string", "dtype": "string", "device": "string", "seed": "Int64", "bos": "Int64",
+    "special_tokens": "string",
 }  # fmt: skip
 
 

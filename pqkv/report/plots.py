@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from pqkv.derived import nothing_coded
 from pqkv.errors import RecordError
 from pqkv.metrics import METRICS
 from pqkv.record import Record, atomic_write
@@ -48,8 +49,10 @@ def write_plots(records: Iterable[Record], folder: Path) -> list[Path]:
 
 
 def plots_of(records: Iterable[Record]) -> list[Plot]:
-    """Every plot there is, in the order of `PLOT_NAMES`; one without lines has no data."""
-    ran = [cell for cell in cells(records) if cell.record.status == "ok"]
+    """Every plot there is, in the order of `PLOT_NAMES`; one without lines has no data. Cells in which nothing was
+    coded are left out: their points would say that codes cost nothing.
+    """
+    ran = [cell for cell in cells(records) if cell.record.status == "ok" and not nothing_coded(cell.record)]
     return [
         *(_by_context(ran, metric) for metric in BY_CONTEXT),
         _by_position(ran),

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 
+from pqkv.derived import nothing_coded
 from pqkv.metrics import PARTS, metric_info, metric_order, part_metric
 from pqkv.record import Metric, Record
 from pqkv.report.series import Cell, machine_of
 
 # Columns of metrics and their number formats. A table shows those that one of its cells has.
 QUALITY = {
-    "code_bits": ".3g", "effective_bits": ".3g", "perplexity": ".3f", "perplexity_exact": ".3f",
+    "code_bits": ".3g", "effective_bits": ".3g", "coded_share": ".2f", "perplexity": ".3f", "perplexity_exact": ".3f",
     "perplexity_ratio": ".4f", "agreement_at_1": ".4f", "kld_mean": "#.3g", "recall": ".3f", "recall_exact": ".3f",
 }  # fmt: skip
 SPEED = {
@@ -70,13 +71,19 @@ def groups(ran: Iterable[Cell]) -> list[tuple[str, list[Cell]]]:
 def cell_columns(members: Sequence[Cell]) -> list[Column]:
     """The columns that say which cell a row is."""
     columns = [
-        Column("bits", lambda cell: Entry(re.sub(" bits?$", "", cell.shape))),
+        Column("bits", _bits),
         Column("mode", lambda cell: Entry(cell.mode or "-"), is_number=False),
         Column("context", lambda cell: Entry("-" if cell.context is None else str(cell.context))),
     ]
     if any(cell.variant for cell in members):
         columns.append(Column("variant", lambda cell: Entry(cell.variant or "-"), is_number=False))
     return columns
+
+
+def _bits(cell: Cell) -> Entry:
+    """The code shape; of cells that were to show what codes cost and had none, that."""
+    shape = re.sub(" bits?$", "", cell.shape)
+    return Entry(f"{shape}, nothing coded" if nothing_coded(cell.record) else shape)
 
 
 def metric_columns(formats: dict[str, str], members: Sequence[Cell]) -> list[Column]:

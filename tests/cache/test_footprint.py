@@ -115,3 +115,17 @@ def test_effective_bits_tend_to_the_width_of_the_codes():
     assert bits == sorted(bits, reverse=True)
     assert bits[-1] == pytest.approx(books.code_bits, rel=0.01)
     assert effective_bits(2 * 3 * 100 * 4 * 16 * 2, 100, 3, 4, 16) == 16
+
+
+@pytest.mark.parametrize("paged", [True, False], ids=["paged", "contiguous"])
+def test_a_short_cache_allocates_little_more_than_it_uses(paged):
+    """248 tokens are two pages of codes: a pool that began with 64 of them would hold 62 for nothing."""
+    config = CacheConfig(paged=paged, **({} if paged else {"key_layout": "row", "value_layout": "row"}))
+    cache = KVCache(config, Geometry(1, HEADS, DIM, torch.float32, CPU), LAYERS, make_books(LAYERS))
+    for layer in cache.layers:
+        for _ in range(248):
+            layer.append(*torch.randn(2, 1, HEADS, 1, DIM))
+    memory = cache.memory()
+    assert memory.spare <= memory.pages
+    assert memory.allocated == memory.total + memory.spare
+    assert cache.pool.capacity <= 4

@@ -184,10 +184,10 @@ def test_a_batch_of_another_size_is_refused(exact):
 @pytest.mark.parametrize("exact", [False, True])
 def test_pages_keep_their_content_when_the_pool_grows(exact):
     pair = Pair(config_of((1, 1, 0)), exact=exact, layers=2, sequences=1)
-    before = pair.cache.pool.capacity
-    for size in (before - 2, 1, 5, 1):
+    for size in (30, 1, 5, 1):
         pair.attend(size)
-    pair.append(before)
+    before = pair.cache.pool.capacity
+    pair.append(3 * before)
     assert pair.cache.pool.capacity > 2 * before
     pair.attend()
 

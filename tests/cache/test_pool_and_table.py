@@ -155,9 +155,10 @@ def test_low_ids_come_first_and_released_ones_come_back():
 
 
 def test_a_pool_without_a_limit_grows_and_keeps_its_pages():
-    pool = PagePool(initial=1)
+    pool = PagePool()
+    assert pool.capacity == 0
     assert [pool.allocate() for _ in range(9)] == list(range(9))
-    assert pool.capacity == 16
+    assert 9 <= pool.capacity <= 11
     pool.require(10**9)
 
 
@@ -241,3 +242,14 @@ def test_a_sequence_that_is_not_there_changes_nothing():
         table.select([0, 2])
     assert table.pool.stats() == before
     assert len(table) == 2
+
+
+def test_a_pool_grows_at_once_by_what_is_needed_and_by_a_quarter_at_least():
+    pool = PagePool()
+    pool.reserve(40)
+    assert pool.capacity == 40
+    assert [pool.allocate() for _ in range(40)] == list(range(40))
+    pool.allocate()
+    assert pool.capacity == 50
+    pool.reserve(100)
+    assert (pool.capacity, pool.used) == (141, 41)

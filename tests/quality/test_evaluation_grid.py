@@ -1,6 +1,7 @@
 """`evaluate` end to end: real cells, real records, nothing run twice, failures kept apart."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from models import tiny_lm
 from pqkv.codec.codebook_file import load_codebooks
 from pqkv.config import EvalConfig, digest_of
 from pqkv.errors import CodebookError, ConfigError, ContaminationError, DataError, ModelError, RecordError
+from pqkv.lm.tokens import TokenForm
 from pqkv.quality.cells import Cell, Coding, describe
 from pqkv.quality.evaluate import evaluate
 from pqkv.quality.measures import compare
@@ -118,18 +120,20 @@ def test_only_the_missing_cells_of_a_larger_grid_are_run(base, tmp_path):
 
 
 def test_a_record_is_named_after_all_its_figures_depend_on_and_nothing_else(base, lm, text):
-    corpus, other_lm = load_corpus(str(text), None, default="test"), tiny_lm(dtype=torch.float32, seed=3)
+    corpus = load_corpus(str(text), None, default="test")
+    other_lm = replace(tiny_lm(dtype=torch.float32, seed=3), tokenizer=lm.tokenizer)
     coding = Coding(bits=4, digest="0" * 12)
 
-    def digest(mode="exact-schedule", *, own=lm, count=2, context=150, **more):
+    def digest(mode="exact-schedule", *, own=lm, count=2, context=150, form=None, **more):
         config = EvalConfig(**{**base, "mode": (mode,), **more})
-        return digest_of(describe(Cell(coding, mode, context), config, own, corpus, count, config.backend))
+        cell = Cell(coding, mode, context)
+        return digest_of(describe(cell, config, own, (corpus, form or TokenForm()), count, config.backend))
 
     plain = digest()
     changes = [
         {"seed": 1}, {"topk": (1,)}, {"metrics": ("kld",)}, {"control": True}, {"page_size": 8}, {"residual": 64},
         {"sink_tokens": 0}, {"dtype": "bfloat16"}, {"mode": "all-coded"}, {"context": 100}, {"count": 3},
-        {"own": other_lm},
+        {"own": other_lm}, {"form": TokenForm(bos=3)},
     ]  # fmt: skip
     assert len({plain, *(digest(**change) for change in changes)}) == len(changes) + 1
     assert digest(chunk_size=7) == digest(backend="another") == digest(context=150) == plain
@@ -188,7 +192,7 @@ def test_only_what_is_asked_for_is_measured(base, metric):
     names = {
         name
         for name in record.metrics
-        if name not in ("code_bits", "effective_bits", "cache_bytes", "cache_bytes_exact")
+        if name not in ("code_bits", "effective_bits", "cache_bytes", "cache_bytes_exact", "coded_share")
     }
     starts = {"perplexity": "perplexity", "agreement": ("agreement", "top1"), "kld": "kld", "recall": "recall"}[metric]
     assert names

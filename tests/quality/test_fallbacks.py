@@ -63,7 +63,7 @@ def test_a_backend_that_cannot_run_is_said_once_in_the_note_of_the_record(base, 
     grid = {**base, "mode": (mode,), "windows": 12, "context": (60,), "dtype": "float64", "metrics": ("kld",)}
     (record,) = run({**grid, "backend": "cpu"})
     assert record.config["backend"] == "reference"
-    assert record.notes == [
+    assert [note for note in record.notes if "coded" not in note] == [
         "backend 'cpu' cannot run: it computes in float32 and the model in float64; 'reference' ran instead"
     ]
     assert caplog.messages == []
