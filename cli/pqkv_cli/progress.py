@@ -22,21 +22,20 @@ from rich.progress import (
 from rich.table import Column
 
 from pqkv_cli.output import console, echo, encodable
-from pqkv_cli.stage_lines import StageLines
+from pqkv_cli.stage_lines import INTERVAL, StageLines
 from pqkv_cli.table import print_lines
 
 _WIDE, _MIDDLING = 110, 60  # columns of a terminal with room for the bar itself, and for the time elapsed
 _FIGURES = 28  # columns that the figures take at least
 _FRAME = 0.05  # seconds between two updates of a bar
-_LOOK = 1.0  # seconds between two looks at whether a line is due
 
 
 class ProgressBar:
-    """One bar for the stage under way, `with` around the work."""
+    """One bar for the stage under way, `with` around the work; where there is no terminal, a line each `interval` s."""
 
-    def __init__(self) -> None:
+    def __init__(self, interval: float = INTERVAL) -> None:
         out = console(stderr=True)
-        self._shown: _Bar | _Lines = _Bar(out) if out.is_interactive else _Lines()
+        self._shown: _Bar | _Lines = _Bar(out) if out.is_interactive else _Lines(interval)
 
     def __enter__(self) -> Self:
         self._shown.start()
@@ -89,19 +88,20 @@ class _Bar:
 
 
 class _Lines:
-    """Lines, also while nothing is heard of a stage: a clock of its own looks every second."""
+    """Lines, also while nothing is heard of a stage: a thread looks whether one is due."""
 
-    def __init__(self) -> None:
-        self._lines = StageLines(lambda line: echo(line, stderr=True))
+    def __init__(self, interval: float) -> None:
+        self._lines = StageLines(lambda line: echo(line, stderr=True), interval=interval)
+        self._look = interval / 5
         self._over = threading.Event()
-        self._clock = threading.Thread(target=self._run, daemon=True)
+        self._watch = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
-        self._clock.start()
+        self._watch.start()
 
     def stop(self, *, finished: bool) -> None:
         self._over.set()
-        self._clock.join()
+        self._watch.join()
         self._lines.close(finished=finished)
 
     def show(self, stage: str, done: int, total: int) -> None:
@@ -111,7 +111,7 @@ class _Lines:
         echo(message, stderr=True)
 
     def _run(self) -> None:
-        while not self._over.wait(_LOOK):
+        while not self._over.wait(self._look):
             self._lines.tick()
 
 

@@ -14,13 +14,18 @@ _INSTANT = 0.5  # seconds within which units count as one step
 
 
 class StageLines:
-    """Says each stage as it begins, then every `INTERVAL` seconds how far it is, and at last how long a long one took.
+    """Says each stage as it begins, then every `interval` seconds how far it is, and at last how long a long one took.
 
     `show` and `tick` may be called as often as one likes and from several threads; `clock` gives seconds.
     """
 
-    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._write, self._clock = write, clock
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        interval: float = INTERVAL,
+    ) -> None:
+        self._write, self._clock, self._interval = write, clock, interval
         self._lock = threading.Lock()
         self._stage: str | None = None
         self._total = 0
@@ -56,7 +61,7 @@ class StageLines:
             self._stage = None
 
     def _tell(self, now: float) -> None:
-        if self._stage is None or now - self._said < INTERVAL:
+        if self._stage is None or now - self._said < self._interval:
             return
         self._said = now
         so_far = f"{duration(now - self._began)} so far"
@@ -69,7 +74,7 @@ class StageLines:
         self._write(f"{self._stage}: {self._pace.done} of {self._total} ({estimate})")
 
     def _finish(self, now: float) -> None:
-        if self._stage is not None and now - self._began >= INTERVAL:
+        if self._stage is not None and now - self._began >= self._interval:
             self._write(f"{self._stage}: took {duration(now - self._began)}")
 
 

@@ -15,8 +15,9 @@ from pqkv_cli.output import encodable
 
 _MEASURE = 100_000  # wider than any table
 _NARROWEST = 20  # columns, whatever a terminal says of itself
-# where "1.0018 [1.0001, 1.0035]" may be broken: between figures, never inside one
-_BEFORE_BRACKETS, _BETWEEN_FIGURES = re.compile(r" (?=[\[(])"), re.compile(r"(?<=,) | (?=[\[(])")
+# where "1.0018 [1.0001, 1.0035]" and "exact-schedule" may be broken: between figures or words, never inside one
+_BEFORE_BRACKETS = re.compile(r" (?=[\[(])")
+_BETWEEN_PARTS = re.compile(r"(?<=,) | (?=[\[(])|(?<=[a-z]-)(?=[a-z])")
 
 
 def print_table(
@@ -73,7 +74,7 @@ def _narrower_and_narrower(names: list[str], cells: list[list[str]], left: set[s
     yield _build(names, cells, left, tight=False)
     names, left = [name.replace(" ", "\n") for name in names], {name.replace(" ", "\n") for name in left}
     yield _build(names, cells, left, tight=False)
-    for breaks in (_BEFORE_BRACKETS, _BETWEEN_FIGURES):
+    for breaks in (_BEFORE_BRACKETS, _BETWEEN_PARTS):
         yield _build(names, [[breaks.sub("\n", cell) for cell in row] for row in cells], left, tight=True)
 
 
