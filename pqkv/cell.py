@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pqkv.config import digest_of
-from pqkv.errors import PqkvError, memory_is_short
+from pqkv.errors import PqkvError, RecordError, memory_is_short
+from pqkv.reasons import reason
 from pqkv.record import Record, RecordStore, utc_now
 
 
@@ -39,18 +40,19 @@ def run_cell(
         outcome = {"status": "ok", **measure()}
     except (PqkvError, RuntimeError, MemoryError) as error:
         outcome = _failure(error)
-    outcome["notes"] = [*outcome.get("notes", []), *notes]
-    record = Record(
-        kind=kind,
-        config=config,
-        digest=digest,
-        env=env,
-        git=git,
-        seed=seed,
-        started_at=started,
-        seconds=time.perf_counter() - clock,
-        **outcome,
-    )
+    seconds = time.perf_counter() - clock
+
+    def record_of(outcome: dict[str, Any]) -> Record:
+        said = [*outcome.pop("notes", []), *notes]
+        return Record(
+            kind=kind, config=config, digest=digest, env=env, git=git, seed=seed, started_at=started, seconds=seconds,
+            notes=said, **outcome,
+        )  # fmt: skip
+
+    try:
+        record = record_of(outcome)
+    except RecordError as error:  # a figure that is no number: the cell has failed, the next one can run
+        record = record_of(_failure(error))
     if store is not None:
         store.write(record)
     return record
@@ -60,4 +62,5 @@ def _failure(error: Exception) -> dict[str, Any]:
     """The outcome of a cell that failed for a reason of its own; any other error is raised again."""
     if not isinstance(error, PqkvError) and not memory_is_short(error):
         raise error
-    return {"status": "failed", "error": str(error).splitlines()[0] if str(error) else type(error).__name__}
+    own = isinstance(error, PqkvError) and str(error).strip()  # one line already, however long
+    return {"status": "failed", "error": " ".join(str(error).split()) if own else reason(error)}

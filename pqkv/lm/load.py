@@ -18,7 +18,7 @@ from pqkv.lm.fingerprint import config_digest, fingerprint
 from pqkv.lm.model import LanguageModel
 from pqkv.lm.offload import check_weights
 from pqkv.lm.positions import position_limit
-from pqkv.lm.reasons import reason
+from pqkv.reasons import reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

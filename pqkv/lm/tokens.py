@@ -89,6 +89,16 @@ def holds_special(lm: LanguageModel, corpus: Corpus) -> bool:
     return any(string in document.text for document in corpus.documents for string in strings)
 
 
+def recorded_form(lm: LanguageModel, corpus: Corpus, form: TokenForm) -> dict[str, Any]:
+    """The keys by which a configuration differs from one of before there were any: `bos` where windows begin with a
+    token, `special_tokens` where the text spells control tokens and they stayed text.
+    """
+    keys: dict[str, Any] = {} if form.bos is None else {"bos": form.bos}
+    if not form.parse_special and holds_special(lm, corpus):
+        keys["special_tokens"] = "text"
+    return keys
+
+
 def describe_tokens(lm: LanguageModel, corpus: Corpus, form: TokenForm) -> dict[str, Any]:
     """What a record says about how its text became tokens."""
 

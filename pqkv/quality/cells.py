@@ -13,7 +13,7 @@ from pqkv.config import STEPWISE, EvalConfig, Mode, TrainConfig
 from pqkv.errors import ConfigError
 from pqkv.lm import LanguageModel
 from pqkv.lm.defaults import default_codebooks
-from pqkv.lm.tokens import TokenForm, holds_special
+from pqkv.lm.tokens import TokenForm, recorded_form
 from pqkv.lm.train import Progress
 from pqkv.quality.recall import pieces_fit
 from pqkv.schedule import coded_share, first_coded
@@ -99,8 +99,8 @@ def describe(
     """Everything the figures of a cell depend on, flat; what they do not depend on is left out or None.
 
     A key that came later stands here only where the figures differ from those of a record without it (see
-    `SCHEMA_VERSION`): `bos` where windows begin with a token, `special_tokens` where the text spells control tokens and
-    they stayed text, `recall_pieces` where a question encoded with its answer is not the same as both apart.
+    `pqkv.record.SCHEMA_VERSION`): those of `recorded_form`, and `recall_pieces` where a question encoded with its
+    answer is not the same as both apart.
     """
     corpus, form = text
     stepwise = cell.mode in STEPWISE
@@ -112,11 +112,7 @@ def describe(
     cache["backend"] = backend if stepwise else None
     if cell.mode == "decode":
         cache["decode_tokens"] = config.decode_tokens
-    later: dict[str, Any] = {}
-    if form.bos is not None:
-        later["bos"] = form.bos
-    if not form.parse_special and holds_special(lm, corpus):
-        later["special_tokens"] = "text"
+    later = recorded_form(lm, corpus, form)
     if "recall" in config.metrics and not pieces_fit(lm):
         later["recall_pieces"] = "together"
     return {

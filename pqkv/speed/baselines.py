@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pqkv.config import BenchConfig
+from pqkv.reasons import reason
 from pqkv.speed.timing import Contestant, copies_beyond_cache
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -114,7 +115,7 @@ def _obstacle(attend: Attend, cache: list[tuple[Tensor, Tensor, Tensor]]) -> str
         torch.cuda.empty_cache()
         return "out of memory"
     except (RuntimeError, AttributeError, TypeError, ValueError, ImportError) as error:
-        return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        return reason(error)
     return None
 
 

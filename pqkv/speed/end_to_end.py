@@ -25,6 +25,7 @@ from pqkv.kernels import choose_backend
 from pqkv.lm import PQKVCache, attach, load_model
 from pqkv.lm.model import LanguageModel
 from pqkv.lm.shapes import SHAPES, random_model
+from pqkv.lm.step import forward
 from pqkv.record import Metric, Record, RecordStore
 from pqkv.speed.bench import asked_threads, code_shapes, device_of, on_threads
 from pqkv.speed.timing import median_interval
@@ -148,11 +149,11 @@ def _generate(lm: LanguageModel, cache: Cache, ids: torch.Tensor, new: int) -> t
     with torch.inference_mode():
         _wait(lm.device)
         start = time.perf_counter()
-        token = lm.model(ids, past_key_values=cache, logits_to_keep=1).logits.argmax(-1)
+        token = forward(lm.model, ids, cache, logits_to_keep=1).logits.argmax(-1)
         _wait(lm.device)
         prefilled = time.perf_counter()
         for _ in range(new):
-            token = lm.model(token, past_key_values=cache, logits_to_keep=1).logits.argmax(-1)
+            token = forward(lm.model, token, cache, logits_to_keep=1).logits.argmax(-1)
         _wait(lm.device)
         return prefilled - start, (time.perf_counter() - prefilled) / new
 

@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from pqkv.config import Split
+from pqkv.reasons import reason
 from pqkv.text.normal import digest_of, normal_form, raw_forms
 
 
@@ -79,5 +80,5 @@ def printable(text: str) -> str:
 
 
 def brief(error: Exception) -> str:
-    """What `error` says, on one line of at most 200 characters."""
-    return printable(" ".join(str(error).split())[:200])
+    """What `error` says, on one line that can be printed."""
+    return printable(reason(error))

@@ -93,7 +93,7 @@ def test_every_kind_of_channels_stands_in_the_comparison(run):
     assert len(set(kld.values())) == len(kld)
     errors = {row["setting"]: row for row in errors_h(run[0]) if row["bits"] == 2}
     assert set(errors) == set(kld)
-    assert all(0 < row["keys"] < 1 and 0 < row["values"] < 1 for row in errors.values())
+    assert all(0 < row["keys_centred"] < 1 and 0 < row["values_centred"] < 1 for row in errors.values())
 
 
 def bytes_by_hand(setting, tokens, layers, heads, dim):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pqkv.errors import KernelError
 from pqkv.kernels.cuda.device import SIMULATED
+from pqkv.reasons import reason
 
 Factory = Callable[[Any], Callable[..., Any]]
 Kernel = Any  # a Numba dispatcher, or the simulator's stand-in
@@ -55,9 +56,7 @@ def launch(kernel: Kernel, grid: tuple[int, ...], block: int, *arguments: Device
     except Exception as error:
         if not type(error).__module__.startswith(_DRIVER):
             raise
-        raise KernelError(
-            f"CUDA: {type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]}"
-        ) from error
+        raise KernelError(f"CUDA: {type(error).__name__}: {reason(error)}") from error
 
 
 @cache

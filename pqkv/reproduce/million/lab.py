@@ -19,7 +19,9 @@ from pqkv.reproduce.run import Request
 if TYPE_CHECKING:
     from pqkv.lm import LanguageModel
     from pqkv.lm.train import Calibrated
+    from pqkv.text import Corpus
 
+_TEXT_KEYS = ("bos", "parse_special")  # recorded as what they came to, where that matters
 FAILED = "million-part"
 
 
@@ -43,6 +45,7 @@ class Lab:
     def __init__(self, settings: Settings, request: Request) -> None:
         self.settings, self.request = settings, request
         self.env, self.git = environment(), git_state()
+        self._calibration_text: Corpus | None = None
 
     @cached_property
     def lm(self) -> LanguageModel:
@@ -109,17 +112,32 @@ class Lab:
             def measure(training: TrainConfig = training, paths: list[Path] = paths) -> dict[str, Any]:
                 books, header, path = default_codebooks(self.lm, training, self.request.report, lambda: self.calibrated)
                 paths.append(path)
-                errors = [{"layer": i, "keys": k, "values": v} for i, (k, v) in enumerate(header.errors)]
+                rows = zip(header.errors, header.query_errors, strict=True)
+                errors = [
+                    {"layer": i, "keys_centred": k, "values_centred": v, "keys_in_query_metric": q}
+                    for i, ((k, v), q) in enumerate(rows)
+                ]
                 metrics = {"code_bits": Metric(value=books.code_bits, unit="bits")}
                 return {"metrics": metrics, "tables": {"errors": errors}}
 
-            about = training.model_dump(mode="json", exclude={"model", "device", "device_map", "bits"})
+            about = training.model_dump(mode="json", exclude={"model", "device", "device_map", "bits", *_TEXT_KEYS})
             about |= {"data": self.calibration_name, "model": self.lm.name, "model_weights": self.lm.fingerprint}
+            about |= self.recorded_form(training)
             record = self.cell("million-codebooks", about, measure)
             if record.status == "ok" and not paths:
                 measure()  # it has a record, so only the file is needed
             found += map(str, paths)
             yield record
+
+    def recorded_form(self, training: TrainConfig) -> dict[str, Any]:
+        """What a record says of how the calibration text became tokens."""
+        from pqkv.lm.tokens import recorded_form, token_form
+        from pqkv.text import load_corpus
+
+        form = token_form(self.lm, training.bos, parse_special=training.parse_special)
+        if self._calibration_text is None:
+            self._calibration_text = load_corpus(training.data, training.split, default="calibration")
+        return recorded_form(self.lm, self._calibration_text, form)
 
     @property
     def calibration_name(self) -> str:

@@ -89,7 +89,9 @@ def rows_h(records: Sequence[Record]) -> list[Row]:
 
 
 def errors_h(records: Sequence[Record]) -> list[Row]:
-    """Relative squared error of keys and values on held-out vectors, mean over the layers of each set of codebooks."""
+    """Squared error of keys and values on held-out vectors, mean over the layers of each set of codebooks: over their
+    energy in older records (`keys`, `values`), over their squared distance to the mean in newer ones.
+    """
     rows = []
     for record in of_kind(records, "million-codebooks"):
         config, layers = record.config, record.tables["errors"]
@@ -101,8 +103,10 @@ def errors_h(records: Sequence[Record]) -> list[Row]:
                 "nbits": config["nbits"],
                 "samples": config["samples"],
                 "iterations": config["iterations"],
-                "keys": sum(layer["keys"] for layer in layers) / len(layers),
-                "values": sum(layer["values"] for layer in layers) / len(layers),
+                **{
+                    name: sum(layer[name] for layer in layers) / len(layers) if name in layers[0] else None
+                    for name in ("keys", "values", "keys_centred", "values_centred", "keys_in_query_metric")
+                },
                 "record": record.digest,
             }
         )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pqkv.lm.reasons import reason
+from pqkv.reasons import reason
 
 LONG = "Word" + " after word" * 100
 
