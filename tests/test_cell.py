@@ -45,7 +45,8 @@ def test_what_the_store_holds_is_not_run_again_unless_forced(tmp_path):
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (OutOfPages("3 needed, 2 free\nand more"), "3 needed, 2 free"),
+        (OutOfPages("3 needed, 2 free\nand more"), "3 needed, 2 free and more"),
+        (MemoryError("out of memory:\n  asked for 3 GiB.\nSecond."), "out of memory: asked for 3 GiB. Second."),
         (MemoryError(), "MemoryError"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "DefaultCPUAllocator: can't allocate memory"),
     ],
@@ -57,6 +58,16 @@ def test_a_failure_of_the_cells_own_is_recorded_and_tried_again(tmp_path, error,
     assert store.failure_path(record.digest).exists()
     assert run(lambda: FINDING, store=store).status == "ok"
     assert not store.failure_path(record.digest).exists()
+
+
+def test_a_finding_that_is_no_number_fails_its_cell_and_no_more(tmp_path):
+    store = RecordStore(tmp_path)
+    broken = {**FINDING, "tables": {"by_position": [{"perplexity": float("nan")}]}}
+    record = run(lambda: broken, store=store, notes=["of the grid"])
+    assert record.status == "failed"
+    assert record.error == "tables.by_position[0].perplexity is nan: a record holds finite numbers only"
+    assert record.notes == ["of the grid"]
+    assert run(lambda: FINDING, store=store).status == "ok"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), ValueError("4"), KeyboardInterrupt()])

@@ -86,7 +86,7 @@ class CodebookHeader(_Strict):
 def save_codebooks(path: Path, books: CodebookSet, header: CodebookHeader) -> None:
     """Write `books` atomically; raises `CodebookError` when the place cannot be written."""
     tensors = _tensors(books, header.scope)
-    content = header.model_dump(mode="json")
+    content = _content(header)
     content["checksum"] = _checksum(content, tensors)
     data = save(tensors, metadata={_KEY: json.dumps(content, sort_keys=True)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -147,6 +147,16 @@ def load_codebooks(path: Path) -> tuple[CodebookSet, CodebookHeader]:
     if checksum != _checksum(content, tensors):
         raise CodebookError(f"{path}: checksum mismatch, the file is damaged; train it again or copy it once more")
     return _books(path, header, tensors), header
+
+
+def _content(header: CodebookHeader) -> dict[str, Any]:
+    """The header as JSON values; one of version 1 as version 1 wrote it, byte for byte."""
+    content = header.model_dump(mode="json")
+    if header.version == 1:
+        del content["query_errors"]
+        for key in ("bos", "special_tokens"):
+            del content["calibration"][key]
+    return content
 
 
 def _is_file(path: Path) -> bool:

@@ -104,7 +104,7 @@ def test_a_rotation_is_saved_and_loaded(path, scope, weights):
 
 def test_the_file_of_codebooks_without_a_rotation_is_what_it_was_before_there_were_any(path):
     """The digest of this file, taken with the code before rotations: codebooks that people keep stay what they are."""
-    save_codebooks(path, make_books(), make_header())
+    save_codebooks(path, make_books(), make_header(version=1))
     assert hashlib.sha256(path.read_bytes()).hexdigest()[:12] == "cac61efa4232"
 
 
@@ -132,6 +132,14 @@ def test_a_rotation_that_the_header_does_not_know_is_refused(path):
     save_codebooks(path, make_books(channels=False, rotation=True), make_header())
     with pytest.raises(CodebookError, match="has a rotation, its header says channels balanced"):
         load_codebooks(path)
+
+
+def test_a_file_of_version_1_is_read_and_knows_of_no_beginning(path):
+    save_codebooks(path, make_books(), make_header(version=1))
+    books, header = load_codebooks(path)
+    assert (header.version, header.calibration.bos, header.calibration.special_tokens) == (1, None, "parsed")
+    assert header.query_errors == ()
+    assert tensors_of(books) == tensors_of(make_books())
 
 
 def test_a_global_codebook_is_stored_once(path):
@@ -319,8 +327,8 @@ def test_a_header_that_is_not_one_is_refused(path, text):
 
 def test_another_format_version_is_named(saved):
     path = saved
-    path.write_bytes(signed(load_file(path), version=2))
-    with pytest.raises(CodebookError, match="format version 2, this pqkv reads 1"):
+    path.write_bytes(signed(load_file(path), version=3))
+    with pytest.raises(CodebookError, match=r"format version 3, this pqkv reads 1 and 2; .* newer pqkv"):
         load_codebooks(path)
 
 

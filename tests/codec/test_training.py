@@ -218,9 +218,29 @@ def test_balance_with_weights_lowers_the_error_of_scores(seed):
 
 def test_relative_error_is_zero_for_centroids_and_one_for_a_zero_codebook():
     vectors = samples(layers=1)[0]
+    vectors = vectors - vectors.mean(1, keepdim=True)
     (book,) = train([vectors])
     restored = book.decode(book.encode(vectors[None]))[0]
     assert relative_error(book, restored) == 0
     assert relative_error(book.map(torch.zeros_like), vectors) == pytest.approx(1)
     by_hand = float(np.square(restored.numpy() - vectors.numpy()).sum() / np.square(vectors.numpy()).sum())
     assert relative_error(book, vectors) == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_where_vectors_stand_does_not_change_their_error():
+    """Keys with large biases: over their energy the same damage would look tens of times smaller."""
+    vectors = samples(layers=1)[0]
+    shifted = vectors + 100 * vectors.std() * torch.randn(vectors.shape[0], 1, vectors.shape[2])
+    errors = [relative_error(train([part])[0], part) for part in (vectors, shifted)]
+    assert errors[1] == pytest.approx(errors[0], rel=0.05)
+
+
+def test_an_error_in_a_metric_counts_channels_by_their_weights():
+    vectors = samples(layers=1)[0]
+    (book,) = train([vectors])
+    weights = torch.rand(vectors.shape[0], vectors.shape[2]) + 0.1
+    restored = book.decode(book.encode(vectors[None]))[0]
+    squares, spread = (restored - vectors).square(), (vectors - vectors.mean(1, keepdim=True)).square()
+    by_hand = (squares * weights[:, None] ** 2).sum() / (spread * weights[:, None] ** 2).sum()
+    assert relative_error(book, vectors, weights) == pytest.approx(float(by_hand), rel=1e-5)
+    assert relative_error(book, vectors, torch.full_like(weights, 3.0)) == pytest.approx(relative_error(book, vectors))
