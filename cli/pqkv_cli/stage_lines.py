@@ -83,6 +83,7 @@ class Pace:
 
     def __init__(self, start: int, now: float) -> None:
         self.start = start
+        self._step = 1  # units that came at once, last time: a batch of tokens, as a rule
         self._marks = deque([(start, now)])
 
     @property
@@ -95,6 +96,7 @@ class Pace:
         marks = self._marks
         if done <= self.done:
             return
+        self._step = done - self.done
         if len(marks) > 1 and now - marks[-2][1] < _INSTANT:
             marks.pop()
         marks.append((done, now))
@@ -102,9 +104,9 @@ class Pace:
             marks.popleft()
 
     def each(self, now: float) -> float | None:
-        """Seconds a unit takes, at least what the one under way has taken; None before one is done."""
+        """Seconds a unit takes, at least what the step under way has taken for each of its own; None before any."""
         (first, since), (done, reached) = self._marks[0], self._marks[-1]
-        return None if done == first else max((reached - since) / (done - first), now - reached)
+        return None if done == first else max((reached - since) / (done - first), (now - reached) / self._step)
 
     def left(self, total: int, now: float) -> float:
         """Seconds until `total` units are done; 0 before one is done."""

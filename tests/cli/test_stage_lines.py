@@ -73,6 +73,13 @@ def test_silence_is_broken_and_a_unit_that_hangs_moves_the_end_away(log):
     assert log.after(54) == "4 bits: 1 of 3 (60 s each, 60 s left)"
 
 
+def test_units_that_come_in_batches_are_waited_for_as_batches(log):
+    log.after(0, "cell", 0, 49152)
+    log.after(8, "cell", 4096, 49152)
+    assert log.after(5) == "cell: 4096 of 49152 (512/s, 83 s left)"
+    assert log.after(11) == "cell: 4096 of 49152 (256/s, 2 min 40 s left)"
+
+
 def test_a_stage_of_one_unit_tells_its_time_only(log):
     log.after(0, "load model", 0, 1)
     assert log.after(7) == "load model: 7 s so far"
