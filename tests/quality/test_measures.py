@@ -90,3 +90,37 @@ def test_kld_is_never_negative_in_float32():
     kld = compare(exact, coded, targets, (1,)).kld
     assert float(kld.min()) >= 0
     assert 0 < float(kld.mean()) < 1e-6
+
+
+@pytest.mark.parametrize("masked", ["both", "exact"])
+def test_tokens_that_the_exact_cache_rules_out_count_nothing(masked):
+    """A masked vocabulary has logits of -inf: p = 0, and 0 log 0 is 0."""
+    exact, coded, targets = random_pair(3, 12, 0)
+    targets = targets % 10
+    whole = compare(exact[:, :10], coded[:, :10], targets, KS)
+    exact[:, 10:] = -torch.inf
+    if masked == "both":
+        coded[:, 10:] = -torch.inf
+    found = compare(exact, coded, targets, KS)
+    assert torch.isfinite(found.kld).all()
+    if masked == "both":
+        torch.testing.assert_close(found.kld, whole.kld)
+        torch.testing.assert_close(found.nll, whole.nll)
+    else:  # what the coded cache gives to tokens of p = 0 is missing elsewhere
+        lost = (coded.logsumexp(-1) - coded[:, :10].logsumexp(-1)).double()
+        torch.testing.assert_close(found.kld, whole.kld + lost)
+
+
+def test_a_token_that_only_the_coded_cache_rules_out_costs_infinitely_much():
+    exact, coded, targets = random_pair(2, 6, 0)
+    coded[0, 3] = -torch.inf
+    kld = compare(exact, coded, targets, KS).kld
+    assert kld[0] == torch.inf
+    assert torch.isfinite(kld[1])
+
+
+@pytest.mark.parametrize("which", ["exact", "coded"])
+def test_logits_that_are_no_numbers_are_not_hidden(which):
+    exact, coded, targets = random_pair(2, 6, 0)
+    (exact if which == "exact" else coded)[0, 2] = torch.nan
+    assert compare(exact, coded, targets, KS).kld[0].isnan()

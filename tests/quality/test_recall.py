@@ -1,12 +1,14 @@
 """Recall prompts hold what they claim, and only right answers score."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from tokenizers_made import spaced
 
-from pqkv.quality.recall import DEPTHS, answered, build_prompts, by_depth
+from pqkv.quality.recall import DEPTHS, TokensApart, answered, build_prompts, by_depth, pieces_fit
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +153,46 @@ def test_the_bundled_model_knows_the_form(reference, prose):
     logits = reference.logits(torch.from_numpy(np.stack([prompt.ids for prompt in prompts])))
     shares = [share for prompt, own in zip(prompts, logits, strict=True) for _, _, share in answered(prompt, own)]
     assert np.mean(shares) > 0.5
+
+
+def test_a_question_and_its_answer_are_one_text_to_the_tokenizer(reference):
+    """A tokenizer that puts a space before every text would begin an answer of its own with another token."""
+    lm = replace(reference, tokenizer=spaced())
+    assert not pieces_fit(lm)
+    assert pieces_fit(reference)
+    filler = np.arange(3, 603)[None] % 150 + 3
+    (prompt,) = build_prompts(lm, filler, seed=0)
+    text = lm.tokenizer.decode(prompt.ids)
+    for question, (key, code) in zip(prompt.questions, questions_in(text), strict=True):
+        together = lm.encode(f"\nQuestion: what is the code of {key}? Answer: {code}")
+        answer = prompt.ids[question.start : question.end].tolist()
+        assert together[-len(answer) :] == answer
+        assert lm.encode(f" {code}") != answer  # alone it begins with a space more
+        assert lm.tokenizer.decode(answer).strip() == code
+
+
+def test_a_tokenizer_that_cannot_part_them_says_so(reference):
+    class Slow:
+        """Tells no offsets, and what a text ends with depends on what follows."""
+
+        is_fast = False
+
+        def __call__(self, text, **kwargs):
+            return {"input_ids": [len(text) % 50, *map(ord, text)]}
+
+    lm = replace(reference, tokenizer=Slow())
+    with pytest.raises(TokensApart, match=r"recall not measured: .* does not tell where its tokens stand"):
+        build_prompts(lm, np.ones((1, 2000), dtype=np.int64), seed=0)
+    assert pieces_fit(lm)  # nothing is measured, so nothing needs saying
+
+
+def test_a_slow_tokenizer_whose_pieces_fit_is_served(reference):
+    class Slow:
+        is_fast = False
+
+        def __call__(self, text, **kwargs):
+            return {"input_ids": list(map(ord, text))}
+
+    (prompt,) = build_prompts(replace(reference, tokenizer=Slow()), np.ones((1, 2000), dtype=np.int64), seed=0)
+    for question in prompt.questions:
+        assert "".join(map(chr, prompt.ids[question.start : question.end])).strip().isdigit()
