@@ -1,6 +1,7 @@
 """Codebooks say where they came from, come out the same every time, and serve no other model and no text they saw."""
 
 import hashlib
+import logging
 
 import numpy as np
 import pytest
@@ -99,9 +100,52 @@ def test_progress_names_every_stage(lm, config):
     assert told[-1][1:] == (2, 2)
 
 
-def test_too_little_text_for_the_centroids_is_said(lm, config):
-    with pytest.raises(DataError, match="cannot train 4096 centroids"):
-        train(lm, config.model_copy(update={"nbits": 12}))
+def never(*_):
+    pytest.fail("the model was run")
+
+
+def test_too_few_vectors_for_the_centroids_are_known_from_the_flags():
+    """In the words of the flags that were given."""
+    cases = [
+        ({"nbits": 12, "num_subspaces": 4, "samples": 300}, "raise --samples .300., or lower --nbits"),
+        (
+            {"samples": 100},
+            "100 calibration vectors cannot train 256 .*raise --samples .100., or take fewer --bits",
+        ),
+        ({"bits": 3, "calibration_tokens": 50, "context": 10}, "raise --calibration-tokens .50., or take fewer --bits"),
+    ]
+    for values, message in cases:
+        with pytest.raises(ConfigError, match=message):
+            TrainConfig.parse(values)
+    TrainConfig.parse({"bits": 3, "samples": 64, "calibration_tokens": 64, "context": 8})
+
+
+def test_too_little_text_for_the_centroids_is_said_before_the_model_runs_over_it(lm, config, tmp_path):
+    text = write_corpus(tmp_path / "short", ["1.txt"], words=60)
+    wanted = config.model_copy(update={"data": str(text), "nbits": 8, "samples": 500, "calibration_tokens": 1000})
+    told = []
+    with pytest.raises(DataError, match=r"short gives \d+ calibration vectors .* cannot train 256 .* give more text"):
+        train(lm, wanted, lambda stage, *_: told.append(stage))
+    assert told == ["tokenize"]
+
+
+def test_calibration_windows_are_never_shorter_in_silence(lm, config, caplog, tmp_path):
+    caplog.set_level(logging.WARNING, logger="pqkv")
+    with pytest.raises(ConfigError, match="context 5000 is beyond the 2048 positions"):
+        train(lm, config.model_copy(update={"context": 5000}), never)
+    given = config.model_dump(exclude={"context", "calibration_tokens"})  # the default of 4,096 is more than it has
+    _, header = train(lm, TrainConfig(**given, calibration_tokens=4096))
+    assert header.calibration.context < 2048
+    assert "calibration windows of 2048 tokens: tiny has no more positions" in caplog.text
+    assert f"calibration windows of {header.calibration.context} tokens, not 2048: prose has no more" in caplog.text
+
+
+def test_errors_are_centred_and_stand_in_the_queries_metric_too(trained):
+    _, header = trained
+    assert header.version == 2
+    assert len(header.query_errors) == len(header.errors) == 2
+    assert all(0 < error < 1 for error in header.query_errors)
+    assert list(header.query_errors) != [keys for keys, _ in header.errors]
 
 
 def test_a_shape_that_does_not_divide_the_head_is_refused_before_anything_runs(lm, config):
