@@ -135,9 +135,12 @@ def test_calibration_windows_are_never_shorter_in_silence(lm, config, caplog, tm
         train(lm, config.model_copy(update={"context": 5000}), never)
     given = config.model_dump(exclude={"context", "calibration_tokens"})  # the default of 4,096 is more than it has
     _, header = train(lm, TrainConfig(**given, calibration_tokens=4096))
-    assert header.calibration.context < 2048
+    assert header.calibration.context == 2048
     assert "calibration windows of 2048 tokens: tiny has no more positions" in caplog.text
-    assert f"calibration windows of {header.calibration.context} tokens, not 2048: prose has no more" in caplog.text
+    text = write_corpus(tmp_path / "short", ["1.txt"], words=300)
+    _, header = train(lm, config.model_copy(update={"data": str(text), "context": 2000}))
+    assert header.calibration.context < 2000
+    assert f"calibration windows of {header.calibration.context} tokens, not 2000: short has no more" in caplog.text
 
 
 def test_errors_are_centred_and_stand_in_the_queries_metric_too(trained):
