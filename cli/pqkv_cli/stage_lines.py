@@ -69,8 +69,9 @@ class StageLines:
             self._write(f"{self._stage}: {so_far}")
             return
         each = self._pace.each(now)
-        guess = each is not None and self._pace.done < self._total
-        estimate = f"{rate(each)}, {duration(self._pace.left(self._total, now))} left" if guess else so_far
+        estimate = so_far
+        if each is not None and self._pace.done < self._total:
+            estimate = f"{rate(each)}, {duration(self._pace.left(self._total, now))} left"
         self._write(f"{self._stage}: {self._pace.done} of {self._total} ({estimate})")
 
     def _finish(self, now: float) -> None:

@@ -83,7 +83,7 @@ def test_version_and_env(capsys):
         (["eval", "--page-size", "0"], "page_size"),
         (["eval", "--residual", "32"], "residual (32) is smaller than page_size (64)"),
         (["eval", "--bits", "0"], "exact cache"),
-        (["eval", "--backend", "abacus", "--context", "128"], "reference"),
+        (["eval", "--backend", "abacus", "--context", "256"], "reference"),
         (["eval", "--codebooks", "nowhere.safetensors"], "nowhere.safetensors"),
         (["eval", "--config", "nowhere.toml"], "nowhere.toml"),
         (["eval", "--context", "100000"], "8192 positions"),
@@ -165,6 +165,24 @@ def test_table_and_csv_go_to_stdout_and_progress_to_stderr(capsys, codebooks, te
     csv = run(capsys, *words, "--format", "csv")[1].splitlines()
     assert csv[0].startswith("kind,status,machine")
     assert len(csv) == 2
+
+
+def test_a_finished_evaluation_is_printed_whatever_the_terminal_can_show(codebooks, text, tmp_path):
+    named = tmp_path / "h\u00f4tel\u2026 [bold].txt"
+    named.write_bytes(text.read_bytes())
+    words = ["eval", "--codebooks", codebooks, "--data", named, "--context", "160", "--windows", "1", "-o", tmp_path]
+    done = subprocess.run(
+        [sys.executable, "-c", "from pqkv_cli.main import main; main()", *map(str, words)],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii:strict", "COLUMNS": "40"},
+    )
+    assert done.returncode == 0, done.stderr
+    out = done.stdout.decode("ascii")
+    (record,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
+    assert "h\\xf4tel... [bold].txt" in out
+    assert f"PPL exact  {record['metrics']['perplexity_exact']['value']:.3f}\n" in out
+    assert f"context    {record['config']['context']}\n" in out
 
 
 def test_flags_win_over_the_file_and_unknown_keys_are_named(capsys, codebooks, text, tmp_path):

@@ -3,9 +3,13 @@
 import io
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from pqkv_cli.main import main
 from pqkv_cli.progress import ProgressBar
+
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 class Terminal(io.StringIO):
@@ -43,6 +47,18 @@ def test_without_a_terminal_lines_come_also_while_nothing_is_heard(capsys):
     assert lines[1].endswith(" left)")
     assert "note: [bold] stays as it is" in lines
     assert lines[-1] == "capture: took 1 s"
+
+
+def test_a_report_tells_its_stages_on_stderr_and_its_files_on_stdout(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        main(["report", str(RESULTS / "demo"), "-o", str(tmp_path)])
+    out, err = capsys.readouterr()
+    assert [line for line in err.splitlines() if "took" not in line and "so far" not in line] == [
+        "read records",
+        "tables and plots of 2 records",
+        "page",
+    ]
+    assert all(Path(line).exists() for line in out.splitlines())
 
 
 def test_work_that_fails_is_not_said_to_be_over(capsys):
