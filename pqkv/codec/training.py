@@ -46,6 +46,8 @@ def train_codebooks(
     elif scope == "global":
         groups = [[_pool(samples, metric, seed)]]
     books: list[Codebook] = []
+    if progress:
+        progress(0, len(groups))
     for index, layer_groups in enumerate(groups):
         trained = [_train(vectors, w, num_subspaces, nbits, iterations, seed, channels) for vectors, w in layer_groups]
         centroids, metrics, orders = (torch.stack(parts) for parts in zip(*trained, strict=True))

@@ -45,6 +45,8 @@ def capture(
     plan = layer_plan(lm.model.config)
     attended = Attended()
     layers = [_CaptureLayer(attended) for _ in plan.coded]
+    if progress:
+        progress(0, n)
     for i, window in enumerate(windows):
         positions = torch.from_numpy(chosen[(chosen >= i * T) & (chosen < (i + 1) * T)] - i * T)
         for layer in layers:

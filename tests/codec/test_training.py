@@ -147,7 +147,7 @@ def test_constant_channels_and_channels_no_query_looks_at_still_train():
 def test_progress_counts_codebooks():
     seen = []
     train(samples(), progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize(("M", "nbits"), [(8, 5), (4, 6), (1, 4)])
