@@ -1,131 +1,69 @@
 """One compiled function on as many threads as torch may use now, each taking units of work until none is left.
 
-No threading layer of Numba is launched: that of OpenMP sets torch's number of threads, waits busily beside torch's own
-threads, and that of its work queue aborts the process when two Python threads call. Here the workers are Python threads
-that sleep until there is something to do; the functions release the interpreter's lock (`nogil`) while they run.
+The threads are torch's own: those of the OpenMP library that it brings. A second pool beside them, Numba's or one of
+sleeping threads, has to share the cores with torch's threads, which go on looking for work for many milliseconds after
+an operation; Numba's sets torch's number of threads besides, or aborts the process when two Python threads call. Where
+that library cannot be had, and in a forked process, which has none of its threads, Python threads take their place.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
-import threading
 from collections.abc import Callable
-from queue import SimpleQueue
 
 import numpy as np
 import torch
 
-_WORTH = 40.0  # microseconds of work that pay for waking a thread
+from pqkv.workers import share
+
+_WORTH = 40.0  # microseconds of work on one thread from which on two are faster
 
 
-class _Call:
-    """A call that several threads share. Each part is taken once: by a worker, or back by the caller, who does not wait
-    for a thread that has not begun.
-    """
-
-    __slots__ = ("_done", "_parts", "_run")
-
-    def __init__(self, run: Callable[[], None], parts: int) -> None:
-        self._run: Callable[[], None] | None = run
-        self._parts = [None] * parts
-        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
-
-    def take_part(self) -> None:
-        """Of a worker: do a part, if one is left."""
-        run = self._run
-        try:
-            self._parts.pop()
-        except IndexError:
-            return
-        assert run is not None  # it goes after the last part
-        error = None
-        try:
-            run()
-        except BaseException as raised:  # noqa: BLE001 - it is the caller's
-            error = raised
-        del run  # before the caller hears of it: what has ended keeps no arrays
-        self._done.put(error)
-
-    def finish(self, begun: int) -> None:
-        """Of the caller, after its own part: take back what none of `begun` workers has begun, wait for the others, and
-        raise what one of them raised.
-        """
-        try:
-            while True:
-                self._parts.pop()
-                begun -= 1
-        except IndexError:
-            pass
-        self._run = None
-        errors = [self._done.get() for _ in range(begun)]
-        for error in errors:
-            if error is not None:
-                raise error
-
-
-class _Workers:
-    """Threads that sleep until a call has a part for them."""
+class _Team:
+    """Where the function lies that runs another on OpenMP's threads; 0 where it cannot be used."""
 
     def __init__(self) -> None:
-        self._calls: SimpleQueue[_Call] = SimpleQueue()
-        self._growing = threading.Lock()
-        self._count = 0
-
-    def give(self, call: _Call, parts: int) -> None:
-        """Wake as many threads as there are parts."""
-        if self._count < parts:
-            self._grow(parts)
-        for _ in range(parts):
-            self._calls.put(call)
-
-    def _grow(self, count: int) -> None:
-        with self._growing:
-            while self._count < count:
-                try:
-                    threading.Thread(target=_work, args=(self._calls,), name="pqkv-worker", daemon=True).start()
-                except RuntimeError:  # no more threads here, or the interpreter ends: the caller does what they would
-                    return
-                self._count += 1
-
-
-def _work(calls: SimpleQueue[_Call]) -> None:
-    while True:
-        call = calls.get()
-        call.take_part()
-        del call
-
-
-class _Pool:
-    """The workers of this process: a fork has none of its parent's threads."""
-
-    def __init__(self) -> None:
-        self.workers = _Workers()
+        self.address = _find()
         if hasattr(os, "register_at_fork"):  # where there are forks
-            os.register_at_fork(after_in_child=self._begin_anew)
+            os.register_at_fork(after_in_child=self._forget)
 
-    def _begin_anew(self) -> None:
-        self.workers = _Workers()
-
-
-_POOL = _Pool()
+    def _forget(self) -> None:
+        self.address = 0
 
 
-def run_units(function: Callable[..., None], units: int, microseconds: float, *arguments: object) -> None:
-    """Call `function(taken, *arguments)` on torch's number of threads, as it is set now, this one among them.
+def _find() -> int:
+    if not torch.backends.openmp.is_available():
+        return 0
+    try:
+        library = ctypes.CDLL(torch._C.__file__)  # what torch has loaded is looked through, and no other copy
+        if library.omp_get_max_threads() != torch.get_num_threads():
+            return 0
+        return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
+    except (OSError, AttributeError):  # an OpenMP without the names of GCC's
+        return 0
 
-    `taken` is an int64 array (1,) that counts the units of work that were begun; the function takes its next one by
-    `vector_code.next_unit(taken)` until that is not below their number, and must be compiled with `nogil`. With fewer
-    than two units, or with so little to do in all (`microseconds` on one thread, an estimate) that no second thread
-    would gain, it runs here alone. Returns when all units are done; raises what any of the threads raised.
+
+_TEAM = _Team()
+
+
+def run_units(function: Callable[..., bool], units: int, microseconds: float, *arguments: object) -> None:
+    """Do `units` of work on torch's number of threads, as it is set now, this one among them.
+
+    `function(launch, threads, taken, *arguments)` is compiled with `nogil` and passes all this to
+    `vector_code.on_threads`. `taken`, int64 (1,), counts the units that were begun; whoever is free takes the next one
+    by `vector_code.next_unit(taken)`. With fewer than two units, or with so little to do in all (`microseconds` on one
+    thread, an estimate) that a second thread would gain nothing, this thread does it alone. Returns when all units are
+    done; raises `MemoryError` where a thread could not get the memory that it works in.
     """
     taken = np.zeros(1, np.int64)
-    others = min(torch.get_num_threads(), units, int(microseconds / _WORTH)) - 1
-    if others < 1:
-        function(taken, *arguments)
-        return
-    call = _Call(lambda: function(taken, *arguments), others)
-    try:
-        _POOL.workers.give(call, others)
-        function(taken, *arguments)
-    finally:
-        call.finish(others)
+    threads = torch.get_num_threads() if units > 1 and microseconds >= _WORTH else 1
+
+    def run(launch: int = 0, threads: int = 1) -> None:
+        if function(launch, threads, taken, *arguments):
+            raise MemoryError(f"{units} units of work on {threads} threads found no memory to work in")
+
+    if threads == 1 or _TEAM.address:  # always on all of torch's threads: OpenMP ends those that a call leaves out
+        run(_TEAM.address, threads)
+    else:
+        share(run, min(threads, units) - 1)

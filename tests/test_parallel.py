@@ -1,4 +1,4 @@
-"""Units of work on several threads: each done once, by as many threads as torch has, whoever else calls."""
+"""Units of work on torch's threads: each done once, by as many threads as torch has, whoever else calls."""
 
 import gc
 import os
@@ -6,150 +6,115 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 import weakref
 
 import numpy as np
 import pytest
 import torch
 
+from pqkv import parallel
 from pqkv.compiled import compiled
 from pqkv.parallel import run_units
-from pqkv.vector_code import next_unit
+from pqkv.vector_code import next_unit, on_threads
 
 MUCH = 1e6  # microseconds that a call pretends to have to do
 
 
 @compiled(nogil=True)
-def count_units(taken, units, times, spin):
-    """times[job] += 1 for each unit, after some work."""
+def count(launch, threads, taken, times, calls, spin, room):
+    """times[job] += 1 for each unit, after some work; calls[0] is how many threads were asked to take part."""
+    return on_threads(launch, threads, _count_units, (taken, times, calls, spin, room))
+
+
+@compiled()
+def _count_units(taken, times, calls, spin, room):
+    next_unit(calls)
     job = next_unit(taken)
-    while job < units:
-        x = 1.0
+    while job < len(times):
+        x = 1.0 + 0.0 * len(np.empty(room))
         for i in range(spin):
             x = x * 0.999 + i
         times[job] += 1 if x > 0 else 0
         job = next_unit(taken)
 
 
-class Recorder:
-    """Takes units as a compiled function does, and notes on which threads."""
-
-    def __init__(self, units, act=lambda job: None):
-        self.units, self.act, self.threads = units, act, set()
-        self.lock, self.done = threading.Lock(), []
-
-    def __call__(self, taken):
-        while True:
-            with self.lock:
-                job, taken[0] = int(taken[0]), taken[0] + 1
-            if job >= self.units:
-                return
-            self.threads.add(threading.get_ident())
-            self.done.append(job)
-            self.act(job)
+def run(units, microseconds=MUCH, spin=100, room=1):
+    """How often each unit was done, and by how many threads at most."""
+    times, calls = np.zeros(units, np.int64), np.zeros(1, np.int64)
+    run_units(count, units, microseconds, times, calls, spin, room)
+    return times, int(calls[0])
 
 
-@pytest.fixture
-def threads():
+@pytest.fixture(params=["OpenMP", "Python"])
+def threads(request, monkeypatch):
+    """Sets how many threads torch has; they are torch's own, or Python's where those cannot be had."""
+    if request.param == "Python":
+        monkeypatch.setattr(parallel._TEAM, "address", 0)
+    elif not parallel._TEAM.address:
+        pytest.skip("torch has no OpenMP with the names of GCC's here")
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
 
 
-def nap(job):
-    time.sleep(0.02)
+def test_torchs_own_threads_are_found_where_torch_was_built_with_gccs_openmp():
+    if sys.platform == "linux" and torch.backends.openmp.is_available():
+        assert parallel._TEAM.address
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("count_", [1, 2, 3, 8])
 @pytest.mark.parametrize("units", [0, 1, 2, 7, 1000])
-def test_every_unit_is_done_once(threads, count, units):
-    threads(count)
-    times = np.zeros(units, np.int64)
-    run_units(count_units, units, MUCH, units, times, 100)
-    assert (times == 1).all()
+def test_every_unit_is_done_once(threads, count_, units):
+    threads(count_)
+    assert (run(units)[0] == 1).all()
 
 
-def test_as_many_threads_take_part_as_torch_has_at_each_call(threads):
-    for count in (3, 1, 2):
-        threads(count)
-        work = Recorder(12, nap)
-        run_units(work, 12, MUCH)
-        assert sorted(work.done) == list(range(12))
-        assert len(work.threads) == count
-        assert threading.get_ident() in work.threads
+def test_torchs_number_of_threads_is_followed_at_each_call(threads):
+    for wanted in (3, 1, 2):
+        threads(wanted)
+        times, calls = run(64, spin=100_000)
+        assert (times == 1).all()
+        assert 1 <= calls <= wanted
+        assert torch.get_num_threads() == wanted
 
 
 @pytest.mark.parametrize(("units", "microseconds"), [(1, MUCH), (12, 10.0)])
 def test_what_is_too_little_for_two_threads_stays_on_the_callers(threads, units, microseconds):
     threads(4)
-    work = Recorder(units, nap)
-    run_units(work, units, microseconds)
-    assert work.threads == {threading.get_ident()}
+    assert run(units, microseconds)[1] == 1
 
 
 def test_many_callers_at_once_each_get_all_of_their_units(threads):
     threads(3)
-    results = [np.zeros(64, np.int64) for _ in range(6)]
+    wrong = []
 
-    def call(times):
-        for _ in range(50):
-            run_units(count_units, len(times), MUCH, len(times), times, 200)
+    def call():
+        wrong.extend(1 for _ in range(50) if not (run(64, spin=200)[0] == 1).all())
 
-    callers = [threading.Thread(target=call, args=(times,)) for times in results]
+    callers = [threading.Thread(target=call) for _ in range(6)]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join()
-    assert all((times == 50).all() for times in results)
+    assert not wrong
 
 
-@pytest.mark.parametrize("who", ["caller", "worker"])
-def test_what_a_thread_raises_reaches_the_caller_and_the_next_call_works(threads, who):
-    threads(2)
-    own = threading.get_ident()
-
-    def fail(job):
-        nap(job)
-        if (threading.get_ident() == own) == (who == "caller"):
-            raise MemoryError("too many scores")
-
-    with pytest.raises(MemoryError, match="too many scores"):
-        run_units(Recorder(8, fail), 8, MUCH)
-    work = Recorder(8, nap)
-    run_units(work, 8, MUCH)
-    assert sorted(work.done) == list(range(8))
+@pytest.mark.parametrize("wanted", [1, 2])
+def test_memory_that_a_thread_does_not_get_is_the_callers_error_and_the_next_call_works(threads, wanted):
+    threads(wanted)
+    with pytest.raises(MemoryError):
+        run(8, room=1 << 55)
+    assert (run(8)[0] == 1).all()
 
 
 def test_a_call_that_has_ended_keeps_no_arrays(threads):
     threads(3)
     times = np.zeros(64, np.int64)
     alive = weakref.ref(times)
-    run_units(count_units, len(times), MUCH, len(times), times, 10_000)
+    run_units(count, len(times), MUCH, times, np.zeros(1, np.int64), 10_000, 1)
     del times
     gc.collect()
     assert alive() is None
-
-
-def test_a_thread_that_comes_too_late_is_not_waited_for(threads):
-    """The workers are held by another call; this one does all of its units itself."""
-    threads(2)
-    release = threading.Event()
-    other = Recorder(64, lambda job: release.wait(10))
-    callers = [threading.Thread(target=run_units, args=(other, 64, MUCH)) for _ in range(8)]
-    try:
-        for caller in callers:
-            caller.start()
-        while len(other.threads) <= len(callers):  # until a worker is held too
-            time.sleep(0.001)
-        work, start = Recorder(4), time.monotonic()
-        run_units(work, 4, MUCH)
-        assert sorted(work.done) == [0, 1, 2, 3]
-        assert time.monotonic() - start < 5
-    finally:
-        release.set()
-        for caller in callers:
-            caller.join()
 
 
 def run_python(program, **environment):
@@ -173,6 +138,7 @@ expected = nearest(x, c)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_fork_has_threads_of_its_own():
+    """OpenMP's stay with the parent: a child that waited for them would hang."""
     done = run_python(PREAMBLE + """
 pid = os.fork()
 if pid == 0:
@@ -181,11 +147,6 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 assert torch.equal(nearest(x, c), expected)
 """)  # fmt: skip
     assert done.returncode == 0, done.stderr
-
-
-def test_sleeping_threads_do_not_keep_the_process():
-    done = run_python(PREAMBLE + "print(threading.active_count())")
-    assert (done.returncode, done.stdout.strip()) == (0, "2"), done.stderr
 
 
 @pytest.mark.parametrize("layer", ["workqueue", "omp", "default"])

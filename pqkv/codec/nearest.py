@@ -29,6 +29,7 @@ from pqkv.vector_code import (
     floats,
     next_unit,
     number,
+    on_threads,
     shuffle,
     splat,
     tag,
@@ -156,7 +157,12 @@ def _search(typing_context, vectors, first, step, columns, half_norms, entries, 
 
 
 @compiled(nogil=True)
-def _nearest_vectors(taken, vectors, columns, half_norms, codes, d_sub):
+def _nearest_vectors(launch, threads, taken, vectors, columns, half_norms, codes, d_sub):
+    return on_threads(launch, threads, _vector_units, (taken, vectors, columns, half_norms, codes, d_sub))
+
+
+@compiled()
+def _vector_units(taken, vectors, columns, half_norms, codes, d_sub):
     H, N, M, S = vectors.shape
     C = half_norms.shape[1]
     spans = (N + _SPAN - 1) // _SPAN
@@ -185,9 +191,14 @@ def _nearest_vectors(taken, vectors, columns, half_norms, codes, d_sub):
         job = next_unit(taken)
 
 
+@compiled(nogil=True)
+def _nearest_loop(launch, threads, taken, vectors, columns, half_norms, codes):
+    return on_threads(launch, threads, _loop_units, (taken, vectors, columns, half_norms, codes))
+
+
 # reassoc and contract let LLVM vectorize the two passes over C; NaN semantics are kept (no nnan)
-@compiled(nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _nearest_loop(taken, vectors, columns, half_norms, codes):
+@compiled(fastmath={"reassoc", "contract", "nsz"})
+def _loop_units(taken, vectors, columns, half_norms, codes):
     H, N, M, d_sub = vectors.shape
     C = half_norms.shape[2]
     job = next_unit(taken)

@@ -15,14 +15,14 @@ from pqkv.compiled import compiled
 from pqkv.kernels.cpu.lookups import bin_block, empty_bins, fill_table, score_block, sum_block, value_block
 from pqkv.kernels.cpu.paging import Side, Stretch, codes_at, own_centroids, prefetch_block, scratch_of
 from pqkv.kernels.cpu.softmax import fold_scores, largest, soften
-from pqkv.vector_code import chosen, next_unit
+from pqkv.vector_code import chosen, next_unit, on_threads
 
 CENTROID, TABLE = range(2)  # lengths of a `way`
 
 
-@compiled(nogil=True, error_model="numpy")
+@compiled(nogil=True)
 def attend_coded(
-    taken, query, context_len, lowest, table, num_kv_heads, page_size, stretch_pages,
+    launch, threads, taken, query, context_len, lowest, table, num_kv_heads, page_size, stretch_pages,
     key_pages, key_line, key_centroids, key_channels, key_unpacked, key_d_sub, key_block, key_nbits, key_order, key_way,
     value_pages, value_line, value_centroids, value_channels, value_unpacked, value_d_sub, value_block_, value_nbits,
     value_order, value_way, out, top, total, heads, unit,
@@ -33,7 +33,6 @@ def attend_coded(
     those before lowest[b] are not seen. Of keys and values: the fields of a `Side`. Per (b, head, stretch): out
     (..., G, D), largest score `top` and mass `total` (..., G); -inf and 0 for what is empty.
     """
-    stretches = out.shape[2]
     # made here: as arguments, named tuples take long to be recognised
     keys = Side(
         key_pages, key_line, key_centroids, key_channels, key_unpacked, key_d_sub, key_block, key_nbits, key_order,
@@ -43,11 +42,18 @@ def attend_coded(
         value_pages, value_line, value_centroids, value_channels, value_unpacked, value_d_sub, value_block_,
         value_nbits, value_order, value_way,
     )  # fmt: skip
+    places = context_len, lowest, table, num_kv_heads, page_size, stretch_pages
+    return on_threads(
+        launch, threads, _attend_units, (taken, query, places, keys, values, out, top, total, heads, unit)
+    )
+
+
+@compiled(error_model="numpy")
+def _attend_units(taken, query, places, keys, values, out, top, total, heads, unit):
+    Hkv, stretches = out.shape[1:3]
     job = next_unit(taken)
-    while job < query.shape[0] * num_kv_heads * stretches:
-        b, h, s, hidden, stretch = stretch_of(
-            job, stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages
-        )
+    while job < query.shape[0] * Hkv * stretches:
+        b, h, s, hidden, stretch = stretch_of(job, stretches, *places)
         _attend(query[b], stretch, keys, values, hidden, out[b, h, s], top[b, h, s], total[b, h, s], heads, unit)
         job = next_unit(taken)
 

@@ -44,6 +44,7 @@ class Step:
 
     query: Array  # (B, Hq, D) float32, scaled to base 2
     pages: PagedTokens | None
+    longest: int  # tokens in pages of a sequence
     lengths: list[Array]
     starts: list[Array]
     kv_heads: int
@@ -68,9 +69,9 @@ class Step:
         return len(self.query) * self.kv_heads * self.stretches
 
     def page_work(self) -> float:
-        """About how many microseconds `attend_pages` takes on one thread."""
+        """About how many microseconds `attend_pages` takes on one thread, where all sequences are as long."""
         assert self.pages is not None
-        vectors = int(self.lengths[1].sum()) * self.kv_heads
+        vectors = len(self.query) * self.longest * self.kv_heads
         books = (self.pages.keys.centroids, self.pages.values.centroids)
         return vectors * sum(
             self.query.shape[2] * _US_EXACT_NUMBER if book is None else book.shape[1] * _US_CODE for book in books
@@ -85,7 +86,7 @@ class Step:
         """Lengths, starts, table, KV heads, page size and pages of a stretch, as the kernels take them."""
         pages = self.pages
         assert pages is not None
-        each = max(1, -(-int(self.lengths[1].max()) // (self.stretches * pages.page_size)))
+        each = max(1, -(-self.longest // (self.stretches * pages.page_size)))
         return self.lengths[1], self.starts[1], pages.page_table.numpy(), self.kv_heads, pages.page_size, each
 
     def sides(self) -> tuple[Side, Side]:
@@ -156,13 +157,14 @@ def step_of(
     Hkv = _kv_heads(pages, sinks, residual, Hq)
     scaled = (query[:, 0].detach().float() * (scale * math.log2(math.e))).numpy()
     lengths = [_lengths(part, B) for part in (sinks, pages, residual)]
+    longest = 0 if pages is None else int(lengths[1].max(initial=0))
     if stretches is None or pages is None:
-        stretches = _stretches(pages, lengths[1], B * Hkv)
+        stretches = _stretches(longest, B * Hkv)
     G = Hq // Hkv
     out = np.empty((B, Hkv, stretches, G, D), np.float32)
     top, total = (np.empty((B, Hkv, stretches, G), np.float32) for _ in range(2))
     kind, exact = _exact_parts(sinks, residual, Hkv, D)
-    return Step(scaled, pages, lengths, _starts(lengths, window), Hkv, (out, top, total), kind, exact, ways)
+    return Step(scaled, pages, longest, lengths, _starts(lengths, window), Hkv, (out, top, total), kind, exact, ways)
 
 
 def decode(
@@ -211,13 +213,12 @@ def _starts(lengths: list[Array], window: int | None) -> list[Array]:
     return starts
 
 
-def _stretches(pages: PagedTokens | None, lengths: Array, rows: int) -> int:
+def _stretches(longest: int, rows: int) -> int:
     """Units of work the longest sequence is cut into: small enough for the cache, enough of them for the threads.
 
     A page is never cut, so a contiguous cache, one page a sequence, is one unit a sequence and head.
     """
-    longest = int(lengths.max(initial=0))
-    if pages is None or not longest:
+    if not longest:
         return 0
     wanted = max(-(-longest // _STRETCH), -(-2 * torch.get_num_threads() // rows))
     return max(1, min(wanted, longest // _SHORTEST))

@@ -6,7 +6,7 @@ import numpy as np
 
 from pqkv.compiled import compiled
 from pqkv.kernels.cpu.softmax import largest, soften
-from pqkv.vector_code import next_unit, tag
+from pqkv.vector_code import next_unit, on_threads, tag
 
 _SPAN = 64  # tokens whose scores are taken before their softmax
 _ONE, _EIGHT = tag(1), tag(8)
@@ -95,12 +95,20 @@ def _room(G, D):
     )
 
 
-@compiled(nogil=True, error_model="numpy")
+@compiled(nogil=True)
 def attend_exact_pages(
-    taken, query, table, context_len, lowest, num_kv_heads, page_size, stretch_pages,
+    launch, threads, taken, query, table, context_len, lowest, num_kv_heads, page_size, stretch_pages,
     keys, key_kind, values, value_kind, out, top, total,
 ):  # fmt: skip
     """Partial attention of every stretch of exact pages (flat, as (pages, Hkv, page_size, D)); as `attend_coded`."""
+    numbers, places = (keys, key_kind, values, value_kind), (table, context_len, lowest, page_size, stretch_pages)
+    return on_threads(launch, threads, _attend_units, (taken, query, num_kv_heads, places, numbers, out, top, total))
+
+
+@compiled(error_model="numpy")
+def _attend_units(taken, query, num_kv_heads, places, numbers, out, top, total):
+    table, context_len, lowest, page_size, stretch_pages = places
+    keys, key_kind, values, value_kind = numbers
     B, Hq, D = query.shape
     G = Hq // num_kv_heads
     stretches = out.shape[2]
@@ -131,15 +139,23 @@ def attend_exact_pages(
         job = next_unit(taken)
 
 
-@compiled(nogil=True, error_model="numpy")
+@compiled(nogil=True)
 def merge(
-    taken, query, out, top, total, sink_keys, sink_values, sink_len, sink_lowest,
+    launch, threads, taken, query, out, top, total, sink_keys, sink_values, sink_len, sink_lowest,
     residual_keys, residual_values, residual_len, residual_lowest, kind, result, lse,
 ):  # fmt: skip
     """Stretches, sinks and residual together: result (B, Hq, D), lse (B, Hq) float64, in base e.
 
     Exact parts (B, Hkv, capacity, D); of sequence b the tokens lowest[b] ... len[b] - 1 are seen.
     """
+    sinks = sink_keys, sink_values, sink_len, sink_lowest
+    residual = residual_keys, residual_values, residual_len, residual_lowest
+    given = taken, query, out, top, total, sinks, residual, kind, result, lse
+    return on_threads(launch, threads, _merge_units, given)
+
+
+@compiled(error_model="numpy")
+def _merge_units(taken, query, out, top, total, sinks, residual, kind, result, lse):
     B, Hkv, stretches, G = top.shape
     D = query.shape[2]
     job = next_unit(taken)
@@ -162,9 +178,8 @@ def merge(
                     for d in range(D):
                         mine[g, d] += weight * out[b, h, s, g, d]
         for part in range(2):
-            keys, values = (sink_keys, sink_values) if part == 0 else (residual_keys, residual_values)
-            length = sink_len[b] if part == 0 else residual_len[b]
-            low = sink_lowest[b] if part == 0 else residual_lowest[b]
+            keys, values, lengths, lows = sinks if part == 0 else residual
+            length, low = lengths[b], lows[b]
             if length > low:
                 offset = ((b * Hkv + h) * keys.shape[2] + low) * D
                 _fold(

@@ -60,7 +60,7 @@ def _coded_parts(step: Step, pages: PagedTokens) -> list[Part]:
     scores = np.empty((step.units, scores_size(each * page_size, heads, unit)), np.float32)
     work = (lengths, starts, table, kv_heads, page_size, each, step.stretches)
 
-    def call(kernel: Callable[..., None], *arguments: object) -> Callable[[], object]:
+    def call(kernel: Callable[..., bool], *arguments: object) -> Callable[[], object]:
         return lambda: run_units(kernel, step.units, step.page_work() / 4, *work, *arguments)
 
     return [

@@ -10,66 +10,67 @@ import numpy as np
 from pqkv.compiled import compiled
 from pqkv.kernels.cpu.coded import look_up_keys, mix, prepare_keys, scores_size, soften_stretch, stretch_of
 from pqkv.kernels.cpu.paging import Side
-from pqkv.vector_code import next_unit
+from pqkv.vector_code import next_unit, on_threads
 
 
-@compiled(nogil=True, error_model="numpy")
+@compiled(nogil=True)
 def prepare_all(
-    taken, context_len, lowest, table, num_kv_heads, page_size, stretch_pages, stretches,
+    launch, threads, taken, context_len, lowest, table, num_kv_heads, page_size, stretch_pages, stretches,
     pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way, query, prepared, heads,
 ):  # fmt: skip
     """prepared (units of work, numbers) of all stretches; the arguments are those of `attend_coded`."""
     side = Side(pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way)
+    places = stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages
+    return on_threads(launch, threads, _prepare_units, (taken, places, side, query, prepared, heads))
+
+
+@compiled(error_model="numpy")
+def _prepare_units(taken, places, side, query, prepared, heads):
     job = next_unit(taken)
     while job < len(prepared):
-        b, _h, _s, _hidden, stretch = stretch_of(
-            job, stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages
-        )
+        b, _h, _s, _hidden, stretch = stretch_of(job, *places)
         if stretch.length > 0:
             prepare_keys(prepared[job], query[b], stretch, side, heads)
         job = next_unit(taken)
 
 
-@compiled(nogil=True, error_model="numpy")
+@compiled(nogil=True)
 def look_up_all(
-    taken, context_len, lowest, table, num_kv_heads, page_size, stretch_pages, stretches,
+    launch, threads, taken, context_len, lowest, table, num_kv_heads, page_size, stretch_pages, stretches,
     pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way, prepared, scores, heads, unit,
 ):  # fmt: skip
     """scores (units of work, numbers) of all stretches."""
     side = Side(pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way)
+    places = stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages
+    return on_threads(launch, threads, _look_up_units, (taken, places, side, prepared, scores, heads, unit))
+
+
+@compiled(error_model="numpy")
+def _look_up_units(taken, places, side, prepared, scores, heads, unit):
     job = next_unit(taken)
     while job < len(scores):
-        _b, _h, _s, _hidden, stretch = stretch_of(
-            job, stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages
-        )
+        _b, _h, _s, _hidden, stretch = stretch_of(job, *places)
         if stretch.length > 0:
             own = scores[job, : scores_size(stretch.length, heads, unit)]
             look_up_keys(own, prepared[job], stretch, side, heads)
         job = next_unit(taken)
 
 
-@compiled(nogil=True, error_model="numpy")
+@compiled(nogil=True)
 def soften_all(
-    taken,
-    context_len,
-    lowest,
-    table,
-    num_kv_heads,
-    page_size,
-    stretch_pages,
-    stretches,
-    scores,
-    top,
-    total,
-    heads,
-    unit,
-):
+    launch, threads, taken, context_len, lowest, table, num_kv_heads, page_size, stretch_pages, stretches,
+    scores, top, total, heads, unit,
+):  # fmt: skip
     """Scores become weights; top and total (B, Hkv, stretches, G)."""
+    places = stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages
+    return on_threads(launch, threads, _soften_units, (taken, places, scores, top, total, heads, unit))
+
+
+@compiled(error_model="numpy")
+def _soften_units(taken, places, scores, top, total, heads, unit):
     job = next_unit(taken)
     while job < len(scores):
-        b, h, s, hidden, stretch = stretch_of(
-            job, stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages
-        )
+        b, h, s, hidden, stretch = stretch_of(job, *places)
         top[b, h, s] = -np.inf
         total[b, h, s] = 0.0
         if stretch.length > 0:
@@ -78,18 +79,22 @@ def soften_all(
         job = next_unit(taken)
 
 
-@compiled(nogil=True, error_model="numpy")
+@compiled(nogil=True)
 def mix_all(
-    taken, context_len, lowest, table, num_kv_heads, page_size, stretch_pages, stretches,
+    launch, threads, taken, context_len, lowest, table, num_kv_heads, page_size, stretch_pages, stretches,
     pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way, scores, out, heads, unit,
 ):  # fmt: skip
     """out (B, Hkv, stretches, G, D) from the weights of all stretches."""
     side = Side(pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way)
+    places = stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages
+    return on_threads(launch, threads, _mix_units, (taken, places, side, scores, out, heads, unit))
+
+
+@compiled(error_model="numpy")
+def _mix_units(taken, places, side, scores, out, heads, unit):
     job = next_unit(taken)
     while job < len(scores):
-        b, h, s, _hidden, stretch = stretch_of(
-            job, stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages
-        )
+        b, h, s, _hidden, stretch = stretch_of(job, *places)
         if stretch.length > 0:
             mix(out[b, h, s], scores[job, : scores_size(stretch.length, heads, unit)], stretch, side, heads)
         job = next_unit(taken)
