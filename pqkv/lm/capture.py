@@ -51,7 +51,7 @@ def capture(
         positions = torch.from_numpy(chosen[(chosen >= i * T) & (chosen < (i + 1) * T)] - i * T)
         for layer in layers:
             layer.positions = positions
-        lm.logits(torch.from_numpy(window)[None].to(lm.device), _CaptureCache(plan, layers, attended))
+        lm.states(torch.from_numpy(window)[None].to(lm.device), _CaptureCache(plan, layers, attended))
         if progress:
             progress(i + 1, n)
     return Samples(

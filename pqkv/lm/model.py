@@ -1,13 +1,14 @@
-"""A loaded language model with what the rest of pqkv asks of it: token ids and logits."""
+"""A loaded language model with what the rest of pqkv asks of it: token ids, hidden states and logits."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from pqkv.lm.head import Head, last_states
 from pqkv.lm.offload import input_device
 from pqkv.lm.rope import forget_lengths
 from pqkv.lm.step import forward
@@ -35,6 +36,10 @@ class LanguageModel:
     config_digest: str
     fingerprint: str
     notes: tuple[str, ...] = ()  # what loading had to say, for every record of this model
+    head: Head = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "head", Head(self.name, self.model))
 
     @property
     def device(self) -> torch.device:
@@ -45,6 +50,11 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         """Of weights and cache."""
         return next(self.model.parameters()).dtype
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of its hidden states."""
+        return int(self.model.config.get_text_config(decoder=True).hidden_size)  # type: ignore[operator, union-attr] # transformers' own
 
     @property
     def embedding_rows(self) -> int:
@@ -70,22 +80,34 @@ class LanguageModel:
         )
         return found["input_ids"], [end for _, end in found["offset_mapping"]]
 
-    def logits(
+    def states(
         self, ids: Tensor, cache: Cache | None = None, *, newest: int = 0, positions: Tensor | None = None
     ) -> Tensor:
-        """Logits (B, T, V) of ids (B, T); without a cache a plain forward, with one a step on it.
+        """Last hidden states (B, T, hidden) of ids (B, T), of which `head` makes logits; without a cache a plain
+        forward, with one a step on it.
 
-        `newest` keeps the logits of that many tokens, 0 of all. `positions` (T,) are told to the model instead of the
+        `newest` keeps the states of that many tokens, 0 of all. `positions` (T,) are told to the model instead of the
         tokens' own: a wrong one is a fault whose price can be measured. Raises `CacheError` if the model does not use
         the cache it is given.
         """
-        if cache is None or not cache.get_seq_length():
-            forget_lengths(self.model)
-        given = {} if positions is None else {"position_ids": positions.expand(len(ids), -1)}
         with torch.inference_mode():
-            out = forward(self.model, ids, cache, logits_to_keep=newest, **given)
+            states = last_states(self.model, ids, cache, **self._begin(ids, cache, positions))
+            return states[:, -newest:].clone() if 0 < newest < ids.shape[1] else states
+
+    def logits(
+        self, ids: Tensor, cache: Cache | None = None, *, newest: int = 0, positions: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, T, V) of ids (B, T) as the model's own forward makes them, all at once; the rest as `states`."""
+        with torch.inference_mode():
+            out = forward(self.model, ids, cache, logits_to_keep=newest, **self._begin(ids, cache, positions))
         logits: Tensor = out.logits.to(ids.device)  # a model spread over devices ends on another
         return logits
+
+    def _begin(self, ids: Tensor, cache: Cache | None, positions: Tensor | None) -> dict[str, Tensor]:
+        """What a forward is told besides; a sequence that begins has the model's plain rotary factors."""
+        if cache is None or not cache.get_seq_length():
+            forget_lengths(self.model)
+        return {} if positions is None else {"position_ids": positions.expand(len(ids), -1)}
 
     def identity(self) -> dict[str, str]:
         """What a codebook or a record keeps of a model."""
