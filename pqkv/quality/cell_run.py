@@ -12,17 +12,19 @@ from torch import Tensor
 from pqkv.cache import effective_bits, footprint
 from pqkv.codec import CodebookSet
 from pqkv.config import STEPWISE, EvalConfig, Split
-from pqkv.errors import ModelError, OutOfPages, memory_is_short
+from pqkv.errors import OutOfPages, memory_is_short
 from pqkv.kernels import ChosenBackend
 from pqkv.kernels.faults import fault_of
 from pqkv.lm import LanguageModel
 from pqkv.lm.plugin import Attended
 from pqkv.lm.tokens import TokenForm, describe_tokens, token_stream
+from pqkv.quality.batches import windows_together
 from pqkv.quality.cells import Cell
 from pqkv.quality.control import shuffled
+from pqkv.quality.exact_states import ExactStates
 from pqkv.quality.inputs import model_inputs
 from pqkv.quality.measures import PositionMeasures, compare
-from pqkv.quality.modes import run_coded, run_decode, run_exact
+from pqkv.quality.modes import coded_states, decoded_states
 from pqkv.quality.prefills import Prefills
 from pqkv.quality.recall import RecallPrompt, TokensApart, answered, build_prompts, by_depth
 from pqkv.quality.softmax_mass import SoftmaxMassProbe
@@ -31,44 +33,17 @@ from pqkv.record import Metric
 from pqkv.text import Corpus, TokenStream, load_corpus
 
 STATED_LENGTHS = (2048, 32768, 131072)
-_FORWARD_TOKENS = 4096  # of one forward over several short windows
-_LOGIT_BYTES = 1 << 30  # of one batch taken through the cache step by step
-
-
-class ExactLogits:
-    """Logits of the exact cache, kept for the batches of one context: every cell of it compares with the same."""
-
-    def __init__(self, lm: LanguageModel) -> None:
-        self.lm = lm
-        self._kept: dict[tuple[bytes, int], Tensor] = {}
-        self._length = 0
-
-    def __call__(self, ids: Tensor, newest: int = 0) -> Tensor:
-        """Logits (B, T, V) of ids (B, T), or of their `newest` tokens."""
-        if ids.shape[1] != self._length:
-            self._kept, self._length = {}, ids.shape[1]
-        key = (ids.cpu().numpy().tobytes(), newest)
-        if key not in self._kept:
-            logits = run_exact(self.lm, ids, newest)
-            if logits.isnan().any():
-                raise ModelError(
-                    f"the exact cache's own logits are NaN in {str(self.lm.dtype).removeprefix('torch.')}: "
-                    "run it in --dtype bfloat16 or float32, and check the weights if that does not help"
-                )
-            size = logits.numel() * logits.element_size()
-            if size * (len(self._kept) + 1) > _LOGIT_BYTES:
-                return logits
-            self._kept[key] = logits
-        return self._kept[key]
 
 
 class Shared:
-    """What cells of one model have in common, and evaluations that share it: token streams, exact logits and, where
-    `keep` says that several backends will decode on from them, prefilled caches.
+    """What cells of one model have in common, and evaluations that share it: token streams, exact states and, where
+    `keep` says that several backends will decode on from them, prefilled caches. Raises `ModelError` for a model whose
+    logits pqkv does not know how to make of its states.
     """
 
     def __init__(self, lm: LanguageModel, *, keep: bool = False) -> None:
-        self.lm, self.exact, self.prefills = lm, ExactLogits(lm), Prefills(keep=keep)
+        self.lm, self.exact, self.prefills = lm, ExactStates(lm), Prefills(keep=keep)
+        lm.head.check()
         self._streams: dict[tuple[str, Split | None, TokenForm], tuple[Corpus, TokenStream]] = {}
 
     def stream(self, data: str, split: Split | None, form: TokenForm) -> tuple[Corpus, TokenStream]:
@@ -232,7 +207,8 @@ class CellRun:
             coded = self._run(ids, books, probe)
             for b, first in enumerate(inputs.first[rows]):
                 scored = slice(first, first + targets.shape[1])
-                found.append(compare(exact[b, scored], coded[b, scored], targets[b], self.config.topk))
+                found.append(compare(exact[b, scored], coded[b, scored], targets[b], self.config.topk, self.lm.head))
+                self.exact.check(found[-1].nll_exact)
         return found
 
     def _recall(
@@ -246,8 +222,8 @@ class CellRun:
             references = self.exact(ids, self.newest)
             for got, reference in zip(self._run(ids, self.cell.coding.books, probe), references, strict=True):
                 prompt = next(rest)
-                coded.append(answered(prompt, got))
-                exact.append(answered(prompt, reference))
+                coded.append(answered(prompt, got, self.lm.head))
+                exact.append(answered(prompt, reference, self.exact.head))
         metrics = {}
         for name, answers in (("recall", coded), ("recall_exact", exact)):
             right = np.array([sum(answer[1] for answer in window) for window in answers])
@@ -257,6 +233,7 @@ class CellRun:
         return metrics, by_depth(coded, exact)
 
     def _run(self, ids: Tensor, books: CodebookSet | None, probe: SoftmaxMassProbe | None) -> Tensor:
+        """States (B, T, hidden) of ids (B, T) on codes, or of their newest tokens."""
         before = self._done
         B, T = ids.shape
         attended = self.attended if books is self.cell.coding.books else None  # not what the control saw
@@ -270,9 +247,11 @@ class CellRun:
             cache = self.prefills(self.lm, ids[:, : -self.newest], books, self.cache, self.backend, name)
             shift = self.fault.position_shift if self.fault else 0
             newest = ids[:, -self.newest :]
-            logits = run_decode(self.lm, newest, cache, position_shift=shift, probe=probe, step=step, attended=attended)
+            states = decoded_states(
+                self.lm, newest, cache, position_shift=shift, probe=probe, step=step, attended=attended
+            )
         else:
-            logits = run_coded(
+            states = coded_states(
                 self.lm,
                 ids,
                 books,
@@ -284,16 +263,12 @@ class CellRun:
                 attended=attended,
             )
         step(1, 1)
-        return logits
+        return states
 
     def _batches(self, tokens: np.ndarray) -> Iterator[slice]:
         """Rows of tokens (n, T) that are run together."""
         n, T = tokens.shape
-        size = _FORWARD_TOKENS // T
-        if self.stepwise:
-            itemsize = torch.empty((), dtype=self.lm.dtype).element_size()
-            size = min(self.batch, _LOGIT_BYTES // (T * self.lm.vocab_size * itemsize))
-        size = max(1, size if self.batch > 1 else 1)
+        size = windows_together(self.lm, T, stepwise=self.stepwise, most=self.batch)
         for start in range(0, n, size):
             yield slice(start, start + size)
 

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_TILE = 512  # positions whose float logits are alive at once
+from pqkv.lm.head import Head
+
+TILE_BYTES = 256 << 20  # temporaries of the positions that are compared at once
+# logits as large as one tile's that are alive at the same time: log p and log q, the difference in the place of one of
+# them, p, and masks of a quarter each; before that log p, the coded logits and what becomes of them
+_ALIVE = 3.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +30,31 @@ class PositionMeasures:
     top1_in_topk: dict[int, Tensor]
 
 
-def compare(exact: Tensor, coded: Tensor, targets: Tensor, ks: Sequence[int]) -> PositionMeasures:
-    """Compare logits (n, V) of the exact and the coded cache that predict `targets` (n,).
+def positions_at_once(vocab_size: int, budget: int = TILE_BYTES, dtype: torch.dtype = torch.float32) -> int:
+    """Positions of a tile whose temporaries, in the type that measures are computed in, stay within `budget` bytes."""
+    itemsize = torch.empty((), dtype=_compute(dtype)).element_size()
+    return max(1, int(budget / (_ALIVE * vocab_size * itemsize)))
+
+
+def compare(
+    exact: Tensor,
+    coded: Tensor,
+    targets: Tensor,
+    ks: Sequence[int],
+    head: Head | None = None,
+    *,
+    budget: int = TILE_BYTES,
+) -> PositionMeasures:
+    """Compare logits (n, V) of the exact and the coded cache that predict `targets` (n,), or with a `head` the states
+    (n, hidden) it makes them of, as many positions at once as fit into `budget` bytes.
 
     KLD is sum p_exact (log p_exact - log p_coded) in nats; where p_exact is 0 a term is 0.
     Coded logits that are not numbers agree with nothing.
     """
+    size = positions_at_once(exact.shape[-1] if head is None else head.vocab_size, budget, exact.dtype)
     tiles = [
-        _compare(exact[rows], coded[rows], targets[rows], ks)
-        for rows in (slice(i, i + _TILE) for i in range(0, len(targets), _TILE))
+        _compare(exact[rows], coded[rows], targets[rows], ks, head)
+        for rows in (slice(i, i + size) for i in range(0, len(targets), size))
     ]
     return PositionMeasures(
         nll=torch.cat([t.nll for t in tiles]),
@@ -44,26 +65,31 @@ def compare(exact: Tensor, coded: Tensor, targets: Tensor, ks: Sequence[int]) ->
     )
 
 
-def _compare(exact: Tensor, coded: Tensor, targets: Tensor, ks: Sequence[int]) -> PositionMeasures:
-    dtype = torch.float64 if exact.dtype == torch.float64 else torch.float32
-    log_p, log_q = exact.to(dtype).log_softmax(-1), coded.to(dtype).log_softmax(-1)
+def _compute(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _log_softmax(values: Tensor, head: Head | None) -> Tensor:
+    """Of logits, or of what `head` makes of states; the logits themselves are gone when it returns."""
+    logits = values if head is None else head(values)
+    return logits.to(_compute(logits.dtype)).log_softmax(-1)
+
+
+def _compare(exact: Tensor, coded: Tensor, targets: Tensor, ks: Sequence[int], head: Head | None) -> PositionMeasures:
+    log_p, log_q = _log_softmax(exact, head), _log_softmax(coded, head)
     column = targets.to(log_p.device)[:, None]
-    # a token that the exact cache rules out (p = 0: a masked vocabulary) counts nothing, whatever q is;
-    # rounding can leave a sum that is zero in exact arithmetic at -1e-8
-    kld = torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
-    most = min(max(ks), exact.shape[-1])
+    nll, nll_exact = (-logs.gather(1, column)[:, 0].double().cpu() for logs in (log_q, log_p))
+    most = min(max(ks), log_p.shape[-1])
     top_p, top_q = log_p.topk(most).indices, log_q.topk(most).indices
-    sound = (~log_q.isnan().any(-1)).double().cpu()  # topk takes NaN for the largest
+    sound = (~log_q.sum(-1).isnan()).double().cpu()  # topk takes NaN for the largest
     agreement, inside = {}, {}
     for k in ks:
         k_here = min(k, most)
         both = (top_p[:, :k_here, None] == top_q[:, None, :k_here]).any(-1)
         agreement[k] = both.double().mean(-1).cpu() * sound
         inside[k] = (top_p[:, :1] == top_q[:, :k_here]).any(-1).double().cpu() * sound
-    return PositionMeasures(
-        nll=-log_q.gather(1, column)[:, 0].double().cpu(),
-        nll_exact=-log_p.gather(1, column)[:, 0].double().cpu(),
-        kld=kld.double().cpu(),
-        agreement=agreement,
-        top1_in_topk=inside,
-    )
+    terms = torch.sub(log_p, log_q, out=log_q).mul_(log_p.exp())
+    # a token that the exact cache rules out (p = 0: a masked vocabulary) counts nothing, whatever q is;
+    # rounding can leave a sum that is zero in exact arithmetic at -1e-8
+    kld = terms.masked_fill_(log_p == -torch.inf, 0).sum(-1).clamp(min=0)
+    return PositionMeasures(nll, nll_exact, kld.double().cpu(), agreement, inside)

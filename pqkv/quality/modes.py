@@ -1,9 +1,14 @@
-"""The ways to run a window through a coded cache; each returns logits (B, T, V)."""
+"""The ways to run a window through a coded cache.
+
+Each returns the last hidden states (B, T, hidden), of which `lm.head` makes logits where they are asked for: those of a
+whole window may not fit into memory. The functions `run_...` do, for windows whose logits do fit.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,15 +26,15 @@ DECODE_PROBE_EVERY = 16  # the same after a prefill, where steps are few
 Step = Callable[[int, int], None]
 
 
-def run_exact(lm: LanguageModel, ids: Tensor, newest: int = 0) -> Tensor:
-    """The reference: one plain forward, which equals an exact contiguous cache token by token. Logits of the `newest`
+def exact_states(lm: LanguageModel, ids: Tensor, newest: int = 0) -> Tensor:
+    """The reference: one plain forward, which equals an exact contiguous cache token by token. States of the `newest`
     tokens, 0 for all.
     """
     attach(lm.model)
-    return lm.logits(ids, newest=newest)
+    return lm.states(ids, newest=newest)
 
 
-def run_decode(
+def decoded_states(
     lm: LanguageModel,
     ids: Tensor,
     cache: PQKVCache,
@@ -39,7 +44,7 @@ def run_decode(
     step: Step | None = None,
     attended: Attended | None = None,
 ) -> Tensor:
-    """Take ids (B, n) one by one through a `cache` that holds what stands before them: logits (B, n, V).
+    """Take ids (B, n) one by one through a `cache` that holds what stands before them: states (B, n, hidden).
 
     `position_shift` is added to the positions they are told to have (see `pqkv.kernels.faults`). What these steps saw
     is added to `attended`.
@@ -47,19 +52,19 @@ def run_decode(
     B, n = ids.shape
     before = copy(cache.attended)
     start = cache.get_seq_length()
-    logits = torch.empty(B, n, lm.vocab_size, dtype=lm.dtype, device=lm.device)
+    states = torch.empty(B, n, lm.hidden_size, dtype=lm.dtype, device=lm.device)
     for i in range(n):
         _watch(cache, probe, i % DECODE_PROBE_EVERY == 0 or i == n - 1)
         positions = torch.tensor([start + i + position_shift], device=ids.device) if position_shift else None
-        logits[:, i : i + 1] = lm.logits(ids[:, i : i + 1], cache, positions=positions)
+        states[:, i : i + 1] = lm.states(ids[:, i : i + 1], cache, positions=positions)
         if step:
             step(i + 1, n)
     if attended is not None:
         attended.add(cache.attended - before)
-    return logits
+    return states
 
 
-def run_coded(
+def coded_states(
     lm: LanguageModel,
     ids: Tensor,
     books: CodebookSet | None,
@@ -72,21 +77,43 @@ def run_coded(
     attended: Attended | None = None,
 ) -> Tensor:
     """Run ids (B, T) with the cache `config` describes; `books` None is the paged exact cache (token, chunk only).
-    Mode decode is `run_decode`. What the rows saw is added to `attended`.
+    Mode decode is `decoded_states`. What the rows saw is added to `attended`.
     """
     attach(lm.model)
     if mode in ("exact-schedule", "all-coded"):
         if books is None:
             raise ConfigError(f"mode {mode} is about codes; the exact cache runs in mode token, chunk or decode")
         schedule = ScheduleCache(lm.model.config, books, config, all_coded=mode == "all-coded")
-        logits, used = lm.logits(ids, schedule), schedule.attended
+        states, used = lm.states(ids, schedule), schedule.attended
     else:
         cache = PQKVCache(lm.model.config, books, config)
-        logits = _through_cache(lm, ids, cache, 1 if mode == "token" else chunk_size, probe, step)
+        states = _through_cache(lm, ids, cache, 1 if mode == "token" else chunk_size, probe, step)
         used = cache.attended
     if attended is not None:
         attended.add(used)
-    return logits
+    return states
+
+
+def run_exact(lm: LanguageModel, ids: Tensor, newest: int = 0) -> Tensor:
+    """Logits (B, T, V) of `exact_states`, all at once."""
+    return lm.head(exact_states(lm, ids, newest))
+
+
+def run_decode(lm: LanguageModel, ids: Tensor, cache: PQKVCache, **more: Any) -> Tensor:  # noqa: ANN401 - handed on
+    """Logits (B, n, V) of `decoded_states`, which takes the same arguments, all at once."""
+    return lm.head(decoded_states(lm, ids, cache, **more))
+
+
+def run_coded(
+    lm: LanguageModel,
+    ids: Tensor,
+    books: CodebookSet | None,
+    config: CacheConfig,
+    mode: Mode,
+    **more: Any,  # noqa: ANN401 - handed on
+) -> Tensor:
+    """Logits (B, T, V) of `coded_states`, which takes the same arguments, all at once."""
+    return lm.head(coded_states(lm, ids, books, config, mode, **more))
 
 
 def _through_cache(
@@ -99,13 +126,13 @@ def _through_cache(
 ) -> Tensor:
     """The real cache and backend, `size` tokens a step."""
     B, T = ids.shape
-    logits = torch.empty(B, T, lm.vocab_size, dtype=lm.dtype, device=lm.device)
+    states = torch.empty(B, T, lm.hidden_size, dtype=lm.dtype, device=lm.device)
     for start in range(0, T, size):
         _watch(cache, probe, start % PROBE_EVERY < size or start + size >= T)
-        logits[:, start : start + size] = lm.logits(ids[:, start : start + size], cache)
+        states[:, start : start + size] = lm.states(ids[:, start : start + size], cache)
         if step:
             step(min(start + size, T), T)
-    return logits
+    return states
 
 
 def _watch(cache: PQKVCache, probe: SoftmaxMassProbe | None, now: bool) -> None:

@@ -16,7 +16,7 @@ def prefill(lm: LanguageModel, ids: Tensor, books: CodebookSet | None, config: C
     """A cache that holds ids (B, T), taken in one step: exact attention among themselves, as a prefill does it."""
     attach(lm.model)
     cache = PQKVCache(lm.model.config, books, config)
-    lm.logits(ids, cache, newest=1)
+    lm.states(ids, cache, newest=1)
     return cache
 
 

@@ -6,7 +6,7 @@ producing it exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,15 +95,18 @@ def build_prompts(
     return prompts
 
 
-def answered(prompt: RecallPrompt, logits: Tensor) -> list[tuple[float, bool, float]]:
+def answered(
+    prompt: RecallPrompt, found: Tensor, head: Callable[[Tensor], Tensor] | None = None
+) -> list[tuple[float, bool, float]]:
     """(depth, whole answer right, share of its tokens right) of each question, from the logits (n, V) of the prompt's
-    last n tokens, which answer all of its questions.
+    last n tokens, which answer all of its questions, or from the states (n, hidden) that `head` makes them of: only
+    for the rows that answer.
     """
     results = []
-    first = len(prompt.ids) - len(logits)
-    best = logits.argmax(-1).cpu().numpy()
+    first = len(prompt.ids) - len(found)
     for question in prompt.questions:
-        predicted = best[question.start - 1 - first : question.end - 1 - first]
+        rows = found[question.start - 1 - first : question.end - 1 - first]
+        predicted = (rows if head is None else head(rows)).argmax(-1).cpu().numpy()
         right = predicted == prompt.ids[question.start : question.end]
         results.append((question.depth, bool(right.all()), float(right.mean())))
     return results

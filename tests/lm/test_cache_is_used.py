@@ -18,8 +18,9 @@ SMALL = CacheConfig(page_size=16, residual=32)
 
 
 def ignoring(lm, *, after=0):
-    """The forward of `lm`, replaced by one that takes a cache from call `after` on and computes without it."""
-    original, calls = lm.model.forward, []
+    """The decoder of `lm`, given a forward that takes a cache from call `after` on and computes without it."""
+    decoder, calls = lm.model.get_decoder(), []
+    original = decoder.forward
 
     def forward(*args, **kwargs):
         calls.append(1)
@@ -28,7 +29,7 @@ def ignoring(lm, *, after=0):
             kwargs["use_cache"] = False
         return original(*args, **kwargs)
 
-    lm.model.forward = forward
+    decoder.forward = forward
     return lm
 
 

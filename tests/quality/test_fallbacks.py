@@ -7,7 +7,7 @@ import torch
 from grids import run
 
 from pqkv.errors import KernelError
-from pqkv.quality.modes import run_coded
+from pqkv.quality.modes import coded_states
 from pqkv.record import RecordStore
 
 
@@ -46,9 +46,9 @@ def test_memory_that_runs_short_gives_way_to_single_windows(base, monkeypatch):
     def short_of_memory(lm, ids, *args, **more):
         if len(ids) > 1:
             raise torch.OutOfMemoryError
-        return run_coded(lm, ids, *args, **more)
+        return coded_states(lm, ids, *args, **more)
 
-    monkeypatch.setattr("pqkv.quality.cell_run.run_coded", short_of_memory)
+    monkeypatch.setattr("pqkv.quality.cell_run.coded_states", short_of_memory)
     (single,) = run(grid)
     assert single.metrics["kld_mean"].value == pytest.approx(together.metrics["kld_mean"].value, rel=1e-3)
     assert [note for note in single.notes if "they ran one by one" in note]

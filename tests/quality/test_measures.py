@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import random_ids
 
-from pqkv.quality.measures import compare
+from pqkv.quality.measures import compare, positions_at_once
 
 KS = (1, 5, 10)
 
@@ -78,7 +79,9 @@ def test_a_constant_added_to_all_logits_changes_nothing():
 
 def test_more_positions_than_a_tile_are_all_measured_where_they_stand():
     exact, coded, targets = random_pair(1100, 30, 2)
-    whole = compare(exact, coded, targets, KS)
+    budget = 512 * 30 * 8 * 4
+    assert positions_at_once(30, budget, torch.float64) < 1100
+    whole = compare(exact, coded, targets, KS, budget=budget)
     for i in (0, 511, 512, 1023, 1024, 1099):
         one = compare(exact[i : i + 1], coded[i : i + 1], targets[i : i + 1], KS)
         assert (whole.nll[i], whole.kld[i], whole.agreement[5][i]) == (one.nll[0], one.kld[0], one.agreement[5][0])
@@ -124,3 +127,50 @@ def test_logits_that_are_no_numbers_are_not_hidden(which):
     exact, coded, targets = random_pair(2, 6, 0)
     (exact if which == "exact" else coded)[0, 2] = torch.nan
     assert compare(exact, coded, targets, KS).kld[0].isnan()
+
+
+class Recording:
+    """A head of an lm that says how many positions it is asked for at once."""
+
+    def __init__(self, lm):
+        self.lm, self.vocab_size, self.asked = lm, lm.vocab_size, []
+
+    def __call__(self, states):
+        self.asked.append(len(states))
+        return self.lm.head(states)
+
+
+def test_measures_of_states_are_those_of_their_logits_tile_by_tile(tiny):
+    ids = random_ids(80, batch=2)
+    exact, other = tiny.states(ids)
+    targets = ids[0].roll(-1)
+    whole = compare(tiny.logits(ids[:1])[0], tiny.logits(ids[1:])[0], targets, KS)
+    head = Recording(tiny)
+    found = compare(exact, other, targets, KS, head, budget=20 * tiny.vocab_size * 8 * 4)
+    assert len(head.asked) > 4
+    assert max(head.asked) <= 23
+    for name in ("nll", "nll_exact", "kld"):
+        torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=0, atol=1e-11)
+    assert all(torch.equal(found.agreement[k], whole.agreement[k]) for k in KS)
+    assert all(torch.equal(found.top1_in_topk[k], whole.top1_in_topk[k]) for k in KS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_tile_stays_within_its_budget(dtype):
+    """Counted as they are made and given back: what is alive at once, beside the two inputs."""
+    vocabulary, budget = 20_000, 8 << 20
+    exact, coded, targets = random_pair(64, vocabulary, 0)
+    exact, coded = exact.to(dtype), coded.to(dtype)
+    assert 1 < positions_at_once(vocabulary, budget, dtype) < 64
+    compare(exact, coded, targets, KS, budget=budget)  # what is made once
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        compare(exact, coded, targets, KS, budget=budget)
+    alive = peak = 0
+    for event in sorted(_memory_events(profiler), key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    assert 0.5 * budget < peak <= budget
+
+
+def _memory_events(profiler):
+    return [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]

@@ -7,6 +7,7 @@ from models import tiny_model, write_corpus
 
 from pqkv.lm import load_model
 from pqkv.lm.load import REFERENCE_FOLDER
+from pqkv.quality.cell_run import Shared
 from pqkv.record import RecordStore
 
 
@@ -39,3 +40,20 @@ def test_a_cell_of_numbers_that_are_none_fails_and_the_next_one_runs(folder, tmp
         assert "--dtype bfloat16 or float32" in record.error
         assert store.failure_path(record.digest).exists()
     assert [record.status for record in run(grid, store)] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("metric", ["kld", "recall"])
+def test_a_head_that_makes_no_numbers_of_sound_states_fails_its_cell_too(tiny_folder, tmp_path, metric):
+    lm = load_model(str(tiny_folder))
+    text, calibration = (write_corpus(tmp_path / name, ["1.txt", "2.txt"], seed=i) for i, name in enumerate("ab"))
+    path = trained(lm, tmp_path / "books", calibration)
+    with torch.no_grad():
+        lm.model.lm_head.weight[7] = torch.nan
+    assert lm.states(torch.tensor([[1, 2, 3]])).isfinite().all()
+    grid = {
+        "model": str(tiny_folder), "data": str(text), "codebooks": (path,), "windows": 1, "page_size": 16,
+        "residual": 32, "context": (150,), "metrics": (metric,),
+    }  # fmt: skip
+    (record,) = run(grid, shared=Shared(lm))
+    assert record.status == "failed"
+    assert "the exact cache's own logits are NaN in float32" in record.error
