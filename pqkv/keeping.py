@@ -1,5 +1,5 @@
-"""Where pqkv keeps what it need not make again (codebooks, compiled code), wherever it runs: without a home, for a user
-without a name, in an installation that cannot be written.
+"""Where pqkv keeps what it need not make again (codebooks, models, compiled code), wherever it runs: without a home,
+for a user without a name, in an installation that cannot be written.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def cache_place() -> Place:
     for folder in _lasting_folders():
         if can_write(folder):
             if passed_over:
-                _say(f"{_named(passed_over)}; pqkv keeps codebooks and compiled code in {folder}")
+                _say(f"{_named(passed_over)}; pqkv keeps codebooks, models and compiled code in {folder}")
             return Place(tuple(passed_over), folder)
         passed_over.append(folder)
     last = _temporary_folder()
     if last is not None:
         _say(
-            f"{_named(passed_over)}; pqkv keeps codebooks and compiled code in {last} until temporary files are "
-            "removed: set PQKV_CACHE (for compiled code alone NUMBA_CACHE_DIR) to a folder that lasts"
+            f"{_named(passed_over)}; pqkv keeps codebooks, models and compiled code in {last} until temporary files "
+            "are removed: set PQKV_CACHE (for compiled code alone NUMBA_CACHE_DIR) to a folder that lasts"
         )
     return Place(tuple(passed_over), last)
 

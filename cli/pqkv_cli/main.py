@@ -13,6 +13,7 @@ from pqkv.errors import PqkvError
 from pqkv_cli.bench import bench
 from pqkv_cli.env import env
 from pqkv_cli.evaluate import evaluate
+from pqkv_cli.models import models
 from pqkv_cli.output import discard, echo, make_encodable
 from pqkv_cli.report import report
 from pqkv_cli.reproduce import reproduce
@@ -37,6 +38,7 @@ app.command("eval")(evaluate)
 app.command("bench")(bench)
 app.command("report")(report)
 app.command("reproduce")(reproduce)
+app.command("models")(models)
 app.command("env")(env)
 
 

@@ -23,7 +23,10 @@ Fallback = Annotated[
         "--fallback/--no-fallback",
     ),
 ]
-Model = Annotated[str | None, option("'reference', a transformers id or a folder.", TEXT, "reference")]
+Model = Annotated[
+    str | None,
+    option("A name that `pqkv models` lists, a folder, a .gguf file or a transformers id.", TEXT, "reference"),
+]
 Dtype = Annotated[str | None, option("float32, float64, bfloat16 or float16.", TEXT, "float32")]
 Device = Annotated[str | None, option("A torch device.", TEXT, "cpu")]
 DeviceMap = Annotated[

@@ -1,10 +1,7 @@
-"""Loading language models: the bundled reference model, or any supported transformers id or folder."""
+"""Loading language models: one that goes by a name, or any supported transformers id, folder or GGUF file."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,19 +9,21 @@ from typing import TYPE_CHECKING
 import torch
 
 from pqkv.errors import ModelError
-from pqkv.lm.checkpoint import check_loaded, damaged_file
+from pqkv.lm.checkpoint import damaged_file
 from pqkv.lm.families import check_family
 from pqkv.lm.fingerprint import config_digest, fingerprint
+from pqkv.lm.gguf import read_gguf
 from pqkv.lm.model import LanguageModel
+from pqkv.lm.named import NAMED, REFERENCE, REFERENCE_FOLDER, find_model
 from pqkv.lm.offload import check_weights
 from pqkv.lm.positions import position_limit
+from pqkv.lm.pretrained import read_pretrained
 from pqkv.reasons import reason
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-REFERENCE = "reference"
-REFERENCE_FOLDER = Path(__file__).parent / "reference"
+__all__ = ["REFERENCE", "REFERENCE_FOLDER", "describe", "load_model"]
 
 
 def load_model(
@@ -33,54 +32,31 @@ def load_model(
     device: str = "cpu",
     device_map: str | dict[str, int | str] | None = None,
 ) -> LanguageModel:
-    """Load a model by transformers id or folder, or the bundled one as `reference`; with `device_map` (auto, ...; or
-    one of modules to devices, cpu and disk among them) accelerate spreads its layers, and `device` is not asked for.
+    """Load one of the named models (`named.NAMED`), or a model by folder, GGUF file or transformers id; with
+    `device_map` (auto, ...; or one of modules to devices, cpu and disk among them) accelerate spreads its layers, and
+    `device` is not asked for.
 
     Raises `ModelError` for what cannot be found, read, placed or served, and for a checkpoint that does not fill the
-    model; what it holds besides is in `notes`.
+    model; what it holds besides, and where it came from, is in `notes`.
     """
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # pqkv reports progress through its own callback
-    source = str(REFERENCE_FOLDER) if name == REFERENCE else name
     target = _device(device)
     if device_map is not None and find_spec("accelerate") is None:
         raise ModelError("--device-map needs the accelerate package: pip install 'pqkv[device-map]'")
-    if source.startswith((".", "/", "~")) and not Path(source).is_dir():
-        raise ModelError(f"there is no model folder {source}; give one with config.json, weights and tokenizer")
+    found = find_model(name)
     try:
-        model, tokenizer, notes = _load(name, source, dtype, device_map)
+        if found.gguf is not None:
+            model, tokenizer, notes = read_gguf(name, found.gguf, dtype, device_map)
+        else:
+            model, tokenizer, notes = read_pretrained(name, found.place, dtype, device_map, offline=found.offline)
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(
-            f"cannot load the model '{name}': {_cause(error, source)} (give 'reference', a folder with config.json, "
-            "weights and tokenizer, or a hub id while the network reaches the hub)"
-        ) from error
-    return describe(name, model.eval() if device_map else model.eval().to(target), tokenizer, notes)
-
-
-def _load(
-    name: str, source: str, dtype: str, device_map: str | dict[str, int | str] | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]:
-    """Model, tokenizer and notes; what is small and may be wrong comes before the weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    own = {"trust_remote_code": False}  # unsaid, transformers asks at the terminal
-    config = AutoConfig.from_pretrained(source, **own)
-    check_family(name, config)
-    tokenizer = AutoTokenizer.from_pretrained(source, **own)
-    with _without_report():
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=getattr(torch, dtype),
-            device_map=device_map,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told in one line here
-            **own,
-        )
-    return model, tokenizer, (*_unstated(source, config), *check_loaded(name, model, info))
+        raise ModelError(f"cannot load the model '{name}': {_cause(error, found.place)} ({found.remedy})") from error
+    model = model.eval() if device_map else model.eval().to(target)
+    return describe(name, model, tokenizer, (*found.notes, *notes))
 
 
 def describe(
@@ -96,7 +72,7 @@ def describe(
     config = model.config.get_text_config(decoder=True)
     eos = getattr(tokenizer, "eos_token_id", None)
     return LanguageModel(
-        name=name if name == REFERENCE else (Path(name).name or name) if Path(name).exists() else name,
+        name=name if name in NAMED else (Path(name).name or name) if Path(name).exists() else name,
         model=model,
         tokenizer=tokenizer,
         family=config.model_type,
@@ -133,29 +109,3 @@ def _cause(error: Exception, source: str) -> str:
     if type(error).__name__ == "SafetensorError":
         return f"{damaged_file(source) or 'a weights file'} is cut off or damaged: {text}; download it again"
     return text
-
-
-def _unstated(source: str, config: PreTrainedConfig) -> tuple[str, ...]:
-    """A note where the number of positions is the family's default, which transformers takes without a word."""
-    stated, _ = config.get_config_dict(source)
-    text = config.get_text_config(decoder=True)
-    if "max_position_embeddings" in {**stated, **(stated.get("text_config") or {})}:
-        return ()
-    return (f"config.json states no max_position_embeddings: {text.max_position_embeddings}, as {text.model_type} has",)
-
-
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """transformers logs a table of missing and other tensors, which are an error or a note here. A level would not do:
-    with one that is set it logs more.
-    """
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
-
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(is_other)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_other)
