@@ -67,6 +67,21 @@ def next_unit(typing_context: Any, taken: Any) -> Any:
     return types.int64(taken), generate
 
 
+def _lent(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    """The value with arrays that own nothing: the caller keeps them alive, and threads do not meet in counting how
+    often each is used, for which they would wait for each other.
+    """
+    if isinstance(kind, types.Array):
+        array = context.make_array(kind)(context, builder, value)
+        array.meminfo = cgutils.get_null_value(array.meminfo.type)
+        array.parent = cgutils.get_null_value(array.parent.type)
+        return array._getvalue()
+    if isinstance(kind, types.BaseTuple):
+        parts = zip(kind.types, cgutils.unpack_tuple(builder, value), strict=True)
+        return context.make_tuple(builder, kind, [_lent(context, builder, part, each) for part, each in parts])
+    return value
+
+
 @intrinsic
 def on_threads(typing_context: Any, launch: Any, count: Any, function: Any, arguments: Any) -> Any:
     """Call compiled `function(*arguments)` on `count` threads at once, none of which holds the interpreter's lock, and
@@ -78,11 +93,10 @@ def on_threads(typing_context: Any, launch: Any, count: Any, function: Any, argu
         found = function.dispatcher.get_compile_result(wanted)
         context.active_code_library.add_linking_library(found.library)
         target = context.declare_function(builder.module, found.fndesc)
+        given_values = zip(cgutils.unpack_tuple(builder, given[3]), arguments.types, wanted.args, strict=True)
         values = [
-            context.cast(builder, value, before, after)
-            for value, before, after in zip(
-                cgutils.unpack_tuple(builder, given[3]), arguments.types, wanted.args, strict=True
-            )
+            _lent(context, builder, after, context.cast(builder, value, before, after))
+            for value, before, after in given_values
         ]
         shared = cgutils.alloca_once(builder, ir.LiteralStructType([I32, *(value.type for value in values)]))
         for i, value in enumerate([I32(0), *values]):

@@ -61,6 +61,10 @@ def test_a_change_in_the_shared_helpers_drops_what_was_compiled(function, tmp_pa
     assert not compiled(function)
 
 
+def test_a_function_whose_code_is_not_kept_has_none_to_drop():
+    drop_stale_code(numba.njit(lambda x: x))
+
+
 @chosen
 def length_or_number(x):
     """The length of a tuple, or a number as it is."""
