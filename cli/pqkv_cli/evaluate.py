@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pqkv_cli.flags import layered, option, split_list
 from pqkv_cli.options import (
     CACHE,
+    OUTPUT,
     TEXT,
     Bos,
     Config,
@@ -29,6 +30,9 @@ from pqkv_cli.options import (
 from pqkv_cli.records import RecordFormat, gather, print_records, raise_if_failed
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pqkv.config import EvalConfig
     from pqkv.record import Record, RecordStore
     from pqkv_cli.progress import ProgressBar
 
@@ -94,6 +98,9 @@ def evaluate(
     config: Config = None,
     output: RecordFolder = None,
     force: Force = False,
+    plan: Annotated[
+        bool, option("List the cells, their memory and their records; run nothing.", OUTPUT, False, "--plan")
+    ] = False,
     format: Format = RecordFormat.table,
 ) -> None:
     """Measure what a coded, paged KV cache costs, beside the exact cache on the same windows.
@@ -142,6 +149,10 @@ def evaluate(
 
     check_something_coded(wanted)
 
+    if plan:
+        _print_plan(wanted, output, format)
+        return
+
     def cells(store: RecordStore | None, bar: ProgressBar) -> Iterator[Record]:
         bar.show("load model", 0, 1)
         from pqkv.quality.evaluate import Progress, evaluate
@@ -155,6 +166,20 @@ def evaluate(
     records = gather(cells, output)
     print_records(records, format, output, _table)
     raise_if_failed(records)
+
+
+def _print_plan(wanted: EvalConfig, output: Path | None, format: RecordFormat) -> None:
+    from pqkv.lm import load_model
+    from pqkv.quality.plan import plan
+    from pqkv.record import RecordStore
+    from pqkv_cli.memory_plan import print_plan
+    from pqkv_cli.progress import ProgressBar
+
+    with ProgressBar() as bar:
+        bar.show("load model", 0, 1)
+        lm = load_model(wanted.model, wanted.dtype, wanted.device, wanted.device_map)
+        planned = plan(wanted, lm, RecordStore(output) if output else None)
+    print_plan(planned, format)
 
 
 def _table(records: list[Record]) -> None:

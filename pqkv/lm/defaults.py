@@ -36,9 +36,20 @@ def default_codebooks(
     first where they are not there yet, on what `calibrated` returns if it is given. A damaged file is trained again.
     Raises `CodebookError`, before the training, where nothing can be written.
     """
-    key = digest_of([_RECIPE, config.model_dump(mode="json", exclude={"model", "device", "device_map"}), lm.identity()])
-    name = Path("codebooks") / f"{key}.safetensors"
-    place = cache_place()
+    if found := kept_codebooks(lm, config):
+        return found
+    path = cache_folder() / _name(lm, config)
+    check_writable(path)
+    books, header = train(lm, config, progress, calibrated() if calibrated else None)
+    save_codebooks(path, books, header)
+    return books, header, path
+
+
+def kept_codebooks(lm: LanguageModel, config: TrainConfig) -> tuple[CodebookSet, CodebookHeader, Path] | None:
+    """The codebooks of this model and training, from where they are kept; None if they are not. A damaged file is
+    removed.
+    """
+    place, name = cache_place(), _name(lm, config)
     for folder in (*place.passed_over, place.folder):
         if folder is None or not os.access(path := folder / name, os.R_OK):
             continue
@@ -49,8 +60,9 @@ def default_codebooks(
         except CodebookError:
             with suppress(OSError):  # where it cannot be removed, another is kept elsewhere
                 path.unlink()
-    path = cache_folder() / name
-    check_writable(path)
-    books, header = train(lm, config, progress, calibrated() if calibrated else None)
-    save_codebooks(path, books, header)
-    return books, header, path
+    return None
+
+
+def _name(lm: LanguageModel, config: TrainConfig) -> Path:
+    key = digest_of([_RECIPE, config.model_dump(mode="json", exclude={"model", "device", "device_map"}), lm.identity()])
+    return Path("codebooks") / f"{key}.safetensors"

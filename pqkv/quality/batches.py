@@ -6,6 +6,7 @@ import torch
 
 from pqkv.lm import LanguageModel
 
+WINDOWS_TOGETHER = 8  # at most, of a batch that is taken step by step
 FORWARD_TOKENS = 4096  # of one forward over several short windows
 STEP_BYTES = 1 << 30  # of the caches and hidden states of windows that are taken step by step together
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,12 +19,13 @@ from pqkv.kernels.faults import fault_of
 from pqkv.lm import LanguageModel
 from pqkv.lm.plugin import Attended
 from pqkv.lm.tokens import TokenForm, describe_tokens, token_stream
-from pqkv.quality.batches import windows_together
+from pqkv.quality.batches import WINDOWS_TOGETHER, windows_together
 from pqkv.quality.cells import Cell
 from pqkv.quality.control import shuffled
 from pqkv.quality.exact_states import ExactStates
 from pqkv.quality.inputs import model_inputs
 from pqkv.quality.measures import PositionMeasures, compare
+from pqkv.quality.memory import estimate, memory_row, peak_resident, shortage
 from pqkv.quality.modes import coded_states, decoded_states
 from pqkv.quality.prefills import Prefills
 from pqkv.quality.recall import RecallPrompt, TokensApart, answered, build_prompts, by_depth
@@ -31,6 +33,8 @@ from pqkv.quality.softmax_mass import SoftmaxMassProbe
 from pqkv.quality.summary import bootstrap, by_position, finite, summarize
 from pqkv.record import Metric
 from pqkv.text import Corpus, TokenStream, load_corpus
+
+_log = logging.getLogger("pqkv")
 
 STATED_LENGTHS = (2048, 32768, 131072)
 
@@ -76,7 +80,7 @@ class CellRun:
         self.backend = backend
         self.fault = fault_of(backend.name)
         self.newest = config.decode_tokens if cell.mode == "decode" else 0  # tokens that are scored, 0 for all
-        self.batch = 8
+        self.batch = WINDOWS_TOGETHER
         self._done = self._total = 0
         self.attended = Attended()
 
@@ -87,6 +91,10 @@ class CellRun:
         does not hold to single windows; the notes say so.
         """
         notes: list[str] = []
+        peaked, expected = peak_resident(), estimate(self.lm, self.config, self.cell, len(tokens))
+        if short := shortage(expected, self.cell.label):
+            _log.warning(short)  # now, as the record's notes are read when it is too late
+            notes.append(short)
         while True:
             try:
                 outcome = self._measure(tokens)
@@ -103,6 +111,8 @@ class CellRun:
                 notes.append("memory did not hold several windows at once: they ran one by one")
             else:
                 outcome["notes"] += notes
+                expected = estimate(self.lm, self.config, self.cell, len(tokens), most=self.batch)
+                outcome["tables"]["memory_plan"] = [memory_row(expected, peaked, peak_resident())]
                 return outcome
 
     def _measure(self, tokens: np.ndarray) -> dict[str, Any]:

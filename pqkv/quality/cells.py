@@ -12,7 +12,7 @@ from pqkv.codec.codebook_file import CodebookHeader, load_codebooks
 from pqkv.config import STEPWISE, EvalConfig, Mode, TrainConfig
 from pqkv.errors import ConfigError
 from pqkv.lm import LanguageModel
-from pqkv.lm.defaults import default_codebooks
+from pqkv.lm.defaults import default_codebooks, kept_codebooks
 from pqkv.lm.tokens import TokenForm, recorded_form
 from pqkv.lm.train import Progress
 from pqkv.quality.recall import pieces_fit
@@ -22,7 +22,9 @@ from pqkv.text import Corpus
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Coding:
-    """What a cell codes with: codebooks and where they came from, or nothing for the exact cache."""
+    """What a cell codes with: codebooks and where they came from; with 0 `bits` nothing, the exact cache; in a plan
+    that trains nothing, bits without codebooks.
+    """
 
     bits: float
     books: CodebookSet | None = None
@@ -32,7 +34,7 @@ class Coding:
     @property
     def label(self) -> str:
         """For progress and tables."""
-        return "exact" if self.books is None else f"{self.bits:g} bits"
+        return f"{self.bits:g} bits" if self.bits else "exact"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,20 +63,14 @@ def default_codings(config: EvalConfig, lm: LanguageModel, progress: Progress | 
         if bits == 0:
             found.append(Coding(bits=0))
             continue
-        training = TrainConfig.parse(
-            {
-                "model": config.model,
-                "dtype": config.dtype,
-                "device": config.device,
-                "device_map": config.device_map,
-                "bits": bits,
-                "scope": config.scope,
-                "bos": config.bos,
-                "parse_special": config.parse_special,
-            }
-        )
-        found.append(_coding(*default_codebooks(lm, training, progress)))
+        found.append(_coding(*default_codebooks(lm, _training(config, bits), progress)))
     return found
+
+
+def kept_codings(config: EvalConfig, lm: LanguageModel) -> list[Coding]:
+    """Those of `default_codings` as far as they are trained: of others there are the bits alone."""
+    kept = [(bits, kept_codebooks(lm, _training(config, bits)) if bits else None) for bits in config.bits]
+    return [Coding(bits=bits) if found is None else _coding(*found) for bits, found in kept]
 
 
 def cells(config: EvalConfig, found: list[Coding]) -> list[Cell]:
@@ -84,7 +80,7 @@ def cells(config: EvalConfig, found: list[Coding]) -> list[Cell]:
         for context in config.context
         for coding in found
         for mode in config.mode
-        if coding.books is not None or mode in STEPWISE
+        if coding.bits or mode in STEPWISE
     ]
 
 
@@ -159,6 +155,22 @@ def check_something_coded(config: EvalConfig) -> None:
         f"context {max(config.context)} codes nothing in mode {', '.join(config.mode)}: the first {config.sink_tokens} "
         f"and the newest {config.residual} tokens stay exact, so coding starts at {first}; raise --context, lower "
         "--residual and --page-size, or take --mode all-coded"
+    )
+
+
+def _training(config: EvalConfig, bits: float) -> TrainConfig:
+    """How the default codebooks of `bits` are trained."""
+    return TrainConfig.parse(
+        {
+            "model": config.model,
+            "dtype": config.dtype,
+            "device": config.device,
+            "device_map": config.device_map,
+            "bits": bits,
+            "scope": config.scope,
+            "bos": config.bos,
+            "parse_special": config.parse_special,
+        }
     )
 
 

@@ -36,6 +36,12 @@ def positions_at_once(vocab_size: int, budget: int = TILE_BYTES, dtype: torch.dt
     return max(1, int(budget / (_ALIVE * vocab_size * itemsize)))
 
 
+def tile_bytes(vocab_size: int, positions: int, dtype: torch.dtype = torch.float32) -> int:
+    """What comparing `positions` positions takes at once."""
+    itemsize = torch.empty((), dtype=_compute(dtype)).element_size()
+    return int(min(positions, positions_at_once(vocab_size, dtype=dtype)) * _ALIVE * vocab_size * itemsize)
+
+
 def compare(
     exact: Tensor,
     coded: Tensor,
