@@ -158,6 +158,10 @@ class EvalConfig(Settings):
     mode: tuple[Mode, ...] = ("exact-schedule",)
     chunk_size: int = Field(256, ge=1)
     decode_tokens: int = Field(64, ge=2, description="newest tokens of a window, decoded one by one in mode decode")
+    coded_sinks: tuple[int, ...] = Field((0,), description="first tokens that stay exact in mode all-coded")
+    score_after: int = Field(0, ge=0, description="only positions from this one on are scored")
+    noise_floor: bool = Field(False, description="exact caches that differ by rounding alone, on the same windows")
+    by_layer: bool = Field(False, description="also code one layer at a time, keys, values and both")
     windows: int | None = Field(8, ge=1, description="windows per context, spread evenly; 'all' for all of them")
     topk: tuple[int, ...] = (1, 5, 10)
     metrics: tuple[Metric, ...] = ALL_METRICS
@@ -193,6 +197,13 @@ class EvalConfig(Settings):
             raise ValueError("topk takes positive numbers")
         return tuple(sorted(set(ks)))
 
+    @field_validator("coded_sinks")
+    @classmethod
+    def _coded_sinks(cls, counts: tuple[int, ...]) -> tuple[int, ...]:
+        if not counts or min(counts) < 0:
+            raise ValueError("coded_sinks takes numbers of tokens, 0 for none")
+        return tuple(dict.fromkeys(counts))
+
     @field_validator("mode", "metrics", "bits")
     @classmethod
     def _not_empty(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -209,6 +220,14 @@ class EvalConfig(Settings):
                 f"bits 0 is the exact cache: it has nothing to show in mode {exact_only[0]}; "
                 "use --mode token, chunk or decode"
             )
+        if max(self.coded_sinks) and "all-coded" not in self.mode:
+            raise ValueError("coded_sinks are the exact tokens of mode all-coded; --sink-tokens those of the others")
+        if max(self.coded_sinks) >= min(self.context):
+            raise ValueError(f"coded_sinks {max(self.coded_sinks)} leave nothing to code of {min(self.context)} tokens")
+        if self.score_after >= min(self.context) - 1:
+            raise ValueError(f"score_after {self.score_after} leaves nothing to score of {min(self.context)} tokens")
+        if self.by_layer and not {"exact-schedule", "all-coded"} & set(self.mode):
+            raise ValueError("by_layer codes single layers in one forward: use --mode exact-schedule or all-coded")
         if "decode" in self.mode and min(self.context) <= self.decode_tokens:
             raise ValueError(
                 f"mode decode takes the last {self.decode_tokens} tokens of a window one by one: every context must be "

@@ -15,13 +15,22 @@ def coded_len(cached: int, *, page_size: int, residual: int, sink_tokens: int) -
 
 
 def coded_share(
-    mode: str, context: int, *, page_size: int, residual: int, sink_tokens: int, chunk_size: int, decode_tokens: int
+    mode: str,
+    context: int,
+    *,
+    page_size: int,
+    residual: int,
+    sink_tokens: int,
+    chunk_size: int,
+    decode_tokens: int,
+    coded_sinks: int = 0,
 ) -> float:
     """Coded columns among all that the query rows of a window of `context` tokens see, as a cell in this mode measures
     them (`coded_share` in its record). 0 means that its figures are the exact cache's.
     """
     if mode == "all-coded":
-        return 1.0
+        exact = sum(min(row + 1, coded_sinks) for row in range(context))
+        return 1.0 - 2 * exact / (context * (context + 1))
     first = context - decode_tokens if mode == "decode" else 0
     step = chunk_size if mode == "chunk" else 1
     seen = coded = 0
@@ -53,4 +62,5 @@ def share_of_config(config: Mapping[str, Any]) -> float | None:
         **dict(zip(names[2:], cache, strict=True)),
         chunk_size=config.get("chunk_size") or 1,
         decode_tokens=config.get("decode_tokens") or context,
+        coded_sinks=config.get("coded_sinks") or 0,
     )

@@ -82,6 +82,23 @@ def evaluate(
     decode_tokens: Annotated[
         int | None, option("Newest tokens of a window, taken one by one in mode decode.", _MEASURE, "64")
     ] = None,
+    coded_sinks: Annotated[
+        str | None, option("First tokens that stay exact in mode all-coded, by commas.", _MEASURE, "0")
+    ] = None,
+    score_after: Annotated[int | None, option("Score only positions from this one on.", _MEASURE, "0")] = None,
+    noise_floor: Annotated[
+        bool | None,
+        option(
+            "Also exact caches that differ by rounding alone: what nothing is told under.",
+            _MEASURE,
+            "off",
+            "--noise-floor/--no-noise-floor",
+        ),
+    ] = None,
+    by_layer: Annotated[
+        bool | None,
+        option("Also code one layer at a time, keys, values and both.", _MEASURE, "off", "--by-layer/--no-by-layer"),
+    ] = None,
     windows: Annotated[
         str | None, option("Windows per context, spread evenly over the text, or 'all'.", _MEASURE, "8")
     ] = None,
@@ -133,6 +150,10 @@ def evaluate(
         "mode": split_list(mode, str, "--mode"),
         "chunk_size": chunk_size,
         "decode_tokens": decode_tokens,
+        "coded_sinks": split_list(coded_sinks, int, "--coded-sinks"),
+        "score_after": score_after,
+        "noise_floor": noise_floor,
+        "by_layer": by_layer,
         "windows": windows if windows is None or windows == "all" else split_list(windows, int, "--windows"),
         "topk": split_list(topk, int, "--topk"),
         "metrics": split_list(metrics, str, "--metrics"),

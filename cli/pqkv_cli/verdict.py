@@ -7,6 +7,7 @@ from rich.console import Console
 from pqkv.derived import nothing_coded, with_derived
 from pqkv.env import machine_name
 from pqkv.record import Record
+from pqkv.report.series import mode_name
 from pqkv.schedule import first_coded
 from pqkv_cli.output import console
 from pqkv_cli.table import print_lines, print_table
@@ -24,9 +25,11 @@ def print_verdict(records: list[Record]) -> None:
     if not records:
         return
     out = console()
-    records = [with_derived(record) for record in records]
+    layers = [record for record in records if record.kind == "eval-by-layer"]
+    records = [with_derived(record) for record in records if record not in layers]
     first = records[0]
     config = first.config
+    after = f"; scored from position {config['score_after']} on" if config.get("score_after") else ""
     print_table(
         out,
         _COLUMNS,
@@ -35,8 +38,10 @@ def print_verdict(records: list[Record]) -> None:
         title=f"{config['model']} on {config['data']}/{config['split']}: coded cache against the exact one",
         caption="in brackets: 95% bootstrap over windows; coded: share of the columns that rows see; "
         "recall: coded (exact); "
-        f"{machine_name(first.env)}, {config['dtype']} on {config['device']}",
+        f"{machine_name(first.env)}, {config['dtype']} on {config['device']}{after}",
     )
+    for record in layers:
+        _print_layers(out, record)
     _print_memory(out, records)
     for line in verdicts(records):
         print_lines(out, line)
@@ -45,11 +50,11 @@ def print_verdict(records: list[Record]) -> None:
 def _row(record: Record) -> list[str]:
     c = record.config
     if nothing_coded(record):  # its figures are the exact cache's: beside others they would look like praise
-        return [_bits(record), c["mode"], str(c["context"]), "nothing", *[""] * (len(_COLUMNS) - 4)]
+        return [_bits(record), mode_name(c), str(c["context"]), "nothing", *[""] * (len(_COLUMNS) - 4)]
     recall, exact = _value(record, "recall", ".0%"), _value(record, "recall_exact", ".0%")
     return [
         _bits(record),
-        c["mode"],
+        mode_name(c),
         str(c["context"]),
         "" if c["bits"] == 0 else _value(record, "coded_share", ".0%"),
         _value(record, "perplexity_exact", ".3f"),
@@ -67,6 +72,8 @@ def verdicts(records: list[Record]) -> list[str]:
     found = {}
     for record in records:
         c = record.config
+        if _is_floor(record):
+            continue
         key = (c["bits"], c.get("codebooks"))
         best = found.get(key)
         rank = (not nothing_coded(record), c["mode"] == "exact-schedule", c["context"])
@@ -94,11 +101,44 @@ def verdicts(records: list[Record]) -> list[str]:
         if c["bits"] == 0:
             line = f"exact pages at {c['context']} tokens ({c['mode']}): perplexity {change:+.2%}"
         word = "within" if good else "outside"
-        lines.append(f"{line}: {word} 1% and 95%")
+        lines.append(f"{line}: {word} 1% and 95%{_beside_floor(record, records)}")
     return lines
 
 
+def _beside_floor(record: Record, records: list[Record]) -> str:
+    """How far the KLD of a cell is above that of bfloat16 arithmetic on the same windows, where that was measured."""
+    c, kld = record.config, record.metrics.get("kld_mean")
+    for other in records:
+        floor = other.metrics.get("kld_mean")
+        same = all(other.config.get(key) == c.get(key) for key in ("context", "windows", "score_after", "data_sha256"))
+        if not same or other.config.get("floor") != "bfloat16 arithmetic" or kld is None or floor is None:
+            continue
+        if kld.value and floor.value:
+            return f"; KLD {kld.value:.2g} nats, {kld.value / floor.value:.1f} times that of bfloat16 arithmetic"
+    return ""
+
+
+def _is_floor(record: Record) -> bool:
+    return "floor" in record.config
+
+
+def _print_layers(out: Console, record: Record) -> None:
+    """Where the damage of a coding comes from."""
+    rows = record.tables["by_layer"]
+    print_table(
+        out,
+        ("layer", "keys", "values", "both"),
+        [(str(row["layer"]), *(f"{row[side]:.2g}" for side in ("keys", "values", "both"))) for row in rows],
+        title=f"{_bits(record)} bits, {mode_name(record.config)}, {record.config['context']} tokens: one layer coded "
+        "at a time",
+        caption=f"KLD in nats; all layers together: {_value(record, 'kld_mean', '.2g')}",
+    )
+
+
 def _print_memory(out: Console, records: list[Record]) -> None:
+    records = [record for record in records if not _is_floor(record)]
+    if not records:
+        return
     dtype = records[0].config["dtype"]
     (layers,) = records[0].tables.get("layers") or [{}]  # records of the first version do not say
     coded = f"; codes in {layers['coded']} of {layers['total']} layers" if layers else ""
@@ -120,6 +160,8 @@ def _print_memory(out: Console, records: list[Record]) -> None:
 
 
 def _bits(record: Record) -> str:
+    if floor := record.config.get("floor"):
+        return str(floor)
     return "exact" if record.config["bits"] == 0 else f"{record.config['bits']:g}"
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from pqkv.lm.layers import LayerPlan, layer_plan
 from pqkv.lm.model import LanguageModel
+from pqkv.lm.one_forward import OneForwardLayer
 from pqkv.lm.plugin import Attended, View, attach, exact_attention
 
 
@@ -69,19 +70,15 @@ class _CaptureCache(Cache):
         super().__init__(layers=plan.build(lambda k: layers[k]))
 
 
-class _CaptureLayer(CacheLayerMixin):
+class _CaptureLayer(OneForwardLayer):
     """Keeps the sampled positions of one forward after another and forgets the rest."""
 
     def __init__(self, attended: Attended) -> None:
-        super().__init__()
-        self.attended = attended
+        super().__init__(attended)
         self.positions = torch.empty(0, dtype=torch.long)
         self.keys_kept: list[Tensor] = []
         self.values_kept: list[Tensor] = []
         self.query_squares: Tensor = torch.zeros(())
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[View, View]:
         positions = self.positions.to(key_states.device)
@@ -94,15 +91,6 @@ class _CaptureLayer(CacheLayerMixin):
         """Sum of squares of (1, Hq, T, D) per KV head and channel, mean over the heads of a group."""
         squares = query[0].double().square().sum(1)  # (Hq, D)
         self.query_squares = self.query_squares + squares.unflatten(0, (num_kv_heads, -1)).mean(1)
-
-    def get_seq_length(self) -> int:
-        return 0
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, 0
 
 
 class _CaptureView(View):

@@ -35,14 +35,11 @@ class Attended:
     columns: int = 0
     coded_columns: int = 0
 
-    def saw(self, before: Sequence[int], coded: Sequence[int], rows: Sequence[int], *, own_coded: bool = False) -> None:
-        """Sequence b had `before[b]` tokens cached, `coded[b]` of them as codes, and brought `rows[b]` causal rows,
-        whose own columns are codes too where `own_coded` says so.
-        """
+    def saw(self, before: Sequence[int], coded: Sequence[int], rows: Sequence[int]) -> None:
+        """Sequence b had `before[b]` tokens cached, `coded[b]` of them as codes, and brought `rows[b]` causal rows."""
         for n, c, t in zip(before, coded, rows, strict=True):
-            own = t * (t + 1) // 2
-            self.columns += t * n + own
-            self.coded_columns += t * c + own * own_coded
+            self.columns += t * n + t * (t + 1) // 2
+            self.coded_columns += t * c
 
     def add(self, other: Attended) -> None:
         """Count what another one counted."""

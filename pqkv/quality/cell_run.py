@@ -80,6 +80,9 @@ class CellRun:
         self.backend = backend
         self.fault = fault_of(backend.name)
         self.newest = config.decode_tokens if cell.mode == "decode" else 0  # tokens that are scored, 0 for all
+        # positions are counted in tokens of text, so that the same targets are scored behind a beginning of sequence
+        self.first_kept = max(0, cell.context - self.newest) if self.newest else 0  # whose predictions are kept
+        self.unscored = max(0, config.score_after - self.first_kept)
         self.batch = WINDOWS_TOGETHER
         self._done = self._total = 0
         self.attended = Attended()
@@ -202,8 +205,7 @@ class CellRun:
         if self.config.control and books is not None:
             control = self._compare(tokens, shuffled(books), probe)
             metrics["kld_control"] = summarize(control, ("kld",), self.config.seed)["kld_mean"]
-        first = max(0, self.cell.context - self.newest) if self.newest else 0
-        return metrics, by_position(measures, first), samples
+        return metrics, by_position(measures, self.first_kept + self.unscored), samples
 
     def _compare(
         self, tokens: np.ndarray, books: CodebookSet | None, probe: SoftmaxMassProbe | None
@@ -216,8 +218,9 @@ class CellRun:
             exact = self.exact(ids, self.newest)  # first: where it is no number, codes need not be tried
             coded = self._run(ids, books, probe)
             for b, first in enumerate(inputs.first[rows]):
-                scored = slice(first, first + targets.shape[1])
-                found.append(compare(exact[b, scored], coded[b, scored], targets[b], self.config.topk, self.lm.head))
+                scored = slice(first + self.unscored, first + targets.shape[1])
+                pair, wanted = (exact[b, scored], coded[b, scored]), targets[b, self.unscored :]
+                found.append(compare(*pair, wanted, self.config.topk, self.lm.head))
                 self.exact.check(found[-1].nll_exact)
         return found
 
@@ -268,6 +271,7 @@ class CellRun:
                 self.cache,
                 self.cell.mode,
                 chunk_size=self.config.chunk_size,
+                coded_sinks=self.cell.coded_sinks,
                 probe=probe,
                 step=step,
                 attended=attended,

@@ -39,16 +39,18 @@ class Coding:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cell:
-    """One context, one mode, one coding."""
+    """One context, one mode, one coding; in mode all-coded the first `coded_sinks` tokens stay exact."""
 
     coding: Coding
     mode: Mode
     context: int
+    coded_sinks: int = 0
 
     @property
     def label(self) -> str:
         """For progress."""
-        return f"{self.coding.label}, {self.mode}, {self.context} tokens"
+        sinks = f" but {self.coded_sinks}" if self.coded_sinks else ""
+        return f"{self.coding.label}, {self.mode}{sinks}, {self.context} tokens"
 
 
 def named_codings(config: EvalConfig) -> list[Coding]:
@@ -76,10 +78,11 @@ def kept_codings(config: EvalConfig, lm: LanguageModel) -> list[Coding]:
 def cells(config: EvalConfig, found: list[Coding]) -> list[Cell]:
     """The grid, contexts outermost; modes that make no sense for the exact cache are left out."""
     return [
-        Cell(coding, mode, context)
+        Cell(coding, mode, context, sinks)
         for context in config.context
         for coding in found
         for mode in config.mode
+        for sinks in (config.coded_sinks if mode == "all-coded" else (0,))
         if coding.bits or mode in STEPWISE
     ]
 
@@ -109,6 +112,10 @@ def describe(
     if cell.mode == "decode":
         cache["decode_tokens"] = config.decode_tokens
     later = recorded_form(lm, corpus, form)
+    if cell.coded_sinks:
+        later["coded_sinks"] = cell.coded_sinks
+    if config.score_after:
+        later["score_after"] = config.score_after
     if "recall" in config.metrics and not pieces_fit(lm):
         later["recall_pieces"] = "together"
     return {

@@ -49,17 +49,19 @@ def compare(
     ks: Sequence[int],
     head: Head | None = None,
     *,
+    coded_head: Head | None = None,
     budget: int = TILE_BYTES,
 ) -> PositionMeasures:
     """Compare logits (n, V) of the exact and the coded cache that predict `targets` (n,), or with a `head` the states
-    (n, hidden) it makes them of, as many positions at once as fit into `budget` bytes.
+    (n, hidden) it makes them of, as many positions at once as fit into `budget` bytes. States of another model than the
+    exact ones have a `coded_head` of their own.
 
     KLD is sum p_exact (log p_exact - log p_coded) in nats; where p_exact is 0 a term is 0.
     Coded logits that are not numbers agree with nothing.
     """
     size = positions_at_once(exact.shape[-1] if head is None else head.vocab_size, budget, exact.dtype)
     tiles = [
-        _compare(exact[rows], coded[rows], targets[rows], ks, head)
+        _compare(exact[rows], coded[rows], targets[rows], ks, head, coded_head or head)
         for rows in (slice(i, i + size) for i in range(0, len(targets), size))
     ]
     return PositionMeasures(
@@ -81,8 +83,10 @@ def _log_softmax(values: Tensor, head: Head | None) -> Tensor:
     return logits.to(_compute(logits.dtype)).log_softmax(-1)
 
 
-def _compare(exact: Tensor, coded: Tensor, targets: Tensor, ks: Sequence[int], head: Head | None) -> PositionMeasures:
-    log_p, log_q = _log_softmax(exact, head), _log_softmax(coded, head)
+def _compare(
+    exact: Tensor, coded: Tensor, targets: Tensor, ks: Sequence[int], head: Head | None, coded_head: Head | None
+) -> PositionMeasures:
+    log_p, log_q = _log_softmax(exact, head), _log_softmax(coded, coded_head)
     column = targets.to(log_p.device)[:, None]
     nll, nll_exact = (-logs.gather(1, column)[:, 0].double().cpu() for logs in (log_q, log_p))
     most = min(max(ks), log_p.shape[-1])

@@ -6,7 +6,7 @@ whole window may not fit into memory. The functions `run_...` do, for windows wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any
 
@@ -72,18 +72,23 @@ def coded_states(
     mode: Mode,
     *,
     chunk_size: int = 256,
+    coded_sinks: int = 0,
+    sides: Sequence[tuple[bool, bool]] | None = None,
     probe: SoftmaxMassProbe | None = None,
     step: Step | None = None,
     attended: Attended | None = None,
 ) -> Tensor:
     """Run ids (B, T) with the cache `config` describes; `books` None is the paged exact cache (token, chunk only).
-    Mode decode is `decoded_states`. What the rows saw is added to `attended`.
+    Mode decode is `decoded_states`. `coded_sinks` are exact in mode all-coded; in the modes of one forward `sides` says
+    of each coded layer whether keys and values are coded. What the rows saw is added to `attended`.
     """
     attach(lm.model)
     if mode in ("exact-schedule", "all-coded"):
         if books is None:
             raise ConfigError(f"mode {mode} is about codes; the exact cache runs in mode token, chunk or decode")
-        schedule = ScheduleCache(lm.model.config, books, config, all_coded=mode == "all-coded")
+        schedule = ScheduleCache(
+            lm.model.config, books, config, all_coded=mode == "all-coded", coded_sinks=coded_sinks, sides=sides
+        )
         states, used = lm.states(ids, schedule), schedule.attended
     else:
         cache = PQKVCache(lm.model.config, books, config)

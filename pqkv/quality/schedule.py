@@ -7,19 +7,21 @@ call over a key buffer whose coded prefix grows in place: the cost is a causal f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from pqkv.cache import coded_len
 from pqkv.codec import Codebook, CodebookSet
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
 from pqkv.lm.layers import layer_plan
+from pqkv.lm.one_forward import OneForwardLayer
 from pqkv.lm.plugin import Attended, View
 
 if TYPE_CHECKING:
@@ -42,7 +44,8 @@ def tiles(length: int, config: CacheConfig) -> Iterator[tuple[int, int, int]]:
 class ScheduleCache(Cache):
     """A cache for exactly one forward over an empty past; codes nothing it keeps, decides per row what was coded.
 
-    `all_coded` codes every column for every row, the row's own too, and knows no sinks (MILLION's measure).
+    `all_coded` codes every column for every row, the row's own too, but the first `coded_sinks` (MILLION's measure
+    knows none). `sides` says of each coded layer whether its keys and its values are coded: all of them if None.
     """
 
     def __init__(
@@ -52,27 +55,60 @@ class ScheduleCache(Cache):
         config: CacheConfig,
         *,
         all_coded: bool = False,
+        coded_sinks: int = 0,
+        sides: Sequence[tuple[bool, bool]] | None = None,
     ) -> None:
         plan = layer_plan(model_config)
         if codebooks.num_layers != len(plan.coded):
             raise CacheError(f"codebooks for {codebooks.num_layers} layers cannot serve {plan} of the model")
         books = list(zip(codebooks.keys, codebooks.values, strict=True))
         self.coded_layers, self.attended = plan.coded, Attended()
-        super().__init__(layers=plan.build(lambda k: _ScheduleLayer(*books[k], config, all_coded, self.attended)))
+        chosen = sides or [(True, True)] * len(books)
+        rule = _Rule(config, coded_sinks if all_coded else None)
+        super().__init__(layers=plan.build(lambda k: _ScheduleLayer(books[k], chosen[k], rule, self.attended)))
 
 
-class _ScheduleLayer(CacheLayerMixin):
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """Which columns are coded for which rows: by the cache's schedule, or with `coded_sinks` all but so many."""
+
+    config: CacheConfig
+    coded_sinks: int | None
+
+    @property
+    def first(self) -> int:
+        """The first column that can be coded."""
+        return self.config.sink_tokens if self.coded_sinks is None else self.coded_sinks
+
+    def stretches(self, length: int) -> Iterator[tuple[int, int, int]]:
+        """See `tiles`."""
+        if self.coded_sinks is None:
+            return tiles(length, self.config)
+        coded = max(0, length - self.first)
+        return ((i, min(i + _TILE, length), coded) for i in range(0, length, _TILE))
+
+    def end(self, length: int) -> int:
+        """The end of what is coded for any of `length` rows."""
+        return length if self.coded_sinks is not None else self.first + _coded(length - 1, self.config)
+
+    def count(self, attended: Attended, batch: int, start: int, stop: int, coded: int) -> None:
+        """Tell what the rows of a stretch see."""
+        for row in range(start, stop):
+            seen = coded if self.coded_sinks is None else max(0, row + 1 - self.first)
+            attended.columns += batch * (row + 1)
+            attended.coded_columns += batch * seen
+
+
+class _ScheduleLayer(OneForwardLayer):
     def __init__(
-        self, keys: Codebook, values: Codebook, config: CacheConfig, all_coded: bool, attended: Attended
+        self, books: tuple[Codebook, Codebook], coded: tuple[bool, bool], rule: _Rule, attended: Attended
     ) -> None:
-        super().__init__()
-        self.attended = attended
-        self.key_book, self.value_book, self.config, self.all_coded = keys, values, config, all_coded
+        super().__init__(attended)
+        self.books, self.coded, self.rule = books, coded, rule
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.key_book, self.value_book = (
-            b.map(lambda t: t.to(key_states.device)) for b in (self.key_book, self.value_book)
-        )
+        keys, values = (book.map(lambda t: t.to(key_states.device)) for book in self.books)
+        self.books = keys, values
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[View, View]:
@@ -81,15 +117,6 @@ class _ScheduleLayer(CacheLayerMixin):
         self.lazy_initialization(key_states, value_states)
         view = _ScheduleView(self, key_states, value_states)
         return view, view
-
-    def get_seq_length(self) -> int:
-        return 0
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, 0
 
 
 class _ScheduleView(View):
@@ -106,22 +133,19 @@ class _ScheduleView(View):
         layer, compute = self.layer, torch.float64 if query.dtype == torch.float64 else torch.float32
         keys, values = self.exact_keys.to(compute), self.exact_values.to(compute)
         B, T = keys.shape[0], keys.shape[2]
-        if layer.all_coded:
-            stretches: Iterator[tuple[int, int, int]] = ((i, min(i + _TILE, T), T) for i in range(0, T, _TILE))
-            first = 0
-        else:
-            stretches, first = tiles(T, layer.config), layer.config.sink_tokens
-        end = T if layer.all_coded else first + _coded(T - 1, layer.config)
+        first, end = layer.rule.first, layer.rule.end(T)
         decoded = [
-            book.decode(book.encode(exact[:, :, first:end])).to(compute) if end > first else exact[:, :, :0]
-            for book, exact in ((layer.key_book, keys), (layer.value_book, values))
+            book.decode(book.encode(exact[:, :, first:end])).to(compute)
+            if coded and end > first
+            else exact[:, :, first:]
+            for book, coded, exact in zip(layer.books, layer.coded, (keys, values), strict=True)
         ]
         mixed = [keys.clone(), values.clone()]
         out = query.new_empty(query.shape)
         done = 0
-        for start, stop, coded in stretches:
-            seen = start if layer.all_coded else coded
-            self.attended.saw([start] * B, [seen] * B, [stop - start] * B, own_coded=layer.all_coded)
+        for start, stop, coded in layer.rule.stretches(T):
+            if any(layer.coded):
+                layer.rule.count(self.attended, B, start, stop, coded)
             for buffer, restored in zip(mixed, decoded, strict=True):
                 buffer[:, :, first + done : first + coded] = restored[:, :, done:coded]
             done = coded

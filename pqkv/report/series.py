@@ -18,7 +18,7 @@ _TELLING = (
     "scope", "residual", "sink_tokens", "page_size", "key_layout", "value_layout", "paged", "backend", "split",
     "dtype", "device", "num_subspaces", "nbits", "seed",
 )  # fmt: skip
-_OWN_COLUMN = ("model", "data", "bits", "mode", "context")
+_OWN_COLUMN = ("model", "data", "bits", "mode", "context", "coded_sinks", "floor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,11 @@ def cells(records: Iterable[Record]) -> list[Cell]:
 
 
 def shape_name(config: dict[str, Any]) -> str:
-    """The code shape in words: `4 bits`, `16 x 8 bits` for 16 subspaces of 8 bits, `exact` for no codes."""
+    """The code shape in words: `4 bits`, `16 x 8 bits` for 16 subspaces of 8 bits, `exact` for no codes; of a noise
+    floor what it rounds.
+    """
+    if floor := config.get("floor"):
+        return str(floor)
     bits, subspaces, nbits = (config.get(key) for key in ("bits", "num_subspaces", "nbits"))
     if _is_number(bits):
         return f"{bits:g} bit{'' if bits == 1 else 's'}" if bits else "exact"
@@ -86,8 +90,14 @@ def _group(record: Record) -> str:
     return f"{as_text(config.get('model', '?'))} on {as_text(config.get('data', '?'))}: {record.kind}"
 
 
+def mode_name(config: dict[str, Any]) -> str:
+    """The mode of a cell in words: `all-coded, 4 sinks` where the first four tokens stay exact in it."""
+    mode, sinks = as_text(config.get("mode") or ""), config.get("coded_sinks")
+    return f"{mode}, {sinks} sink{'' if sinks == 1 else 's'}" if sinks else mode
+
+
 def _mode(record: Record) -> str:
-    return as_text(record.config.get("mode") or "")
+    return mode_name(record.config)
 
 
 def _context(record: Record) -> int | None:

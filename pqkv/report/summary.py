@@ -8,6 +8,7 @@ from pathlib import Path
 from pqkv.errors import RecordError
 from pqkv.record import Record
 from pqkv.report.frame import write_csv
+from pqkv.report.heatmap import write_heatmaps
 from pqkv.report.markdown import write_markdown
 from pqkv.report.plots import write_plots
 
@@ -26,4 +27,5 @@ def write_report(records: Iterable[Record], folder: Path) -> list[Path]:
         write_csv(records, folder / "summary.csv"),
         write_markdown(records, folder / "summary.md"),
         *write_plots(records, folder),
+        *write_heatmaps(records, folder),
     ]

@@ -34,7 +34,16 @@ def test_charged_figures_by_hand(make):
 def test_without_one_of_the_figures_nothing_follows(make, missing):
     kept = {name: metric for name, metric in METRICS.items() if name != missing}
     assert derived(make(metrics=kept, kind="bench", batch=4)) == {}
-    assert derived(make(metrics=METRICS, kind="eval")) == {}  # no batch: not one step of decoding
+    assert set(derived(make(metrics=METRICS, kind="eval"))) == {"coded_share"}  # no batch: not one step of decoding
+
+
+def test_an_evaluation_without_it_has_the_share_of_codes_by_its_schedule(make):
+    short, long, exact = (make(context=n, bits=b) for n, b in ((128, 4), (512, 4), (512, 0)))
+    assert derived(short)["coded_share"].value == 0
+    assert derived(long)["coded_share"].value == pytest.approx(0.64, abs=0.005)
+    assert derived(exact) == {}
+    measured = make(metrics={"coded_share": Metric(value=0.5)})
+    assert "coded_share" not in derived(measured)
 
 
 def test_reports_show_what_no_record_holds(make, tmp_path):

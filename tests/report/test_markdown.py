@@ -22,7 +22,7 @@ def test_tables_are_grouped_by_model_and_data(make, grid):
 def test_headline_columns_carry_intervals(make):
     text = markdown([make()])
     assert rows(text)[0] == (
-        "| bits | mode | context | code_bits | effective_bits | perplexity | perplexity_exact | perplexity_ratio "
+        "| bits | mode | context | code_bits | effective_bits | coded_share | perplexity | perplexity_exact | perplexity_ratio "
         "| agreement_at_1 | kld_mean | recall | recall_exact |"
     )
     assert "| 1.0050 [1.0042, 1.0063] | 0.9000 [0.8800, 0.9200] | 0.0250 [0.0125, 0.0500] |" in rows(text)[1]
@@ -31,9 +31,9 @@ def test_headline_columns_carry_intervals(make):
 def test_a_column_without_figures_is_left_out_and_a_missing_figure_is_a_dash(make):
     text = markdown([make(metrics={"kld_mean": Metric(value=0.5)}), make(2, metrics={"recall": Metric(value=None)})])
     assert rows(text) == [
-        "| bits | mode | context | kld_mean |",
-        "| 4 | exact-schedule | 512 | 0.500 |",
-        "| 2 | exact-schedule | 512 | - |",
+        "| bits | mode | context | coded_share | kld_mean |",
+        "| 4 | exact-schedule | 512 | 0.64 | 0.500 |",
+        "| 2 | exact-schedule | 512 | 0.64 | - |",
     ]
 
 
