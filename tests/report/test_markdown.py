@@ -22,8 +22,8 @@ def test_tables_are_grouped_by_model_and_data(make, grid):
 def test_headline_columns_carry_intervals(make):
     text = markdown([make()])
     assert rows(text)[0] == (
-        "| bits | mode | context | code_bits | effective_bits | coded_share | perplexity | perplexity_exact | perplexity_ratio "
-        "| agreement_at_1 | kld_mean | recall | recall_exact |"
+        "| bits | mode | context | code_bits | effective_bits | coded_share | perplexity | perplexity_exact "
+        "| perplexity_ratio | agreement_at_1 | kld_mean | recall | recall_exact |"
     )
     assert "| 1.0050 [1.0042, 1.0063] | 0.9000 [0.8800, 0.9200] | 0.0250 [0.0125, 0.0500] |" in rows(text)[1]
 
