@@ -86,7 +86,7 @@ def _say_removed(removed: list[tuple[Entry, int]], format: ModelsFormat) -> None
     for entry, size in removed:
         what = [
             *(["the dequantized copy"] if entry.copy else []),
-            *([f"{len(entry.codebooks)} default codebooks"] if entry.codebooks else []),
+            *([f"default codebooks ({len(entry.codebooks)})"] if entry.codebooks else []),
         ]
         echo(f"{entry.name}: removed {' and '.join(what)}, {_size(size)}")
     if not removed:

@@ -80,14 +80,14 @@ def _dequantize(name: str, path: Path, digest: str, header: GGUFHeader) -> KeptM
     try:
         place = place_for(nbytes)
         _LOG.warning(
-            "dequantizing %s, this once: %.0f MB in float32 are kept in %s (pqkv models --clear removes them)",
+            "dequantizing %s, this once: %.1f MB in float32 are kept in %s (pqkv models --clear removes them)",
             path.name, nbytes / 1e6, place,
         )  # fmt: skip
         source = Source(name=path.name, sha256=digest, size=header.size, kinds=_kinds(header))
         return keep(place, source, fill)
     except NotKept as error:
         _LOG.warning(
-            "%s is dequantized at every load: its %.0f MB in float32 are not kept, as %s",
+            "%s is dequantized at every load: its %.1f MB in float32 are not kept, as %s",
             path.name, nbytes / 1e6, error,
         )  # fmt: skip
         return None
@@ -180,6 +180,9 @@ def _remarks(header: GGUFHeader, model: PreTrainedModel) -> tuple[str, ...]:
     if f"{header.architecture}.context_length" not in header.settings:
         positions = model.config.get_text_config(decoder=True).max_position_embeddings
         found.append(f"the file states no context_length: {positions}, as {model.config.model_type} has")
+    window = header.settings.get(f"{header.architecture}.attention.sliding_window")
+    if window and getattr(model.config.get_text_config(decoder=True), "sliding_window", None) != window:
+        found.append(f"the loader drops attention.sliding_window: another model past {window} tokens")
     return tuple(found)
 
 
