@@ -149,13 +149,20 @@ def _print_memory(out: Console, records: list[Record]) -> None:
         ]
         key = (record.config["bits"], record.config.get("codebooks"))
         rows.setdefault(key, [_bits(record), _value(record, "code_bits", ".2f"), *cells])
+        if all("whole_bytes" in r for r in record.tables["memory"]):  # a hybrid model: most of it may not be codes
+            whole = [
+                f"{r['whole_effective_bits']:.2f} ({r['whole_bytes'] / r['whole_bytes_exact']:.0%})"
+                for r in record.tables["memory"]
+            ]
+            rows.setdefault((*key, "whole"), [f"{_bits(record)}, all layers", "", *whole])
     lengths = (f"at {row['tokens'] // 1024}K" for row in records[0].tables.get("memory", []))
     print_table(
         out,
         ("bits", "marginal", *lengths),
         rows.values(),
         title=f"bits per cached element, everything counted (exact parts {dtype}{coded})",
-        caption="codes, codebooks, residual, sinks, table, slack; in brackets: times smaller than 16 bits",
+        caption="codes, codebooks, residual, sinks, table, slack; in brackets: times smaller than 16 bits"
+        + ("; all layers: sliding windows too, share of the exact cache" if any(len(key) > 2 for key in rows) else ""),
     )
 
 

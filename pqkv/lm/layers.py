@@ -27,6 +27,12 @@ class LayerPlan:
         """Indices of the layers pqkv serves."""
         return tuple(i for i, kind in enumerate(self.types) if kind == "full_attention")
 
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Sliding windows, in tokens, of the layers that pqkv does not serve."""
+        others = (more for kind, more in zip(self.types, self.settings, strict=True) if kind != "full_attention")
+        return tuple(int(more["sliding_window"]) for more in others if "sliding_window" in more)
+
     def build(self, make: Callable[[int], CacheLayerMixin]) -> list[CacheLayerMixin]:
         """A cache layer for every layer of the model: `make(k)` for the k-th coded one, transformers' own elsewhere."""
         coded = self.coded

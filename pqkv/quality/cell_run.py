@@ -31,6 +31,7 @@ from pqkv.quality.prefills import Prefills
 from pqkv.quality.recall import RecallPrompt, TokensApart, answered, build_prompts, by_depth
 from pqkv.quality.softmax_mass import SoftmaxMassProbe
 from pqkv.quality.summary import bootstrap, by_position, finite, summarize
+from pqkv.quality.whole_cache import whole_cache
 from pqkv.record import Metric
 from pqkv.text import Corpus, TokenStream, load_corpus
 
@@ -302,7 +303,8 @@ class CellRun:
         rows = []
         for tokens in STATED_LENGTHS:
             nbytes, bits = self._footprint(tokens)
-            rows.append({"tokens": tokens, "cache_bytes": nbytes, "effective_bits": bits, "dtype": self.config.dtype})
+            row = {"tokens": tokens, "cache_bytes": nbytes, "effective_bits": bits, "dtype": self.config.dtype}
+            rows.append(row | whole_cache(self.lm, tokens, nbytes))
         return rows
 
     def _footprint(self, tokens: int) -> tuple[int, float]:
