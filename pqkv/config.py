@@ -23,6 +23,7 @@ Mode = Literal["exact-schedule", "token", "chunk", "decode", "all-coded"]
 STEPWISE: tuple[Mode, ...] = ("token", "chunk", "decode")  # through the real cache and backend
 Split = Literal["calibration", "test", "all"]
 Bos = Literal["auto", "always", "never"]
+RecallForm = Literal["code", "word"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Metric = Literal["perplexity", "agreement", "kld", "recall", "softmax-mass"]
 
@@ -166,6 +167,7 @@ class EvalConfig(Settings):
     topk: tuple[int, ...] = (1, 5, 10)
     metrics: tuple[Metric, ...] = ALL_METRICS
     control: bool = False
+    recall_form: RecallForm = Field("code", description="codes of five facts a window, or the word of one")
     seed: int = Field(0, ge=0, lt=2**31)
     allow_contaminated: bool = False
     paged: bool = True

@@ -61,6 +61,9 @@ METRICS: dict[str, MetricInfo] = {
     "kld_control": MetricInfo("kld_mean with the codes dealt to the wrong tokens", "nats", "none", "control KLD"),
     "recall": MetricInfo("planted facts answered exactly on the coded cache", "", "higher", "recall"),
     "recall_exact": MetricInfo("planted facts answered exactly on the exact cache", "", "none", "exact recall"),
+    "recall_control": MetricInfo(
+        "planted facts answered with the codes dealt to the wrong tokens", "", "none", "control recall"
+    ),
     "softmax_mass_error": MetricInfo("largest |output - 1| with every value 1", "", "lower", "softmax mass error"),
     "lse_mass_error": MetricInfo("largest |sum exp(s - lse) - 1|, s in float64", "", "lower", "lse mass error"),
     "code_bits": MetricInfo("marginal cost of one element", "bits", "lower", "marginal cost per element"),

@@ -111,6 +111,14 @@ def evaluate(
         bool | None,
         option("Also measure with the codes dealt to the wrong tokens.", _MEASURE, "off", "--control/--no-control"),
     ] = None,
+    recall_form: Annotated[
+        str | None,
+        option(
+            "code: the numbers of five facts a window; word: the word of one, for models at large.",
+            _MEASURE,
+            "code",
+        ),
+    ] = None,
     seed: Annotated[int | None, option("Of recall prompts and intervals.", _MEASURE, "0")] = None,
     config: Config = None,
     output: RecordFolder = None,
@@ -158,6 +166,7 @@ def evaluate(
         "topk": split_list(topk, int, "--topk"),
         "metrics": split_list(metrics, str, "--metrics"),
         "control": control,
+        "recall_form": recall_form,
         "seed": seed,
     }
     values, source = layered(config, flags)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pqkv.cache import effective_bits, footprint
+from pqkv.cache import coded_len, effective_bits, footprint
 from pqkv.codec import CodebookSet
 from pqkv.config import STEPWISE, EvalConfig, Split
 from pqkv.errors import OutOfPages, memory_is_short
@@ -38,6 +38,7 @@ from pqkv.text import Corpus, TokenStream, load_corpus
 _log = logging.getLogger("pqkv")
 
 STATED_LENGTHS = (2048, 32768, 131072)
+_QUESTION = 32  # more tokens than a question and its answer have
 
 
 class Shared:
@@ -125,7 +126,7 @@ class CellRun:
         probe = SoftmaxMassProbe(self.backend.run) if probed else None
         prompts, no_prompts = self._prompts(tokens) if "recall" in wanted else ([], None)
         predictions = any(name in wanted for name in ("perplexity", "agreement", "kld"))
-        runs = predictions * (1 + (self.config.control and books is not None)) + bool(prompts)
+        runs = (predictions + bool(prompts)) * (1 + (self.config.control and books is not None))
         self._done, self._total = 0, tokens.size * runs
         self.attended = Attended()
         metrics = self._memory()
@@ -158,7 +159,8 @@ class CellRun:
     def _prompts(self, tokens: np.ndarray) -> tuple[list[RecallPrompt], str | None]:
         """Prompts for recall, or why there are none."""
         try:
-            prompts = build_prompts(self.lm, tokens[:, : self.cell.context], self.config.seed, self.form)
+            filler, coded = tokens[:, : self.cell.context], self._coded_columns()
+            prompts = build_prompts(self.lm, filler, self.config.seed, self.form, coded)
         except TokensApart as error:
             return [], str(error)
         if self.newest:
@@ -166,6 +168,18 @@ class CellRun:
         if not prompts:
             return [], f"recall not measured: {self.cell.context} tokens leave no room for a fact and its question"
         return prompts, None
+
+    def _coded_columns(self) -> tuple[int, int] | None:
+        """First and end of the columns that are codes when a window ends, where recall plants its fact among them."""
+        if self.config.recall_form != "word":
+            return None
+        context, cache = self.cell.context, self.cache
+        if self.cell.mode == "all-coded" or self.cell.coding.books is None:
+            return self.cell.coded_sinks, context
+        coded = coded_len(
+            context - _QUESTION, page_size=cache.page_size, residual=cache.residual, sink_tokens=cache.sink_tokens
+        )
+        return cache.sink_tokens, cache.sink_tokens + coded
 
     def _remarks(self, metrics: dict[str, Metric]) -> list[str]:
         """What a reader of the figures has to know."""
@@ -229,17 +243,20 @@ class CellRun:
         self, prompts: list[RecallPrompt], probe: SoftmaxMassProbe | None
     ) -> tuple[dict[str, Metric], list[dict[str, Any]]]:
         tokens = np.stack([prompt.ids for prompt in prompts])
-        coded, exact = [], []
-        rest = iter(prompts)
+        books = self.cell.coding.books
+        coded, exact, dealt = [], [], []
         for rows in self._batches(tokens):
             ids = torch.from_numpy(tokens[rows]).to(self.lm.device)
-            references = self.exact(ids, self.newest)
-            for got, reference in zip(self._run(ids, self.cell.coding.books, probe), references, strict=True):
-                prompt = next(rest)
-                coded.append(answered(prompt, got, self.lm.head))
-                exact.append(answered(prompt, reference, self.exact.head))
+            references, found = self.exact(ids, self.newest), self._run(ids, books, probe)
+            controlled = self.config.control and books is not None
+            wrong: Iterable[Tensor] = self._run(ids, shuffled(books), probe) if controlled else []
+            exact += [answered(p, got, self.exact.head) for p, got in zip(prompts[rows], references, strict=True)]
+            coded += [answered(p, got, self.lm.head) for p, got in zip(prompts[rows], found, strict=True)]
+            dealt += [answered(p, got, self.lm.head) for p, got in zip(prompts[rows], wrong, strict=False)]
         metrics = {}
-        for name, answers in (("recall", coded), ("recall_exact", exact)):
+        for name, answers in (("recall", coded), ("recall_exact", exact), ("recall_control", dealt)):
+            if not answers:
+                continue
             right = np.array([sum(answer[1] for answer in window) for window in answers])
             asked = np.array([len(window) for window in answers])
             low, high = bootstrap([right, asked], lambda r, a: r.sum(-1) / a.sum(-1), self.config.seed)

@@ -116,7 +116,9 @@ def describe(
         later["coded_sinks"] = cell.coded_sinks
     if config.score_after:
         later["score_after"] = config.score_after
-    if "recall" in config.metrics and not pieces_fit(lm):
+    if "recall" in config.metrics and config.recall_form != "code":
+        later["recall_form"] = config.recall_form
+    elif "recall" in config.metrics and not pieces_fit(lm):
         later["recall_pieces"] = "together"
     return {
         "model": lm.name,

@@ -20,10 +20,10 @@ from pqkv.quality.batches import FORWARD_TOKENS, WINDOWS_TOGETHER, windows_toget
 from pqkv.quality.cells import Cell
 from pqkv.quality.exact_states import KEPT_BYTES
 from pqkv.quality.measures import tile_bytes
+from pqkv.quality.schedule import TILE_ROWS
 
 _FLOAT, _BOOL = 4, 1  # bytes: codes are looked up and measures made in float32
-_ROWS = 512  # that `quality.schedule` attends to at once where all columns are coded
-_LIBRARIES = 160 << 20  # compiled kernels, threads' buffers, what the allocator does not give back
+_LIBRARIES = 384 << 20  # compilers and compiled kernels, threads' buffers, what the allocator does not give back
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +167,8 @@ def _schedule(shapes: _Shapes, config: EvalConfig, cell: Cell, batch: int) -> in
     T = cell.context
     side = 2 * batch * T * shapes.kv_heads * shapes.head_dim * _FLOAT  # keys and values
     copies = 4 * side  # exact in float32, in the order of the codes, decoded, as a row sees them
-    exact = min(T, config.sink_tokens + config.residual)  # rows that see nothing coded, attended to at once
-    seen = max(exact * exact, config.page_size * T) if cell.mode == "exact-schedule" else min(_ROWS, T) * T
+    rows = max(config.page_size, config.sink_tokens + config.residual) if cell.mode == "exact-schedule" else T
+    seen = min(rows, TILE_ROWS, T) * T
     return copies + shapes.heads // shapes.kv_heads * seen * (
         _BOOL + _FLOAT
     )  # the mask, and as torch adds it to scores

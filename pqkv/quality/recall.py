@@ -32,6 +32,10 @@ _FIRST = (
     "rapid",
     "pale",
 )
+_WORDS = (
+    "apple", "river", "stone", "bread", "horse", "glass", "chair", "table", "cloud", "tiger", "house", "music", "paper",
+    "light", "water", "garden", "bridge", "silver", "flower", "mountain",
+)  # fmt: skip
 _SECOND = ("falcon", "harbor", "willow", "engine", "lantern", "meadow", "anchor", "canyon", "violin", "beacon", "otter")
 
 
@@ -67,13 +71,19 @@ class RecallPrompt:
 
 
 def build_prompts(
-    lm: LanguageModel, filler: np.ndarray, seed: int, form: TokenForm | None = None
+    lm: LanguageModel,
+    filler: np.ndarray,
+    seed: int,
+    form: TokenForm | None = None,
+    coded: tuple[int, int] | None = None,
 ) -> list[RecallPrompt]:
     """One prompt per filler window (n, T), of exactly T tokens: the beginning of sequence where `form` has one, filler
     with facts planted, then the questions.
 
     As many of the five depths as leave half of the window to the filler; fewer rotate over the windows. Windows that
-    not even one fact fits give no prompt.
+    not even one fact fits give no prompt. With the `coded` columns (first, end) at the end of a window one fact is
+    planted, among them, at a depth of theirs that rotates over the windows: a word instead of a number, and a question
+    in the words of the fact. That is what a model answers that was not trained on the longer form.
     """
     bos = None if form is None else form.bos
     begun = int(bos is not None)  # tokens in front of the filler
@@ -81,6 +91,10 @@ def build_prompts(
     prompts = []
     for index, window in enumerate(with_bos(filler, bos)[:, begun:]):
         generator = np.random.default_rng([seed, index])
+        if coded is not None:
+            one = _word_prompt(lm, window, coded, DEPTHS[index % len(DEPTHS)], generator, begun)
+            prompts += [] if one is None else [one if bos is None else one.after(bos)]
+            continue
         used: set[str] = set()
         facts = [_fact(lm, generator, used) for _ in DEPTHS]
         cost = max(len(f.statement) + len(f.question) + len(f.answer) for f in facts)
@@ -161,6 +175,29 @@ def _fact(lm: LanguageModel, generator: np.random.Generator, used: set[str]) -> 
     code = int(generator.integers(10000, 100000))
     statement = lm.encode(f"\nRemember: the code of {key} is {code}.\n")
     return _Fact(statement, *_together(lm, *_asked(key, code)))
+
+
+def _word_prompt(
+    lm: LanguageModel,
+    window: np.ndarray,
+    coded: tuple[int, int],
+    depth: float,
+    generator: np.random.Generator,
+    begun: int,
+) -> RecallPrompt | None:
+    """`window` with one fact at a depth of the coded columns, which count the `begun` tokens before it; None where they
+    do not hold it.
+    """
+    key, word = f"{generator.choice(_FIRST)} {generator.choice(_SECOND)}", generator.choice(_WORDS)
+    said = f"\nThe secret word of the {key} is"
+    statement, (question, answer) = lm.encode(f"{said} {word}.\n"), _together(lm, said, f" {word}")
+    room = len(window) - len(statement) - len(question) - len(answer)
+    first, end = coded[0] - begun, min(coded[1] - begun, room + len(statement))
+    if room <= 0 or end - first < len(statement):
+        return None
+    at = max(0, first) + round(depth * (end - max(0, first) - len(statement)))
+    ids = np.concatenate([window[:at], statement, window[at:room], question, answer]).astype(np.int64)
+    return RecallPrompt(ids, (Question(depth, len(ids) - len(answer), len(ids)),))
 
 
 def _asked(key: str, code: int) -> tuple[str, str]:

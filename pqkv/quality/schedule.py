@@ -27,7 +27,7 @@ from pqkv.lm.plugin import Attended, View
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-_TILE = 512  # rows attended to at once where one stretch would be the whole window
+TILE_ROWS = 512  # attended to at once, at most: the mask of a stretch as long as the window would be its square
 
 
 def tiles(length: int, config: CacheConfig) -> Iterator[tuple[int, int, int]]:
@@ -81,11 +81,11 @@ class _Rule:
         return self.config.sink_tokens if self.coded_sinks is None else self.coded_sinks
 
     def stretches(self, length: int) -> Iterator[tuple[int, int, int]]:
-        """See `tiles`."""
-        if self.coded_sinks is None:
-            return tiles(length, self.config)
-        coded = max(0, length - self.first)
-        return ((i, min(i + _TILE, length), coded) for i in range(0, length, _TILE))
+        """See `tiles`; those of more than `TILE_ROWS` rows in parts."""
+        whole = [(0, length, max(0, length - self.first))]
+        for start, stop, coded in tiles(length, self.config) if self.coded_sinks is None else whole:
+            for i in range(start, stop, TILE_ROWS):
+                yield i, min(i + TILE_ROWS, stop), coded
 
     def end(self, length: int) -> int:
         """The end of what is coded for any of `length` rows."""

@@ -216,7 +216,7 @@ def test_progress_of_a_cell_ends_at_its_total(base):
     run({**base, "mode": ("token",), "control": True}, report=told.append)
     steps = [(news.done, news.total) for news in told]
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
-    assert steps[-1] == (900, 900)  # 2 windows of 150 tokens: predictions, control, recall
+    assert steps[-1] == (1200, 1200)  # 2 windows of 150 tokens: predictions and recall, each with its control
 
 
 def no_cell(values, error, match, **more):

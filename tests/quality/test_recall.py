@@ -8,6 +8,7 @@ import pytest
 import torch
 from tokenizers_made import spaced
 
+from pqkv.lm.tokens import TokenForm
 from pqkv.quality.recall import DEPTHS, TokensApart, answered, build_prompts, by_depth, pieces_fit
 
 
@@ -196,3 +197,26 @@ def test_a_slow_tokenizer_whose_pieces_fit_is_served(reference):
     (prompt,) = build_prompts(replace(reference, tokenizer=Slow()), np.ones((1, 2000), dtype=np.int64), seed=0)
     for question in prompt.questions:
         assert "".join(map(chr, prompt.ids[question.start : question.end])).strip().isdigit()
+
+
+@pytest.mark.parametrize(("bos", "coded"), [(None, (4, 260)), (0, (4, 260)), (None, (0, 400)), (0, (5, 120))])
+def test_a_word_is_planted_among_coded_columns_and_asked_for_in_its_own_words(reference, prose, bos, coded):
+    filler = prose[0, :1200].reshape(3, 400).numpy()
+    prompts = build_prompts(reference, filler, 0, TokenForm(bos=bos), coded)
+    assert [len(prompt.ids) for prompt in prompts] == [400] * 3
+    for prompt in prompts:
+        (question,) = prompt.questions
+        text = reference.tokenizer.decode(prompt.ids)
+        (key, word), (asked, answer) = re.findall(r"The secret word of the ([a-z]+ [a-z]+) is ([a-z]+)", text)
+        assert (key, word) == (asked, answer)
+        assert reference.tokenizer.decode(prompt.ids[question.start : question.end]).strip() == word
+        statement = reference.encode(f"\nThe secret word of the {key} is {word}.\n")
+        starts = [i for i in range(400) if prompt.ids[i : i + len(statement)].tolist() == statement]
+        assert len(starts) == 1
+        assert coded[0] <= starts[0]
+        assert starts[0] + len(statement) <= coded[1]
+    assert len({prompt.questions[0].depth for prompt in prompts}) == 3
+
+
+def test_where_nothing_is_coded_no_word_can_be_planted(reference, prose):
+    assert build_prompts(reference, prose[:, :400].numpy(), 0, None, (4, 10)) == []

@@ -233,3 +233,24 @@ def test_the_brute_force_decodes_as_the_codebook_does(tiny, books, books6):
     vectors = torch.randn(2, 2, 30, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for book in (*books.keys, *books6.values):
         assert gap(book.decode(book.encode(vectors)), restored(book, vectors)) == 0
+
+
+def test_rows_before_the_first_code_are_attended_to_in_parts(tiny, books):
+    """A window that is as long as the residual would need a mask of its square; in parts it is the same attention."""
+    from pqkv.quality.schedule import TILE_ROWS
+
+    ids, config = random_ids(TILE_ROWS + 90), CacheConfig(page_size=8, residual=TILE_ROWS + 40, sink_tokens=2)
+    masks = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def seen(*args, attn_mask=None, **more):
+        masks.append(attn_mask.shape)
+        return attention(*args, attn_mask=attn_mask, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pqkv.quality.schedule.F.scaled_dot_product_attention", seen)
+        schedule = run_coded(tiny, ids, books, config, "exact-schedule")
+    assert max(rows for rows, _ in masks) == 2 * TILE_ROWS  # two query heads on a KV head
+    first = TILE_ROWS + 42
+    assert gap(schedule[:, :first], run_exact(tiny, ids)[:, :first]) <= 1e-9
+    assert gap(schedule[:, first:], run_exact(tiny, ids)[:, first:]) > 1e-4
