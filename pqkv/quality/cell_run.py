@@ -248,8 +248,9 @@ class CellRun:
         for rows in self._batches(tokens):
             ids = torch.from_numpy(tokens[rows]).to(self.lm.device)
             references, found = self.exact(ids, self.newest), self._run(ids, books, probe)
-            controlled = self.config.control and books is not None
-            wrong: Iterable[Tensor] = self._run(ids, shuffled(books), probe) if controlled else []
+            wrong: Iterable[Tensor] = []
+            if self.config.control and books is not None:
+                wrong = self._run(ids, shuffled(books), probe)
             exact += [answered(p, got, self.exact.head) for p, got in zip(prompts[rows], references, strict=True)]
             coded += [answered(p, got, self.lm.head) for p, got in zip(prompts[rows], found, strict=True)]
             dealt += [answered(p, got, self.lm.head) for p, got in zip(prompts[rows], wrong, strict=False)]
