@@ -93,10 +93,11 @@ class _Rule:
 
     def count(self, attended: Attended, batch: int, start: int, stop: int, coded: int) -> None:
         """Tell what the rows of a stretch see."""
-        for row in range(start, stop):
-            seen = coded if self.coded_sinks is None else max(0, row + 1 - self.first)
-            attended.columns += batch * (row + 1)
-            attended.coded_columns += batch * seen
+        attended.columns += batch * (_up_to(stop) - _up_to(start))
+        if self.coded_sinks is None:
+            attended.coded_columns += batch * (stop - start) * coded
+        else:
+            attended.coded_columns += batch * (_up_to(stop - self.first) - _up_to(start - self.first))
 
 
 class _ScheduleLayer(OneForwardLayer):
@@ -153,6 +154,11 @@ class _ScheduleView(View):
                 query[:, :, start:stop].to(compute), mixed[0][:, :, :stop], mixed[1][:, :, :stop], scale
             )
         return out.transpose(1, 2)
+
+
+def _up_to(rows: int) -> int:
+    """1 + 2 + ... + rows: the columns that so many rows of a causal forward see."""
+    return max(0, rows) * (max(0, rows) + 1) // 2
 
 
 def _causal(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
