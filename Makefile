@@ -26,7 +26,8 @@ demo: $(READY)
 	@model=smollm2; $(MAKE) --silent smollm2 2>/dev/null \
 		|| { model=reference; echo "$(SMOLLM2) cannot be had here: the demo goes on with the bundled model"; }; \
 	set -ex; \
-	$(BIN)/pqkv eval --model $$model --bits 4 --context 1024 --windows 4 --control -o build/demo; \
+	$(BIN)/pqkv eval --model $$model --bits 4 --context 1024 --windows 4 --control --metrics perplexity,agreement,kld \
+		-o build/demo; \
 	$(BIN)/python experiments/checks/generate_text.py --model $$model --bits 4 --tokens 64 -o build/demo; \
 	$(BIN)/pqkv report build/demo -o build/demo
 
