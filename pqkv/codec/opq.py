@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from pqkv.codec.grouping import balanced_channels
-from pqkv.codec.kmeans import kmeans, nearest, settled
+from pqkv.codec.kmeans import kmeans
+from pqkv.codec.lloyd import lloyd
 
 _FIRST_ITERATIONS = 4  # of k-means before the first turn: the codebooks move with the rotation anyway
 
@@ -25,17 +24,15 @@ def opq_rotation(vectors: Tensor, num_subspaces: int, nbits: int, *, rounds: int
     centred = x - x.mean(0)
     variance, axes = torch.linalg.eigh(centred.mT @ centred / len(x))
     rotation = axes[:, balanced_channels(variance, num_subspaces)].mT.float()
-    centroids: list[np.ndarray] = []
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        for _ in range(rounds):
-            turned = (x @ rotation.double().mT).float()
-            split = [part.contiguous().numpy() for part in turned.chunk(num_subspaces, -1)]
-            if not centroids:
-                centroids = list(threads.map(lambda part: kmeans(part, nbits, _FIRST_ITERATIONS, seed), split))
-            codes = list(threads.map(nearest, centroids, split))
-            centroids = list(threads.map(settled, centroids, split, codes))
-            restored = np.concatenate([c[code] for c, code in zip(centroids, codes, strict=True)], -1)
-            # the largest trace of rotation @ (x' restored)
-            left, _, right = torch.linalg.svd(x.mT @ torch.from_numpy(restored).double())
-            rotation = (left @ right).mT.float()
+    centroids: np.ndarray | None = None
+    for _ in range(rounds):
+        turned = (x @ rotation.double().mT).float()
+        points = turned.unflatten(-1, (num_subspaces, -1)).transpose(0, 1).contiguous().numpy()  # (M, N, d_sub)
+        if centroids is None:
+            centroids = kmeans(points, nbits, _FIRST_ITERATIONS, seed)
+        centroids, codes = lloyd(points, centroids, 0)
+        restored = np.take_along_axis(centroids, codes[..., None].astype(np.int64), 1)  # (M, N, d_sub)
+        flat = torch.from_numpy(restored).transpose(0, 1).flatten(1)
+        left, _, right = torch.linalg.svd(x.mT @ flat.double())  # the largest trace of rotation @ (x' restored)
+        rotation = (left @ right).mT.float()
     return rotation

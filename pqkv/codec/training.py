@@ -1,11 +1,9 @@
-"""Codebook training: FAISS k-means per subspace, seeded, as `faiss.ProductQuantizer` does (MILLION: 25 iterations)."""
+"""Codebook training: k-means per subspace, seeded, as `faiss.ProductQuantizer` does (MILLION: 25 iterations)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,20 +35,35 @@ def train_codebooks(
     from the pool, so every scope sees the same number of vectors per codebook. `channels` says what a subspace holds:
     neighbours (`adjacent`), channels grouped so that subspaces carry like variance (`balanced`), or those of a learnt
     rotation (`opq`). `weights`, (Hkv, D) per layer, is the metric (for keys: the root mean square of the queries that
-    will meet them). Raises `DataError` for fewer vectors than centroids, and for NaN or infinite ones.
+    will meet them). `progress` counts subspaces. `samples` are indexed one layer after another, so they may be made
+    when asked for. Each k-means is the work of one thread: the result does not depend on their number.
+
+    Raises `DataError` for fewer vectors than centroids, and for NaN or infinite ones.
     """
     metric = list(weights) if weights is not None else [torch.ones(s.shape[0], s.shape[2]) for s in samples]
-    groups = [list(zip(layer, w, strict=True)) for layer, w in zip(samples, metric, strict=True)]
-    if scope == "layer":
-        groups = [[_pool([layer], [w], seed)] for layer, w in zip(samples, metric, strict=True)]
-    elif scope == "global":
-        groups = [[_pool(samples, metric, seed)]]
+    pools = 1 if scope == "global" else len(samples)
+    report = progress or (lambda done, total: None)
+    done, total = 0, pools * num_subspaces * (len(samples[0]) if scope == "head" else 1)
+    report(0, total)
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        report(done, total)
+
     books: list[Codebook] = []
-    if progress:
-        progress(0, len(groups))
-    for index, layer_groups in enumerate(groups):
-        trained = [_train(vectors, w, num_subspaces, nbits, iterations, seed, channels) for vectors, w in layer_groups]
-        centroids, metrics, orders = (torch.stack(parts) for parts in zip(*trained, strict=True))
+    for index in range(pools):
+        if scope == "head":
+            groups = list(zip(samples[index], metric[index], strict=True))
+        else:
+            pooled = slice(None) if scope == "global" else slice(index, index + 1)
+            groups = [_pool(samples[pooled], metric[pooled], seed)]
+        parts = [_split(vectors, w, num_subspaces, nbits, iterations, seed, channels) for vectors, w in groups]
+        points, metrics, orders = (torch.stack(part) for part in zip(*parts, strict=True))
+        found = kmeans(points.flatten(0, 1).numpy(), nbits, iterations, seed, add)
+        centroids = torch.from_numpy(found).unflatten(0, (len(groups), num_subspaces))
+        if channels != "opq":  # there the weights come off after the vector is turned back
+            centroids = centroids / metrics.unflatten(1, (num_subspaces, 1, -1))
         books.append(
             Codebook(
                 centroids,
@@ -59,8 +72,6 @@ def train_codebooks(
                 orders if channels == "opq" else None,
             )
         )
-        if progress:
-            progress(index + 1, len(groups))
     return tuple(books * len(samples)) if scope == "global" else tuple(books)
 
 
@@ -80,20 +91,21 @@ def relative_error(book: Codebook, vectors: Tensor, weights: Tensor | None = Non
 
 def _pool(samples: Sequence[Tensor], weights: Sequence[Tensor], seed: int) -> tuple[Tensor, Tensor]:
     """Draw N vectors out of all heads of these layers; their weights are averaged as squares."""
-    pool = torch.cat([layer.flatten(0, 1) for layer in samples])
+    heads, count, head_dim = samples[0].shape
     generator = torch.Generator().manual_seed(seed)
-    drawn = pool[torch.randperm(len(pool), generator=generator)[: samples[0].shape[1]]]
+    places = torch.randperm(len(samples) * heads * count, generator=generator)[:count]
+    drawn = torch.empty(count, head_dim)
+    for index, layer in enumerate(samples):  # one after another: together they may be more than memory holds
+        here = places // (heads * count) == index
+        drawn[here] = layer.flatten(0, 1)[places[here] % (heads * count)].float().cpu()
     return drawn, torch.cat(list(weights)).square().mean(0).sqrt()
 
 
-def _train(
+def _split(
     vectors: Tensor, weights: Tensor, num_subspaces: int, nbits: int, iterations: int, seed: int, channels: Channels
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, D) and weights (D,) -> centroids (M, C, d_sub), weights (D,) as a `Codebook` takes them, and the order of the
-    channels (D,) or, for `opq`, the rotation (D, D).
-
-    One seeded k-means per subspace, each on one thread and several side by side, so the result does not depend on
-    their number.
+    """(N, D) and weights (D,) -> the points of each subspace (M, N, d_sub), weights (D,) as a `Codebook` takes them,
+    and the order of the channels (D,) or, for `opq`, the rotation (D, D).
     """
     count, head_dim = vectors.shape
     if count < 2**nbits:
@@ -114,10 +126,4 @@ def _train(
     else:
         order = balanced_channels(scaled.var(0), num_subspaces) if channels == "balanced" else torch.arange(head_dim)
         scaled, weights = scaled[:, order], weights[order]
-    split = scaled.unflatten(-1, (num_subspaces, -1)).transpose(0, 1).contiguous()  # (M, N, d_sub)
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # torch in one of them would start threads for it
-        found = threads.map(lambda points: kmeans(points, nbits, iterations, seed), split.numpy())
-    centroids = torch.from_numpy(np.stack(list(found)))
-    if channels != "opq":  # there the weights come off after the vector is turned back
-        centroids = centroids / weights.reshape(num_subspaces, 1, -1)
-    return centroids, weights, order
+    return scaled.unflatten(-1, (num_subspaces, -1)).transpose(0, 1).contiguous(), weights, order

@@ -1,14 +1,16 @@
-"""Train codebooks for a model: calibration text -> captured keys and values -> FAISS -> codebooks with provenance."""
+"""Train codebooks for a model: calibration text -> captured keys and values -> k-means -> codebooks with provenance."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from typing import overload
 
 import torch
+from torch import Tensor
 
 from pqkv.codec import CodebookSet, code_geometry
 from pqkv.codec.codebook_file import Calibration, CodebookHeader, ModelIdentity
@@ -101,13 +103,38 @@ def _check_count(config: TrainConfig, lm: LanguageModel, vectors: int, text: str
         )
 
 
+class _Rows(Sequence[Tensor]):
+    """Layers (Hkv, N, D) cut down to some of their vectors when asked for: never is a side copied as a whole."""
+
+    def __init__(self, layers: Sequence[Tensor], rows: Tensor) -> None:
+        self._layers, self._rows = layers, rows
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        if isinstance(index, slice):
+            return _Rows(self._layers[index], self._rows)
+        return self._layers[index][:, self._rows]
+
+
 def train(
     lm: LanguageModel,
     config: TrainConfig,
     progress: Progress | None = None,
     calibrated: Calibrated | None = None,
 ) -> tuple[CodebookSet, CodebookHeader]:
-    """Capture (unless `calibrated` is given), train, measure on held-out positions. Same seed, same bytes."""
+    """Capture (unless `calibrated` is given), train, measure on held-out positions. Same seed, same bytes.
+
+    Beside the model it needs the samples, (samples + held out) x 8 bytes x layers x KV heads x head_dim (SmolLM2:
+    850 MB), and one layer's vectors a few times more.
+    """
     report = progress or (lambda stage, done, total: None)
     num_subspaces, nbits = code_geometry(config.code_shape(), lm.head_dim)
     found = calibrated or calibrate(lm, config, progress)
@@ -118,7 +145,7 @@ def train(
         shuffle = torch.randperm(vectors[0].shape[1], generator=torch.Generator().manual_seed(config.seed))
         kept, rest = shuffle[held_out:], shuffle[:held_out]
         trained[side] = train_codebooks(
-            [layer[:, kept] for layer in vectors],
+            _Rows(vectors, kept),
             num_subspaces,
             nbits,
             scope=config.scope,
@@ -147,7 +174,7 @@ def train(
         seed=config.seed,
         errors=tuple(zip(errors["keys"], errors["values"], strict=True)),
         query_errors=tuple(in_metric),
-        versions={name: version(name) for name in ("pqkv", "torch", "faiss-cpu", "transformers")},
+        versions={name: version(name) for name in ("pqkv", "torch", "numba", "transformers")},
     )
     return CodebookSet(trained["keys"], trained["values"]), header
 

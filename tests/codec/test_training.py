@@ -1,3 +1,6 @@
+import weakref
+from typing import ClassVar
+
 import faiss
 import numpy as np
 import pytest
@@ -144,10 +147,39 @@ def test_constant_channels_and_channels_no_query_looks_at_still_train():
     assert relative_error(book, vectors[0]) < 1
 
 
-def test_progress_counts_codebooks():
+@pytest.mark.parametrize(("scope", "total"), [("head", 3 * HEADS * 32), ("layer", 3 * 32), ("global", 32)])
+def test_progress_counts_subspaces_before_the_first_and_many_times_within_a_layer(threads, scope, total):
+    """A single codebook for everything must not be silent until it is done."""
+    threads(2)
     seen = []
-    train(samples(), progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    train(samples(dim=64), M=32, iterations=1, scope=scope, progress=lambda *news: seen.append(news))
+    assert seen == [(done, total) for done in range(0, total + 1, 16)]
+
+
+@pytest.mark.parametrize("scope", ["head", "layer", "global"])
+def test_layers_are_taken_one_after_another_and_never_copied_together(scope):
+    """Memory stays that of one layer beside the samples, whatever the number of layers."""
+
+    class Layers(list):
+        held: ClassVar[list] = []
+
+        def __getitem__(self, index):
+            if isinstance(index, slice):
+                return Layers(super().__getitem__(index))
+            return self.lend(super().__getitem__(index))
+
+        def __iter__(self):
+            return (self[i] for i in range(len(self)))
+
+        def lend(self, layer):
+            assert sum(lent() is not None for lent in self.held) <= 1
+            copy = layer.clone()
+            self.held.append(weakref.ref(copy))
+            return copy
+
+    weights = [torch.ones(HEADS, DIM)] * 6
+    books = train(Layers(samples(layers=6)), scope=scope, weights=weights)
+    assert content(books) == content(train(samples(layers=6), scope=scope, weights=weights))
 
 
 @pytest.mark.parametrize(("M", "nbits"), [(8, 5), (4, 6), (1, 4)])
