@@ -63,7 +63,7 @@ def end_to_end(
                 functools.partial(_measure, config, lm, geometry, batch, context),
                 kind="end-to-end",
                 config={
-                    "model": name, "weights": "random" if known else lm.fingerprint, "dtype": config.dtype,
+                    "model": lm.name, "weights": "random" if known else lm.fingerprint, "dtype": config.dtype,
                     "device": device.type, "machine": machine, "backend": backend.name, "bits": bits, "batch": batch,
                     "context": context, "new_tokens": config.new_tokens, "page_size": config.page_size,
                     "residual": config.residual, "sink_tokens": config.sink_tokens, "key_layout": config.key_layout,
