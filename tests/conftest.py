@@ -14,6 +14,12 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch):
+    """pytest's workers say how wide the terminal is that they do not have; tables would follow it."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def reference():
     """The bundled model in float32."""

@@ -82,7 +82,7 @@ def _print(records: list[Record], gpu: str, output: Path | None) -> None:
         first = records[0].config
         print_table(
             out,
-            ("variant", "batch", "tokens", "predicted ms"),
+            ("variant", "batch", "tokens", "predicted_ms"),
             [
                 [
                     _name(_row(record)),
