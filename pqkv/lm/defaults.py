@@ -15,7 +15,7 @@ from pqkv.keeping import cache_place
 from pqkv.lm.model import LanguageModel
 from pqkv.lm.train import Calibrated, Progress, check_codebooks, train
 
-_RECIPE = 2  # raised when training changes, so that codebooks of an older recipe are not taken for new ones
+_RECIPE = 3  # raised when training changes, so that codebooks of an older recipe are not taken for new ones
 
 
 def cache_folder() -> Path:

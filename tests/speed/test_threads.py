@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from pqkv.codec.kmeans import kmeans, nearest
+from pqkv.codec.kmeans import faiss_threads, kmeans
 from pqkv.config import BenchConfig
 from pqkv.env import usable_cores
 from pqkv.speed import bench as module
@@ -58,7 +58,9 @@ def test_however_a_bench_ends_torch_has_its_own_threads_again(seen, monkeypatch,
 def test_faiss_keeps_its_number_of_threads():
     before = faiss.omp_get_max_threads()
     points = np.random.default_rng(0).standard_normal((64, 2)).astype(np.float32)
-    nearest(kmeans(points, 2, 2, 0), points)
+    kmeans(points[None], 2, 2, 0)
+    with faiss_threads(before + 1):
+        assert faiss.omp_get_max_threads() == before + 1
     for contestant in encoding_contestants(BenchConfig(**TINY), (8, 4)):
         contestant.calls[0]()
     assert faiss.omp_get_max_threads() == before
