@@ -170,7 +170,7 @@ def dynamic_logits(model, ids, size=None):
 
 def gap(a, b):
     """Largest absolute difference; NaN if there is one."""
-    return float((a - b).abs().max())
+    return float((a - b).detach().abs().max())
 
 
 def write_corpus(folder, documents, *, words=400, seed=0):
