@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,19 +10,6 @@ import torch
 from pqkv.codec.lloyd import lloyd
 
 _BATCH = 16  # subspaces between two reports, where threads are few
-
-
-@contextmanager
-def faiss_threads(count: int) -> Iterator[None]:
-    """FAISS on so many threads where this thread calls it; afterwards on as many as before."""
-    import faiss
-
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(count)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
 
 
 def kmeans(

@@ -148,7 +148,7 @@ def _types(header: GGUFHeader) -> dict[str, bool]:
             gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[named][1]), np.uint8), named)
         except (ValueError, KeyError):  # newer than the package
             found[f"number {kind}"] = False
-        except NotImplementedError:
+        except NotImplementedError:  # what the gguf package raises for a type that it knows and cannot read
             found[named.name] = False
         else:
             found[named.name] = True

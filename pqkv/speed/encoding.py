@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import numpy as np
@@ -53,10 +54,21 @@ def _sealing_call(side: CodeSide, vectors: torch.Tensor) -> Callable[[], object]
     return lambda: side.write(vectors, ids)
 
 
-def _faiss_call(book: Codebook, vectors: np.ndarray) -> Callable[[], object]:
+@contextmanager
+def faiss_threads(count: int) -> Iterator[None]:
+    """FAISS on so many threads where this thread calls it; afterwards on as many as before."""
     import faiss
 
-    from pqkv.codec.kmeans import faiss_threads
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(count)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _faiss_call(book: Codebook, vectors: np.ndarray) -> Callable[[], object]:
+    import faiss
 
     heads = []
     for centroids in book.centroids:

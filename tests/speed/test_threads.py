@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from pqkv.codec.kmeans import faiss_threads, kmeans
+from pqkv.codec.kmeans import kmeans
 from pqkv.config import BenchConfig
 from pqkv.env import usable_cores
 from pqkv.speed import bench as module
 from pqkv.speed.bench import bench
-from pqkv.speed.encoding import encoding_contestants
+from pqkv.speed.encoding import encoding_contestants, faiss_threads
 
 TINY = {"lengths": [64], "batch": [1, 2], "bits": [0.0], "heads": 2, "kv_heads": 1, "head_dim": 16, "repeats": 1,
         "page_size": 16, "residual": 32, "backend": "cpu"}  # fmt: skip

@@ -20,18 +20,6 @@ from pqkv.lm.inventory import clear, inventory
 from pqkv.lm.kept import file_digest, kept_models
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PQKV_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    return path, write_gguf(path, tiny_model(dtype=torch.float32, vocab_size=320))
-
-
 @pytest.fixture
 def said(caplog):
     """What pqkv has logged since."""

@@ -5,7 +5,6 @@ import shutil
 import sys
 
 import pytest
-import torch
 
 pytest.importorskip("gguf", reason="needs the gguf package")
 pytest.importorskip("accelerate", reason="transformers reads GGUF files with accelerate alone")
@@ -13,29 +12,9 @@ pytest.importorskip("accelerate", reason="transformers reads GGUF files with acc
 import gguf
 import numpy as np
 from gguf_made import write_gguf
-from models import tiny_model
 
 from pqkv.errors import ModelError
 from pqkv.lm import load_model
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """What is kept goes below the test's own folder."""
-    monkeypatch.setenv("PQKV_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model(dtype=torch.float32, vocab_size=320)
-
-
-@pytest.fixture(scope="module")
-def file(model, tmp_path_factory):
-    """A tiny Llama in Q8_0, Q4_0, Q4_1 and F32, and its weights as they are after that."""
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    return path, write_gguf(path, model)
 
 
 def refusal(path):
