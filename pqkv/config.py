@@ -19,6 +19,7 @@ Layout = Literal["row", "transposed"]
 Scope = Literal["head", "layer", "global"]
 Channels = Literal["balanced", "adjacent", "opq"]
 CodeMetric = Literal["query", "euclidean"]
+Init = Literal["k-means++", "random"]
 Mode = Literal["exact-schedule", "token", "chunk", "decode", "all-coded"]
 STEPWISE: tuple[Mode, ...] = ("token", "chunk", "decode")  # through the real cache and backend
 Split = Literal["calibration", "test", "all"]
@@ -85,9 +86,11 @@ class TrainConfig(Settings):
     scope: Scope = "head"
     channels: Channels = "balanced"
     metric: CodeMetric = "query"
-    samples: int = Field(16384, ge=1, description="vectors per codebook")
-    calibration_tokens: int = Field(65536, ge=1)
-    context: int = Field(4096, ge=2, description="length of a calibration window")
+    samples: int = Field(20480, ge=1, description="vectors per codebook, at most")
+    calibration_tokens: int = Field(20480, ge=1)
+    context: int = Field(1024, ge=2, description="length of a calibration window")
+    positions: int = Field(8192, ge=2, description="windows stand at positions up to this, the model's at most")
+    init: Init = Field("k-means++", description="where k-means begins; random: as FAISS, and MILLION")
     iterations: int = Field(25, ge=1, description="k-means iterations (MILLION: 25)")
     seed: int = Field(0, ge=0, lt=2**31)
 

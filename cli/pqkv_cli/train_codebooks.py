@@ -32,14 +32,21 @@ def train_codebooks(
         str | None,
         option("Nearest key centroid: query (weighted by the queries' channels) or euclidean.", _CODES, "query"),
     ] = None,
+    init: Annotated[
+        str | None, option("Where k-means begins: k-means++, or random as MILLION (FAISS).", _CODES, "k-means++")
+    ] = None,
     iterations: Annotated[int | None, option("k-means iterations.", _CODES, "25")] = None,
     data: Data = None,
     split: Annotated[str | None, option("calibration, test or all.", TEXT, "calibration; all for files")] = None,
     bos: Bos = None,
     parse_special: ParseSpecial = None,
-    samples: Annotated[int | None, option("Vectors per codebook.", _CALIBRATION, "16384")] = None,
-    calibration_tokens: Annotated[int | None, option("Tokens run through the model.", _CALIBRATION, "65536")] = None,
-    context: Annotated[int | None, option("Length of a calibration window.", _CALIBRATION, "4096")] = None,
+    samples: Annotated[int | None, option("Vectors per codebook, at most.", _CALIBRATION, "20480")] = None,
+    calibration_tokens: Annotated[int | None, option("Tokens run through the model.", _CALIBRATION, "20480")] = None,
+    context: Annotated[int | None, option("Length of a calibration window.", _CALIBRATION, "1024")] = None,
+    positions: Annotated[
+        int | None,
+        option("Windows stand at positions up to this; keys past them are coded badly.", _CALIBRATION, "8192"),
+    ] = None,
     seed: Annotated[int | None, option("Of the sample and of k-means.", _CALIBRATION, "0")] = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -55,6 +62,7 @@ def train_codebooks(
         "scope": scope,
         "channels": channels,
         "metric": metric,
+        "init": init,
         "iterations": iterations,
         "data": data,
         "split": split,
@@ -63,6 +71,7 @@ def train_codebooks(
         "samples": samples,
         "calibration_tokens": calibration_tokens,
         "context": context,
+        "positions": positions,
         "seed": seed,
         "dtype": dtype,
         "device": device,
@@ -76,11 +85,17 @@ def train_codebooks(
     wanted = TrainConfig.parse(values, source=source)
     check_writable(output)
     from pqkv.lm import load_model
-    from pqkv.lm.train import train
+    from pqkv.lm.train import memory_of_samples, train
 
     with ProgressBar() as bar:
         bar.show("load model", 0, 1)
         lm = load_model(wanted.model, wanted.dtype, wanted.device, wanted.device_map)
+    held = memory_of_samples(lm, wanted) / 2**30
+    echo(
+        f"{wanted.calibration_tokens:,} tokens of {lm.name}: keys and values take {held:.2f} GiB beside the model",
+        stderr=True,
+    )
+    with ProgressBar() as bar:
         books, header = train(lm, wanted, bar.show)
     save_codebooks(output, books, header)
 
@@ -97,5 +112,5 @@ def train_codebooks(
     text = header.calibration
     echo(
         f"{output}: {books.nbytes():,} bytes of centroids, {header.samples:,} vectors of {text.tokens:,} tokens "
-        f"({text.name}/{text.split})"
+        f"({text.name}/{text.split}) at positions up to {text.reach:,}"
     )

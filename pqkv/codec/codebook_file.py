@@ -20,12 +20,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pqkv.codec.codebook import Codebook, CodebookSet
-from pqkv.config import NBITS_RANGE, Channels, CodeMetric, Scope
+from pqkv.config import NBITS_RANGE, Channels, CodeMetric, Init, Scope
 from pqkv.errors import CodebookError
 
 _KEY = "pqkv-codebooks"
-FORMAT_VERSION = 2
-_READABLE = (1, 2)  # of version 1 the errors are over energy, and calibration knew no beginning of sequence
+FORMAT_VERSION = 3
+_READABLE = (1, 2, 3)  # of version 1 the errors are over energy
+# what came with each version: before it, k-means began at random points, all windows at position 0 and with no token
+_CAME_WITH = {
+    2: ("query_errors", "calibration.bos", "calibration.special_tokens"),
+    3: ("init", "calibration.positions"),
+}
 _PARTS = ("centroids", "channels", "weights", "rotation")
 _NOT_ORTHOGONAL = 1e-4  # rounding to float32 leaves 1e-6
 
@@ -46,6 +51,7 @@ class ModelIdentity(_Strict):
 class Calibration(_Strict):
     """The text the vectors came from; `documents` are digests, so that overlap with a test text is found. `bos` is the
     token every window began with; files of version 1 knew none, and took what spells a control token for one.
+    `positions` is how far windows reach: they stand at several places up to it, None (before version 3) all at 0.
     """
 
     name: str
@@ -53,9 +59,15 @@ class Calibration(_Strict):
     sha256: str
     tokens: int
     context: int
+    positions: int | None = None
     documents: tuple[str, ...]
     bos: int | None = None
     special_tokens: Literal["parsed", "text"] = "parsed"
+
+    @property
+    def reach(self) -> int:
+        """Positions from 0 on that the keys came from."""
+        return self.positions or self.context
 
 
 class CodebookHeader(_Strict):
@@ -74,6 +86,7 @@ class CodebookHeader(_Strict):
     rope: str = Field("post", description="keys were taken after (post) rotary embedding")
     calibration: Calibration
     samples: int
+    init: Init = Field("random", description="where k-means began")
     iterations: int
     seed: int
     errors: tuple[tuple[float, float], ...] = Field(
@@ -150,12 +163,12 @@ def load_codebooks(path: Path) -> tuple[CodebookSet, CodebookHeader]:
 
 
 def _content(header: CodebookHeader) -> dict[str, Any]:
-    """The header as JSON values; one of version 1 as version 1 wrote it, byte for byte."""
+    """The header as JSON values; one of an older version as that wrote it, byte for byte."""
     content = header.model_dump(mode="json")
-    if header.version == 1:
-        del content["query_errors"]
-        for key in ("bos", "special_tokens"):
-            del content["calibration"][key]
+    for version, keys in _CAME_WITH.items():
+        for key in keys if header.version < version else ():
+            *inside, last = key.split(".")
+            del (content[inside[0]] if inside else content)[last]
     return content
 
 

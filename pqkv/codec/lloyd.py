@@ -167,18 +167,29 @@ def _lloyd(launch, threads, taken, points, centroids, codes, iterations, d_sub):
 
 @compiled()
 def _units(taken, points, centroids, codes, iterations, d_sub):
-    N = points.shape[1]
-    counts = np.empty(centroids.shape[1], np.int64)
+    N, C = points.shape[1], centroids.shape[1]
+    counts, sums = np.empty(C, np.int64), np.empty(C * len(d_sub))
     job = next_unit(taken)
     while job < len(points):
         order = tile_order(points[job])
         tiles, middle, reach = _tiled(points[job], order)
-        own = np.zeros(len(order) + TILE, np.int32)
+        own, before = np.empty(len(tiles) * TILE, np.int32), np.empty(N, np.int32)
+        own[0] = 0
+        for i in range(N):
+            before[i] = -1
+        for c in range(C):
+            counts[c] = 0
+        for i in range(len(sums)):
+            sums[i] = 0.0
         state = np.uint64(_SEED)
         for step in range(iterations + 1):
             _search(tiles, middle, reach, centroids[job], own, step == 0, d_sub)
-            if _means(tiles, N, own, centroids[job], counts, d_sub) and step < iterations:
-                state = _split(N, centroids[job], counts, state)
+            changed = _move(tiles, own, before, sums, counts, d_sub)
+            empty = _means(sums, counts, centroids[job], d_sub)
+            if empty and step < iterations:
+                state = _split(N, centroids[job], counts.copy(), state)
+            elif not changed:
+                break  # every step to come would find the same
         for i in range(N):
             codes[job, order[i]] = own[i]
         job = next_unit(taken)
@@ -234,22 +245,34 @@ def _search(tiles, middle, reach, centroids, codes, first, d_sub):
 
 
 @compiled()
-def _means(tiles, N, codes, centroids, counts, d_sub):
-    """Every centroid becomes the mean of its points, in `counts` their number; one without points stays, and whether
-    there are such is returned.
+def _move(tiles, codes, before, sums, counts, d_sub):
+    """Sums (C * d_sub,) float64 and counts (C,) of the points of each centroid follow the points whose code is not what
+    it was `before`, -1 for none; returns whether there are such.
     """
-    C, S = len(counts), len(d_sub)
-    sums = np.zeros(C * S)
-    for c in range(C):
-        counts[c] = 0
-    for t in range(len(tiles)):
-        for i in range(min(TILE, N - t * TILE)):
-            c = codes[t * TILE + i]
-            counts[c] += 1
+    S = len(d_sub)
+    changed = False
+    for n in range(len(before)):
+        if codes[n] != before[n]:
+            changed = True
+            old, new = before[n], codes[n]
+            before[n] = new
+            t, i = n // TILE, n % TILE
+            counts[new] += 1
             for k in range(S):
-                sums[c * S + k] += tiles[t, k * TILE + i]
+                sums[new * S + k] += tiles[t, k * TILE + i]
+            if old >= 0:
+                counts[old] -= 1
+                for k in range(S):
+                    sums[old * S + k] -= tiles[t, k * TILE + i]
+    return changed
+
+
+@compiled()
+def _means(sums, counts, centroids, d_sub):
+    """Every centroid becomes the mean of its points, one without points stays; returns whether there are such."""
+    S = len(d_sub)
     empty = False
-    for c in range(C):
+    for c in range(len(counts)):
         if counts[c] == 0:
             empty = True
         else:

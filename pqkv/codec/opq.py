@@ -9,11 +9,14 @@ from torch import Tensor
 from pqkv.codec.grouping import balanced_channels
 from pqkv.codec.kmeans import kmeans
 from pqkv.codec.lloyd import lloyd
+from pqkv.config import Init
 
 _FIRST_ITERATIONS = 4  # of k-means before the first turn: the codebooks move with the rotation anyway
 
 
-def opq_rotation(vectors: Tensor, num_subspaces: int, nbits: int, *, rounds: int, seed: int) -> Tensor:
+def opq_rotation(
+    vectors: Tensor, num_subspaces: int, nbits: int, *, rounds: int, seed: int, init: Init = "k-means++"
+) -> Tensor:
     """An orthogonal rotation (D, D), float32, for vectors (N, D): coded is `rotation @ vector`.
 
     Starts from the parametric solution (principal axes, dealt out so that subspaces carry like products of variance)
@@ -29,7 +32,7 @@ def opq_rotation(vectors: Tensor, num_subspaces: int, nbits: int, *, rounds: int
         turned = (x @ rotation.double().mT).float()
         points = turned.unflatten(-1, (num_subspaces, -1)).transpose(0, 1).contiguous().numpy()  # (M, N, d_sub)
         if centroids is None:
-            centroids = kmeans(points, nbits, _FIRST_ITERATIONS, seed)
+            centroids = kmeans(points, nbits, _FIRST_ITERATIONS, seed, init=init)
         centroids, codes = lloyd(points, centroids, 0)
         restored = np.take_along_axis(centroids, codes[..., None].astype(np.int64), 1)  # (M, N, d_sub)
         flat = torch.from_numpy(restored).transpose(0, 1).flatten(1)

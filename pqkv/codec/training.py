@@ -1,4 +1,4 @@
-"""Codebook training: k-means per subspace, seeded, as `faiss.ProductQuantizer` does (MILLION: 25 iterations)."""
+"""Codebook training: k-means per subspace, seeded, as `faiss.ProductQuantizer` does from random points."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pqkv.codec.codebook import Codebook
 from pqkv.codec.grouping import balanced_channels
 from pqkv.codec.kmeans import kmeans
 from pqkv.codec.opq import opq_rotation
-from pqkv.config import Channels, Scope
+from pqkv.config import Channels, Init, Scope
 from pqkv.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -26,6 +26,7 @@ def train_codebooks(
     iterations: int,
     seed: int,
     channels: Channels = "balanced",
+    init: Init = "k-means++",
     weights: Sequence[Tensor] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Codebook, ...]:
@@ -34,9 +35,10 @@ def train_codebooks(
     Scope `head` trains on each head's N vectors; `layer` and `global` pool heads (and layers) and draw N vectors
     from the pool, so every scope sees the same number of vectors per codebook. `channels` says what a subspace holds:
     neighbours (`adjacent`), channels grouped so that subspaces carry like variance (`balanced`), or those of a learnt
-    rotation (`opq`). `weights`, (Hkv, D) per layer, is the metric (for keys: the root mean square of the queries that
-    will meet them). `progress` counts subspaces. `samples` are indexed one layer after another, so they may be made
-    when asked for. Each k-means is the work of one thread: the result does not depend on their number.
+    rotation (`opq`). `init` says where k-means begins (see `kmeans`). `weights`, (Hkv, D) per layer, is the metric (for
+    keys: the root mean square of the queries that will meet them). `progress` counts subspaces. `samples` are indexed
+    one layer after another, so they may be made when asked for. Each k-means is the work of one thread: the result does
+    not depend on their number.
 
     Raises `DataError` for fewer vectors than centroids, and for NaN or infinite ones.
     """
@@ -58,9 +60,9 @@ def train_codebooks(
         else:
             pooled = slice(None) if scope == "global" else slice(index, index + 1)
             groups = [_pool(samples[pooled], metric[pooled], seed)]
-        parts = [_split(vectors, w, num_subspaces, nbits, iterations, seed, channels) for vectors, w in groups]
+        parts = [_split(vectors, w, num_subspaces, nbits, iterations, seed, channels, init) for vectors, w in groups]
         points, metrics, orders = (torch.stack(part) for part in zip(*parts, strict=True))
-        found = kmeans(points.flatten(0, 1).numpy(), nbits, iterations, seed, add)
+        found = kmeans(points.flatten(0, 1).numpy(), nbits, iterations, seed, add, init=init)
         centroids = torch.from_numpy(found).unflatten(0, (len(groups), num_subspaces))
         if channels != "opq":  # there the weights come off after the vector is turned back
             centroids = centroids / metrics.unflatten(1, (num_subspaces, 1, -1))
@@ -102,7 +104,14 @@ def _pool(samples: Sequence[Tensor], weights: Sequence[Tensor], seed: int) -> tu
 
 
 def _split(
-    vectors: Tensor, weights: Tensor, num_subspaces: int, nbits: int, iterations: int, seed: int, channels: Channels
+    vectors: Tensor,
+    weights: Tensor,
+    num_subspaces: int,
+    nbits: int,
+    iterations: int,
+    seed: int,
+    channels: Channels,
+    init: Init,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(N, D) and weights (D,) -> the points of each subspace (M, N, d_sub), weights (D,) as a `Codebook` takes them,
     and the order of the channels (D,) or, for `opq`, the rotation (D, D).
@@ -121,7 +130,7 @@ def _split(
     weights = weights.clamp(min=1e-3)  # a channel no query looks at still gets a finite centroid
     scaled = vectors.float().cpu() * weights
     if channels == "opq":
-        order = opq_rotation(scaled, num_subspaces, nbits, rounds=iterations, seed=seed)
+        order = opq_rotation(scaled, num_subspaces, nbits, rounds=iterations, seed=seed, init=init)
         scaled = scaled @ order.mT
     else:
         order = balanced_channels(scaled.var(0), num_subspaces) if channels == "balanced" else torch.arange(head_dim)

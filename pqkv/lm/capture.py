@@ -33,8 +33,11 @@ def capture(
     count: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    starts: np.ndarray | None = None,
 ) -> Samples:
-    """Run `lm` over windows (n, T) of token ids and keep `count` random positions of all n * T (all if fewer).
+    """Run `lm` over windows (n, T) of token ids and keep `count` random positions of all n * T (all if fewer). Window i
+    is told that its first token stands at starts[i]; None: all stand at 0.
 
     The number of tokens is known beforehand, so the uniform sample a reservoir would converge to is drawn directly;
     all layers and heads sample the same positions.
@@ -45,19 +48,20 @@ def capture(
     chosen = np.sort(generator.permutation(n * T)[:count])
     plan = layer_plan(lm.model.config)
     attended = Attended()
-    layers = [_CaptureLayer(attended) for _ in plan.coded]
+    layers = [_CaptureLayer(attended, len(chosen)) for _ in plan.coded]
     if progress:
         progress(0, n)
     for i, window in enumerate(windows):
         positions = torch.from_numpy(chosen[(chosen >= i * T) & (chosen < (i + 1) * T)] - i * T)
         for layer in layers:
             layer.positions = positions
-        lm.states(torch.from_numpy(window)[None].to(lm.device), _CaptureCache(plan, layers, attended))
+        told = None if starts is None or not starts[i] else torch.arange(starts[i], starts[i] + T, device=lm.device)
+        lm.states(torch.from_numpy(window)[None].to(lm.device), _CaptureCache(plan, layers, attended), positions=told)
         if progress:
             progress(i + 1, n)
     return Samples(
-        keys=tuple(torch.cat(layer.keys_kept, 1) for layer in layers),
-        values=tuple(torch.cat(layer.values_kept, 1) for layer in layers),
+        keys=tuple(layer.kept[0] for layer in layers),
+        values=tuple(layer.kept[1] for layer in layers),
         queries=tuple((layer.query_squares / (n * T)).sqrt().float().cpu() for layer in layers),
     )
 
@@ -73,17 +77,20 @@ class _CaptureCache(Cache):
 class _CaptureLayer(OneForwardLayer):
     """Keeps the sampled positions of one forward after another and forgets the rest."""
 
-    def __init__(self, attended: Attended) -> None:
+    def __init__(self, attended: Attended, count: int) -> None:
         super().__init__(attended)
         self.positions = torch.empty(0, dtype=torch.long)
-        self.keys_kept: list[Tensor] = []
-        self.values_kept: list[Tensor] = []
+        self.count, self.taken = count, 0
+        self.kept: tuple[Tensor, ...] = ()  # keys and values, (Hkv, count, D) each
         self.query_squares: Tensor = torch.zeros(())
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[View, View]:
         positions = self.positions.to(key_states.device)
-        self.keys_kept.append(key_states[0, :, positions].float().cpu())
-        self.values_kept.append(value_states[0, :, positions].float().cpu())
+        states = key_states[0], value_states[0]
+        self.kept = self.kept or tuple(torch.empty(x.shape[0], self.count, x.shape[2]) for x in states)
+        for kept, x in zip(self.kept, states, strict=True):
+            kept[:, self.taken : self.taken + len(positions)] = x[:, positions].float()
+        self.taken += len(positions)
         view = _CaptureView(self, key_states, value_states)
         return view, view
 

@@ -12,10 +12,11 @@ from pqkv.codec.codebook_file import CodebookHeader, check_writable, load_codebo
 from pqkv.config import TrainConfig, digest_of
 from pqkv.errors import CodebookError
 from pqkv.keeping import cache_place
+from pqkv.lm.calibrate import Calibrated, Progress
 from pqkv.lm.model import LanguageModel
-from pqkv.lm.train import Calibrated, Progress, check_codebooks, train
+from pqkv.lm.train import check_codebooks, train
 
-_RECIPE = 3  # raised when training changes, so that codebooks of an older recipe are not taken for new ones
+_RECIPE = 4  # raised when training changes, so that codebooks of an older recipe are not taken for new ones
 
 
 def cache_folder() -> Path:

@@ -89,6 +89,14 @@ def regime_conflict(lm: LanguageModel, calibrated: int, length: int) -> str | No
     )
 
 
+def same_factors_up_to(lm: LanguageModel, length: int) -> int:
+    """How far positions go that have the factors of a forward over `length` tokens, itself told where it stands."""
+    switch = _switch_of(lm)
+    if switch is None or (length > switch.length and not switch.grows):
+        return lm.max_positions
+    return switch.length if length <= switch.length else length
+
+
 def forget_lengths(model: nn.Module) -> None:
     """Give `dynamic` rotary embeddings their plain factors back: they keep those of the longest forward so far, and
     a shorter one past the switch would use them. To be called before a sequence begins; other models are left alone.

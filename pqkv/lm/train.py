@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import overload
@@ -13,94 +11,12 @@ import torch
 from torch import Tensor
 
 from pqkv.codec import CodebookSet, code_geometry
-from pqkv.codec.codebook_file import Calibration, CodebookHeader, ModelIdentity
+from pqkv.codec.codebook_file import CodebookHeader, ModelIdentity
 from pqkv.codec.training import relative_error, train_codebooks
 from pqkv.config import TrainConfig
-from pqkv.errors import CodebookError, ConfigError, DataError
-from pqkv.lm.capture import Samples, capture
-from pqkv.lm.contamination import identifying_documents
+from pqkv.errors import CodebookError
+from pqkv.lm.calibrate import Calibrated, Progress, calibrate
 from pqkv.lm.model import LanguageModel
-from pqkv.lm.positions import positions_refusal
-from pqkv.lm.tokens import holds_special, token_form, token_stream, with_bos
-from pqkv.text import load_corpus, windows
-
-_log = logging.getLogger("pqkv")
-_HELD_OUT = 2048  # sampled positions that are not trained on and only measured
-
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Calibrated:
-    """What codebooks learn from: sampled vectors, `held_out` of them only to measure on, and the text they are of."""
-
-    samples: Samples
-    held_out: int
-    text: Calibration
-
-
-def calibrate(lm: LanguageModel, config: TrainConfig, progress: Progress | None = None) -> Calibrated:
-    """Run the calibration text through the model and keep a sample. Trainings that differ in nothing but their codes
-    (shape, scope, channels, metric, iterations) can share it: `train` gives the same bytes as when it makes its own.
-    """
-    report = progress or (lambda stage, done, total: None)
-    context = _context(lm, config)
-    form = token_form(lm, config.bos, parse_special=config.parse_special)
-    corpus = load_corpus(config.data, config.split, default="calibration")
-    for passed_over in corpus.passed_over:
-        _log.warning("%s: %s", corpus.name, passed_over)
-    report("tokenize", 0, 1)
-    stream = token_stream(lm, corpus, form)
-    if len(stream.tokens) < context:
-        _log.warning(
-            "calibration windows of %d tokens, not %d: %s has no more", len(stream.tokens), context, corpus.name
-        )
-        context = len(stream.tokens)
-    chosen = windows(stream, context, max(1, config.calibration_tokens // context))
-    total = chosen.tokens.size
-    held_out = min(_HELD_OUT, total // 5)
-    _check_count(config, lm, total - held_out, corpus.name)
-    samples = capture(
-        lm,
-        with_bos(chosen.tokens, form.bos),
-        min(config.samples, total - held_out) + held_out,
-        config.seed,
-        lambda done, of: report("capture", done, of),
-    )
-    text = Calibration(
-        name=corpus.name,
-        split=corpus.split,
-        sha256=corpus.sha256,
-        tokens=total,
-        context=context,
-        documents=identifying_documents(stream, chosen.starts, context),
-        bos=form.bos,
-        special_tokens="text" if holds_special(lm, corpus) and not form.parse_special else "parsed",
-    )
-    return Calibrated(samples, held_out, text)
-
-
-def _context(lm: LanguageModel, config: TrainConfig) -> int:
-    """Length of calibration windows. Raises `ConfigError` for one that was asked for and that the model cannot take; a
-    default gives way to the model's positions, and says so.
-    """
-    refusal = positions_refusal(lm, config.context)
-    if refusal is None:
-        return config.context
-    if "context" in config.model_fields_set:
-        raise ConfigError(refusal)
-    _log.warning("calibration windows of %d tokens: %s has no more positions", lm.max_positions, lm.name)
-    return lm.max_positions
-
-
-def _check_count(config: TrainConfig, lm: LanguageModel, vectors: int, text: str) -> None:
-    """Raise `DataError` where a text leaves fewer vectors than there are centroids: before the model runs over it."""
-    centroids = 2 ** code_geometry(config.code_shape(), lm.head_dim)[1]
-    if vectors < centroids:
-        raise DataError(
-            f"{text} gives {vectors} calibration vectors (a fifth is held out), which cannot train {centroids} "
-            f"centroids; {config.remedy(enough_text=False)}"
-        )
 
 
 class _Rows(Sequence[Tensor]):
@@ -132,8 +48,8 @@ def train(
 ) -> tuple[CodebookSet, CodebookHeader]:
     """Capture (unless `calibrated` is given), train, measure on held-out positions. Same seed, same bytes.
 
-    Beside the model it needs the samples, (samples + held out) x 8 bytes x layers x KV heads x head_dim (SmolLM2:
-    850 MB), and one layer's vectors a few times more.
+    Beside the model and one forward over a window it holds `memory_of_samples` and one layer's vectors a few times
+    more.
     """
     report = progress or (lambda stage, done, total: None)
     num_subspaces, nbits = code_geometry(config.code_shape(), lm.head_dim)
@@ -152,6 +68,7 @@ def train(
             iterations=config.iterations,
             seed=config.seed,
             channels=config.channels,
+            init=config.init,
             weights=metric,
             progress=partial(report, f"train {side}"),
         )
@@ -170,6 +87,7 @@ def train(
         metric=config.metric,
         calibration=found.text,
         samples=samples.keys[0].shape[1] - held_out,
+        init=config.init,
         iterations=config.iterations,
         seed=config.seed,
         errors=tuple(zip(errors["keys"], errors["values"], strict=True)),
@@ -177,6 +95,11 @@ def train(
         versions={name: version(name) for name in ("pqkv", "torch", "numba", "transformers")},
     )
     return CodebookSet(trained["keys"], trained["values"]), header
+
+
+def memory_of_samples(lm: LanguageModel, config: TrainConfig) -> int:
+    """Bytes of the keys and values that a training keeps, float32, at most: of every token run through the model."""
+    return config.calibration_tokens * 8 * len(lm.coded_layers) * lm.num_kv_heads * lm.head_dim
 
 
 def check_codebooks(header: CodebookHeader, lm: LanguageModel, path: str) -> None:

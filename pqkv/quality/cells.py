@@ -12,9 +12,9 @@ from pqkv.codec.codebook_file import CodebookHeader, load_codebooks
 from pqkv.config import STEPWISE, EvalConfig, Mode, TrainConfig
 from pqkv.errors import ConfigError
 from pqkv.lm import LanguageModel
+from pqkv.lm.calibrate import Progress
 from pqkv.lm.defaults import default_codebooks, kept_codebooks
 from pqkv.lm.tokens import TokenForm, recorded_form
-from pqkv.lm.train import Progress
 from pqkv.quality.recall import pieces_fit
 from pqkv.schedule import coded_share, first_coded
 from pqkv.text import Corpus

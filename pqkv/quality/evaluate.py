@@ -168,6 +168,11 @@ def _notes(
                 coding.header, stream, window_set.starts, context + more, allowed=config.allow_contaminated
             ):
                 said.append(seen)
+            if context > calibration.reach:
+                said.append(
+                    f"the codebooks know keys of positions up to {calibration.reach}, those past them are coded badly; "
+                    f"train codebooks with --positions {context}"
+                )
             if calibration.bos != form.bos:
                 said.append(_other_beginning(calibration.bos, form.bos))
     return notes

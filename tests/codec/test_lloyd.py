@@ -101,7 +101,7 @@ def of_faiss(points, nbits, iterations, seed):
 @pytest.mark.parametrize("seed", [0, 7])
 def test_it_starts_where_faiss_starts_and_ends_where_faiss_ends(S, nbits, iterations, seed):
     points = np.random.default_rng(seed).standard_normal((2, 4000, S)).astype(np.float32)
-    found = kmeans(points, nbits, iterations, seed)
+    found = kmeans(points, nbits, iterations, seed, init="random")
     for own, centroids in zip(points, found, strict=True):
         np.testing.assert_allclose(centroids, of_faiss(own, nbits, iterations, seed), atol=1e-5)
 
@@ -117,7 +117,7 @@ def test_where_points_occur_again_and_again_the_error_is_that_of_faiss(S, nbits)
         points = points.astype(np.float32)
         ours, theirs = (
             distances(points, centroids).min(1).sum()
-            for centroids in (kmeans(points[None], nbits, 25, 0)[0], of_faiss(points, nbits, 25, 0))
+            for centroids in (kmeans(points[None], nbits, 25, 0, init="random")[0], of_faiss(points, nbits, 25, 0))
         )
         ratios.append(ours / theirs)
     assert np.exp(np.mean(np.log(ratios))) < 1.05

@@ -116,5 +116,5 @@ def test_a_rotation_under_weights_lowers_the_weighted_error():
         loss(error(channels, vectors, unseen, metric)[0])
         for channels, metric in (("opq", weights), ("opq", None), ("balanced", weights))
     )
-    assert weighted < 0.7 * plain
+    assert weighted < 0.8 * plain
     assert weighted < balanced

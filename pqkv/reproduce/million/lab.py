@@ -18,7 +18,7 @@ from pqkv.reproduce.run import Request
 
 if TYPE_CHECKING:
     from pqkv.lm import LanguageModel
-    from pqkv.lm.train import Calibrated
+    from pqkv.lm.calibrate import Calibrated
     from pqkv.text import Corpus
 
 _TEXT_KEYS = ("bos", "parse_special")  # recorded as what they came to, where that matters
@@ -57,7 +57,7 @@ class Lab:
     @cached_property
     def calibrated(self) -> Calibrated:
         """One capture for all codebooks: they differ in their codes only."""
-        from pqkv.lm.train import calibrate
+        from pqkv.lm.calibrate import calibrate
 
         return calibrate(self.lm, self.training(OURS, self.settings.page_shape), self.request.report)
 
@@ -81,6 +81,8 @@ class Lab:
             "samples": s.samples,
             "calibration_tokens": s.calibration_tokens,
             "context": s.calibration_context,
+            "positions": s.calibration_context,
+            "init": s.init,
             "iterations": max(min(s.least_iterations, s.iterations), min(s.iterations, fit)),
             "seed": s.seed,
         }
@@ -122,6 +124,9 @@ class Lab:
 
             about = training.model_dump(mode="json", exclude={"model", "device", "device_map", "bits", *_TEXT_KEYS})
             about |= {"data": self.calibration_name, "model": self.lm.name, "model_weights": self.lm.fingerprint}
+            if training.init == "random":  # of which records of before say nothing, nor of positions
+                del about["init"]
+            del about["positions"]
             about |= self.recorded_form(training)
             record = self.cell("million-codebooks", about, measure)
             if record.status == "ok" and not paths:

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pqkv.config import NBITS_RANGE
+from pqkv.config import NBITS_RANGE, Init
 from pqkv.config import Settings as Base
 
 Shape = tuple[int, int]
@@ -27,6 +27,7 @@ class Settings(Base):
     calibration_tokens: int = Field(65536, ge=1)
     calibration_context: int = Field(4096, ge=2)
     samples: int = Field(16384, ge=1, description="vectors per codebook; more than the centroids of the widest code")
+    init: Init = Field("random", description="where k-means begins (MILLION: where FAISS does)")
     iterations: int = Field(25, ge=1, description="k-means iterations (MILLION: 25)")
     distances: float = Field(4e11, gt=0, description="a set of codebooks gets fewer iterations rather than more work")
     least_iterations: int = Field(5, ge=1)
