@@ -95,6 +95,15 @@ METRICS: dict[str, MetricInfo] = {
         part_metric(part): MetricInfo(f"derived: median time of the breakdown's part '{part}'", "ms", "lower", part)
         for part in PARTS
     },
+    "training_s": MetricInfo(
+        "time of a codebook training, loading and capture included", "s", "lower", "training time"
+    ),
+    "peak_rss": MetricInfo("largest resident set of the process", "B", "lower", "peak memory"),
+    "key_error": MetricInfo("held-out squared error / spread, mean over layers", "", "lower", "error of keys"),
+    "key_query_error": MetricInfo(
+        "that of keys in the metric of the queries", "", "lower", "error of keys, queries' metric"
+    ),
+    "value_error": MetricInfo("held-out squared error / spread, mean over layers", "", "lower", "error of values"),
     "registers": MetricInfo("registers of a thread", "", "lower", "registers"),
     "static_shared_bytes": MetricInfo("static shared memory of a block", "B", "lower", "shared memory"),
     "spill_bytes": MetricInfo("registers spilled by a thread, written and read", "B", "lower", "spilled bytes"),
