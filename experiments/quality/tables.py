@@ -1,0 +1,74 @@
+"""The tables of the READMEs, made of records: python experiments/quality/tables.py MODEL TEXT [CONTEXT,...]
+
+A row for each context and number of bits, in three ways to run text through the cache; where the noise floor was
+measured, what rounding alone does. 95% intervals stand in brackets.
+"""
+
+import sys
+from pathlib import Path
+
+from pqkv.record import Metric, Record, load_records
+
+RESULTS = Path(__file__).parents[2] / "results/quality"
+WAYS = (("exact-schedule", 0), ("all-coded", 4), ("all-coded", 0))
+HEAD = """\
+| context | bits | PPL, exact schedule | top-1 | KLD, nats | PPL, all coded but 4 | KLD | PPL, all coded | KLD |
+|---|---|---|---|---|---|---|---|---|"""
+
+
+def table(model: str, text: str, contexts: tuple[int, ...] = (), folder: Path = RESULTS) -> str:
+    """Markdown rows of a model on a text; of all contexts that have records unless some are named."""
+    found = [r for r in load_records(folder) if (r.config["model"], r.config["data"]) == (model, text)]
+    cells = {_way(record): record for record in found if record.status == "ok"}
+    contexts = contexts or tuple(sorted({key[0] for key in cells}))
+    rows = [HEAD]
+    for context in contexts:
+        for bits in sorted({key[1] for key in cells if key[0] == context and key[1]}, reverse=True):
+            schedule, sinks, coded = (cells.get((context, bits, *way)) for way in WAYS)
+            if schedule:
+                words = [f"{context:,}", f"{bits:g}", _ratio(schedule), _share(schedule), _nats(schedule)]
+                words += [cell for record in (sinks, coded) for cell in (_ratio(record), _nats(record))]
+                rows.append(f"| {' | '.join(words)} |")
+        for kind in ("bfloat16 arithmetic", "bfloat16 cache"):
+            if floor := cells.get((context, 0.0, kind, 0)):
+                words = [f"{context:,}", kind, _ratio(floor), _share(floor), _nats(floor), "", "", "", ""]
+                rows.append(f"| {' | '.join(words)} |")
+    return "\n".join(rows)
+
+
+def _way(record: Record) -> tuple[int, float, str, int]:
+    config = record.config
+    if floor := config.get("floor"):
+        return config["context"], 0.0, floor, 0
+    return config["context"], config["bits"], config["mode"], config.get("coded_sinks", 0)
+
+
+def _ratio(record: Record | None) -> str:
+    if record is None:
+        return ""
+    metric = record.metrics["perplexity_ratio"]
+    low, high = (_percent(bound) for bound in _bounds(metric))
+    return f"{_percent(metric.value)} [{low}, {high}]"
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.2f}%"
+
+
+def _share(record: Record) -> str:
+    return f"{100 * record.metrics['agreement_at_1'].value:.1f}%"
+
+
+def _nats(record: Record | None) -> str:
+    return "" if record is None else f"{record.metrics['kld_mean'].value:.2g}"
+
+
+def _bounds(metric: Metric) -> tuple[float, float]:
+    assert metric.low is not None
+    assert metric.high is not None
+    return metric.low, metric.high
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    print(table(given[0], given[1], tuple(int(c) for c in given[2].split(",")) if len(given) > 2 else ()))
