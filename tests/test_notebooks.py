@@ -74,10 +74,12 @@ def test_a_notebook_shows_what_an_experiment_wrote(name, tmp_path):
     for record in records:
         (folder / record.name).write_bytes(record.read_bytes())
     (folder / "fingerprint.csv").write_text(
-        "device,bits,fault,context,kld_mean\ncpu,4,none,512,0.1\ncpu,4,stale,512,0.5\ncpu,2,none,512,0.3\n"
+        "model,device,bits,fault,context,kld_mean\nm,cpu,4,none,512,0.1\nm,cpu,4,stale,512,0.5\nn,cpu,4,none,512,0.3\n"
     )
-    (folder / "claims.csv").write_text("part,claim,theirs,ours,holds\n1,a,1.0,1.1,yes\n2,b,few,many,no\n")
-    (folder / "a_quality.csv").write_text("text,context,setting,bits,kld_mean\nx,512,ours,2,0.1\nx,512,ours,4,0.01\n")
+    (folder / "claims.csv").write_text("part,model,claim,theirs,ours,holds\n1,m,a,1.0,1.1,yes\n2,m,b,few,many,no\n")
+    (folder / "a_quality.csv").write_text(
+        "model,text,context,setting,bits,kld_mean\nm,x,512,ours,2,0.1\nn,x,512,ours,4,0.01\n"
+    )
     book = run(ROOT / "notebooks" / f"{name}.ipynb", tmp_path)
     assert pictures(book)
     assert "no records yet" not in printed(book)

@@ -34,6 +34,14 @@ def reproduce(
             show_default=False,
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask this model (as --model of pqkv eval) what the experiment asks the bundled one; its claims stand "
+            "beside those of the others. Parts that ask no model do not run.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -65,12 +73,19 @@ def reproduce(
     root = output or (QUICK_FOLDER if quick else Path("results"))
     failed: list[Record] = []
     for found in chosen:
-        failed += _run(found, root / found.name, experiments, letters, quick=quick, force=force)
+        failed += _run(found, root / found.name, experiments, letters, model, quick=quick, force=force)
     raise_if_failed(failed)
 
 
 def _run(
-    found: Experiment, folder: Path, experiments: Path, parts: tuple[str, ...], *, quick: bool, force: bool
+    found: Experiment,
+    folder: Path,
+    experiments: Path,
+    parts: tuple[str, ...],
+    model: str | None,
+    *,
+    quick: bool,
+    force: bool,
 ) -> list[Record]:
     """Run one experiment; returns the records of this run."""
     from pqkv.reproduce import Request
@@ -80,7 +95,7 @@ def _run(
 
     def cells(store: RecordStore | None, bar: ProgressBar) -> Iterator[Record]:
         assert store is not None
-        return run(found, experiments, Request(store, quick, force, bar.show, parts))
+        return run(found, experiments, Request(store, quick, force, bar.show, parts, model))
 
     records = gather(cells, folder)
     with ProgressBar() as bar:

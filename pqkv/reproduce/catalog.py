@@ -15,7 +15,8 @@ class Experiment:
 
     The module has `Settings` (a pqkv.config.Settings: what experiments/<name>/experiment.toml may hold),
     `cells(settings, request)` (an iterator of records) and `derive(records, folder)` (tables and plots, from records
-    and nothing else; returns the files it wrote); and `LETTERS`, those of its parts, where it has some.
+    and nothing else; returns the files it wrote); where it has parts, `LETTERS`, theirs, and `MODEL_LETTERS`, those of
+    the parts whose figures are a model's, which another model can be put to.
     """
 
     name: str

@@ -9,6 +9,7 @@ import numpy as np
 
 from pqkv.quality.summary import bootstrap
 from pqkv.record import Record
+from pqkv.reproduce.models import model_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Claim:
     ours: str
     holds: bool | None
     device: str = "cpu"
+    model: str = ""
 
 
 _SEEN = 1e-3  # nats: the mean KLD from which on a fault shows
@@ -28,13 +30,21 @@ _MASS = 1e-3  # what the report's test of the softmax sum would notice
 
 
 def claims_of(records: Sequence[Record]) -> Iterable[Claim]:
-    """The claims, each from the records of one device; those of a GPU where there are any, after those of the CPU."""
-    for device in sorted({record.config["device"] for record in records}):
-        members = [record for record in records if record.config["device"] == device]
+    """The claims, each from the records of one model on one device; those of a GPU where there are any, after those of
+    the CPU.
+    """
+    asked = {(model_of(record), record.config["device"]) for record in records}
+    for model, device in sorted(asked, key=lambda found: (model_order(found[0]), found[1])):
+        members = [r for r in records if (model_of(r), r.config["device"]) == (model, device)]
         part = "" if device == "cpu" else f" ({device})"
         for claim in (_fixed, _from_2048, _warps, _drift, _blind_sum, _blind_sum_elsewhere, _perplexity_misses):
             found = claim(members)
-            yield replace(found, part=found.part + part, device=device)
+            yield replace(found, part=found.part + part, device=device, model=model)
+
+
+def model_of(record: Record) -> str:
+    """The model whose figures a record holds."""
+    return str(record.config["model"])
 
 
 def _of(records: Sequence[Record], *names: str) -> list[Record]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,15 @@ import numpy as np
 
 from pqkv.kernels.faults import FAULTS
 from pqkv.record import Metric, Record, atomic_write
-from pqkv.reproduce.degradation_claims import claims_of
+from pqkv.reproduce.degradation_claims import claims_of, model_of
+from pqkv.reproduce.models import model_order, write_models
 from pqkv.reproduce.tables import CLAIM_COLUMNS, claim, write_rows
 
 FIGURES = (
     "perplexity_ratio", "agreement_at_1", "agreement_at_5", "agreement_at_10", "kld_mean", "recall", "recall_exact",
     "softmax_mass_error", "lse_mass_error",
 )  # fmt: skip
-_COLUMNS = ["device", "bits", "fault", "context", *FIGURES, "finite", "seen_by"]
+_COLUMNS = ["model", "device", "bits", "fault", "context", *FIGURES, "finite", "seen_by"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +71,49 @@ def sees(measure: Measure, record: Record, twin: Record | None = None) -> bool |
 
 def _twin_key(record: Record) -> tuple[object, ...]:
     c = record.config
-    return tuple(c.get(name) for name in ("device", "bits", "context", "windows", "page_size", "codebooks"))
+    keys = ("model", "model_weights", "device", "bits", "context", "windows", "page_size", "codebooks")
+    return tuple(c.get(name) for name in keys)
 
 
 def write_fingerprint(records: Sequence[Record], folder: Path) -> list[Path]:
-    """`fingerprint.csv` (every cell), `fingerprint.md` (from which context on), `fingerprint.png`, `claims.csv`."""
+    """`fingerprint.csv` (every cell), `fingerprint.md` (from which context on), `claims.csv`, and a picture for each
+    model: `fingerprint.png` of the first, `fingerprint-<model>.png` of the others.
+    """
     ran = [record for record in records if record.status == "ok"]
     twins = sound_twins(ran)
     rows = [_row(record, twins.get(record.digest)) for record in sorted(ran, key=_order)]
     table = write_rows(rows, folder / "fingerprint.csv", _COLUMNS)
     atomic_write(folder / "fingerprint.md", markdown(ran).encode())
     files = [table, folder / "fingerprint.md"]
-    picture = draw([record for record in ran if record.config["device"] == "cpu"] or ran)
-    if picture is not None:
-        atomic_write(folder / "fingerprint.png", picture)
-        files.append(folder / "fingerprint.png")
+    for number, (model, members) in enumerate(_by_model(ran).items()):
+        name = f"fingerprint-{_file_name(model)}" if number else "fingerprint"
+        picture = draw([record for record in members if record.config["device"] == "cpu"] or members)
+        if picture is not None:
+            atomic_write(folder / f"{name}.png", picture)
+            files.append(folder / f"{name}.png")
     claims = [
-        {"part": c.part, **claim(c.claim, c.theirs, c.ours, c.holds), "gpu": c.ours if c.device == "cuda" else None}
+        {
+            "part": c.part,
+            **claim(c.claim, c.theirs, c.ours, c.holds, c.model),
+            "gpu": c.ours if c.device == "cuda" else None,
+        }
         for c in claims_of(ran)
     ]
-    return [*files, write_rows(claims, folder / "claims.csv", CLAIM_COLUMNS)]
+    return [*files, write_rows(claims, folder / "claims.csv", CLAIM_COLUMNS), *write_models(claims, folder)]
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """The first context at which each measure sees each fault; a dash where none does."""
+    """The first context at which each measure sees each fault, a table for each model; a dash where none does."""
+    rules = "; ".join(f"{measure.label}: {measure.rule}" for measure in MEASURES)
+    return (
+        "# Which measure sees which fault, and from which context on\n\n"
+        + "\n\n".join(_table(model, members) for model, members in _by_model(records).items())
+        + f"\n\nA dash: at none of the contexts measured. Seen means: {rules}; or no number at all. "
+        "Exact pages are held to the exact cache, codes to the same codes without a fault.\n"
+    )
+
+
+def _table(model: str, records: Sequence[Record]) -> str:
     head = ["device", "fault", *(measure.label for measure in MEASURES)]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     twins = sound_twins(records)
@@ -100,13 +121,8 @@ def markdown(records: Sequence[Record]) -> str:
         cells = [_first_seen(measure, members, twins) for measure in MEASURES]
         lines.append(f"| {device} | {fault} | {' | '.join(cells)} |")
     contexts = ", ".join(str(c) for c in sorted({r.config["context"] for r in records}))
-    rules = "; ".join(f"{measure.label}: {measure.rule}" for measure in MEASURES)
-    return (
-        "# Which measure sees which fault, and from which context on\n\n"
-        + "\n".join(lines)
-        + f"\n\nContexts measured: {contexts}. A dash: at none of them. Seen means: {rules}; or no number at all. "
-        "Exact pages are held to the exact cache, codes to the same codes without a fault.\n"
-    )
+    windows = ", ".join(str(n) for n in sorted({r.config["windows"] for r in records}))
+    return f"## {model}\n\nContexts: {contexts}. Windows: {windows}.\n\n" + "\n".join(lines)
 
 
 def fault_label(record: Record) -> str:
@@ -129,6 +145,17 @@ def _first_seen(measure: Measure, members: Sequence[Record], twins: dict[str, Re
     return str(seen[0]) if all(after) else ", ".join(map(str, seen)) + " only"
 
 
+def _by_model(records: Sequence[Record]) -> dict[str, list[Record]]:
+    groups: dict[str, list[Record]] = {}
+    for record in sorted(records, key=_order):
+        groups.setdefault(model_of(record), []).append(record)
+    return groups
+
+
+def _file_name(model: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", model)
+
+
 def _by_fault(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in sorted(records, key=_order):
@@ -136,10 +163,11 @@ def _by_fault(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
     return groups
 
 
-def _order(record: Record) -> tuple[str, int, str, int]:
+def _order(record: Record) -> tuple[tuple[bool, str], str, int, str, int]:
     names = list(FAULTS)
     name = record.config["backend"]
     return (
+        model_order(model_of(record)),
         record.config["device"],
         names.index(name) if name in names else len(names) - 3,  # codes without a fault before those with
         fault_label(record),
@@ -149,6 +177,7 @@ def _order(record: Record) -> tuple[str, int, str, int]:
 
 def _row(record: Record, twin: Record | None) -> dict[str, Any]:
     return {
+        "model": model_of(record),
         "device": record.config["device"],
         "bits": record.config["bits"],
         "fault": fault_label(record),
@@ -165,8 +194,8 @@ def _value(record: Record, name: str) -> float | None:
 
 
 def draw(records: Sequence[Record]) -> bytes | None:
-    """Faults by contexts, a panel for each measure, as PNG: dark where the measure sees the fault. The same bytes for
-    the same records.
+    """Faults by contexts of one model, a panel for each measure, as PNG: dark where the measure sees the fault. The
+    same bytes for the same records.
     """
     groups = {fault: members for (_, fault), members in _by_fault(records).items()}
     contexts, twins = sorted({record.config["context"] for record in records}), sound_twins(records)
@@ -198,7 +227,9 @@ def draw(records: Sequence[Record]) -> bytes | None:
             axes.grid(which="minor", color="white", linewidth=1.5)
             axes.tick_params(which="both", length=0)
         figure.suptitle(
-            "dark: the measure tells the faulty backend from a sound one (tokens of context below)", fontsize=11
+            f"{model_of(records[0])}: dark where the measure tells the faulty backend from a sound one "
+            "(tokens of context below)",
+            fontsize=11,
         )
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})

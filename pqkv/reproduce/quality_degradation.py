@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, field_validator
 
 from pqkv.cell import run_cell
-from pqkv.config import EvalConfig
+from pqkv.config import EvalConfig, RecallForm
 from pqkv.config import Settings as Base
 from pqkv.env import environment, git_state
 from pqkv.errors import KernelError
@@ -28,6 +28,7 @@ from pqkv.quality.cell_run import Shared
 from pqkv.quality.evaluate import Progress, evaluate
 from pqkv.record import Record, RecordStore
 from pqkv.reproduce.fingerprint import write_fingerprint
+from pqkv.reproduce.models import check_contexts
 from pqkv.reproduce.run import Request
 
 COMMAND = (sys.executable, "-c", "from pqkv_cli.main import main; main()")
@@ -46,6 +47,7 @@ class Settings(Base):
     windows: int = Field(8, ge=1)
     bits: float = Field(4, gt=0, description="of the codes that the faults of the paged PQ code run on")
     page_size: int = Field(64, ge=1)
+    recall_form: RecallForm = Field("code", description="codes of five facts a window, or the word of one")
     faults: tuple[str, ...] = Field(tuple(FAULTS), min_length=1)
     seed: int = Field(0, ge=0)
 
@@ -59,8 +61,12 @@ class Settings(Base):
 
 
 def cells(settings: Settings, request: Request) -> Iterator[Record]:
-    """A record for every fault and context, and for the codes without a fault."""
-    shared = Shared(load_model(settings.model), keep=True)
+    """A record for every fault and context, and for the codes without a fault. Raises `ConfigError` for a model that
+    has fewer positions than the longest context.
+    """
+    lm = load_model(settings.model)
+    check_contexts("quality-degradation", lm, settings.contexts)
+    shared = Shared(lm, keep=True)
     plan = [(name, 0.0 if FAULTS[name].in_kernel else settings.bits) for name in settings.faults]
     if any(bits for _, bits in plan):
         plan.append(("auto", settings.bits))
@@ -74,7 +80,7 @@ def cells(settings: Settings, request: Request) -> Iterator[Record]:
                 config = _config(settings, name, bits, context, device)
                 if device == "cuda":
                     request.report(stage, 0, 1)
-                    yield apart(config, request)
+                    yield apart(config, request, weights=lm.fingerprint)
                 else:
 
                     def tell(progress: Progress, stage: str = stage) -> None:
@@ -94,14 +100,17 @@ def _config(settings: Settings, backend: str, bits: float, context: int, device:
         "model": settings.model, "device": device, "data": settings.data, "bits": (bits,), "context": (context,),
         "mode": ("decode",), "decode_tokens": settings.decode_tokens, "windows": settings.windows,
         "page_size": settings.page_size, "residual": max(128, settings.page_size), "backend": backend,
-        "fallback": False, "seed": settings.seed,
+        "fallback": False, "recall_form": settings.recall_form, "seed": settings.seed,
     }  # fmt: skip
     return EvalConfig.parse(values, source="experiment quality-degradation")
 
 
-def apart(config: EvalConfig, request: Request, command: Sequence[str] = COMMAND) -> Record:
-    """Run one cell as a command in a process of its own; what ends without a record is a failed one."""
-    known = next((r for r in request.store.load_all() if r.status == "ok" and _is_of(r, config)), None)
+def apart(config: EvalConfig, request: Request, command: Sequence[str] = COMMAND, *, weights: str) -> Record:
+    """Run one cell, of the model with these `weights`, as a command in a process of its own; what ends without a record
+    is a failed one.
+    """
+    ran = (r for r in request.store.load_all() if r.status == "ok")
+    known = next((r for r in ran if r.config["model_weights"] == weights and _is_of(r, config)), None)
     if known is not None and not request.force:
         return known
     with TemporaryDirectory() as folder:
@@ -137,7 +146,7 @@ def _flags(config: EvalConfig) -> list[str]:
         "--bits", f"{config.bits[0]:g}", "--mode", "decode", "--context", str(config.context[0]),
         "--decode-tokens", str(config.decode_tokens), "--windows", str(config.windows),
         "--page-size", str(config.page_size), "--residual", str(config.residual), "--backend", config.backend,
-        "--no-fallback", "--seed", str(config.seed),
+        "--recall-form", config.recall_form, "--no-fallback", "--seed", str(config.seed),
     ]  # fmt: skip
 
 

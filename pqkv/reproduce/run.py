@@ -20,7 +20,7 @@ Report = Callable[[str, int, int], None]
 class Request:
     """How an experiment is to run: `quick` is its small version (under three minutes on two cores), `force` runs cells
     that have a record again, `report(stage, done, total)` is told of progress, `parts` are the letters of the parts to
-    run (empty: all).
+    run (empty: all), `model` is the one to ask instead of the experiment's own (then all parts are those that ask one).
     """
 
     store: RecordStore
@@ -28,6 +28,7 @@ class Request:
     force: bool = False
     report: Report = lambda stage, done, total: None
     parts: tuple[str, ...] = ()
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +42,21 @@ class Outcome:
 def reproduce(found: Experiment, experiments: Path, request: Request) -> Iterator[Record]:
     """Run the cells of an experiment, yielding each record; `derive` its tables and plots afterwards.
 
-    Raises `ConfigError` for a part that it does not have.
+    Raises `ConfigError` for a part that it does not have, and for one that asks no model where a model is named.
     """
     module = found.load()
     known = getattr(module, "LETTERS", "")
     if unknown := [part for part in request.parts if part not in tuple(known)]:
         has = f"known: {', '.join(known)}" if known else "it has none"
         raise ConfigError(f"{found.name} has no part '{unknown[0]}'; {has}")
+    asking = getattr(module, "MODEL_LETTERS", known)
+    if request.model is not None and (fixed := [part for part in request.parts if part not in tuple(asking)]):
+        raise ConfigError(
+            f"part {fixed[0]} of {found.name} takes no --model; with one, name parts of {', '.join(asking)}, or none"
+        )
+    settings = settings_of(found, experiments, quick=request.quick, model=request.model)
     request.store.check_writable()
-    yield from module.cells(settings_of(found, experiments, quick=request.quick), request)
+    yield from module.cells(settings, request)
 
 
 def derive(found: Experiment, folder: Path) -> Outcome:
@@ -60,8 +67,9 @@ def derive(found: Experiment, folder: Path) -> Outcome:
     return Outcome(records, found.load().derive(records, folder))
 
 
-def settings_of(found: Experiment, experiments: Path, *, quick: bool) -> Any:  # noqa: ANN401 - the experiment's own type
-    """What experiments/<name>/experiment.toml holds, the keys of its table `quick` over the others if `quick`.
+def settings_of(found: Experiment, experiments: Path, *, quick: bool, model: str | None = None) -> Any:  # noqa: ANN401 - the experiment's own type
+    """What experiments/<name>/experiment.toml holds. Over its keys go those of its table `quick` if `quick`; with a
+    `model` that model, and what its own table `models.<model>` (which may have a table `quick` too) sizes for it.
 
     Raises `ConfigError` where the file is not there, not TOML, or holds what the experiment does not know.
     """
@@ -71,7 +79,22 @@ def settings_of(found: Experiment, experiments: Path, *, quick: bool) -> Any:  #
             f"there is no {path}: run in a checkout of pqkv, or name its folder of experiments with --experiments"
         )
     values = read_config_file(path)
-    small = values.pop("quick", {})
-    if not isinstance(small, dict):
-        raise ConfigError(f"{path}: quick: must be a table of settings")
-    return found.load().Settings.parse(values | small if quick else values, source=str(path))
+    small = _table(values, "quick", path)
+    models = _table(values, "models", path)
+    source = str(path)
+    if model is None:
+        values |= small if quick else {}
+    else:
+        own = _table(models, model, path, "models.")
+        own_small = _table(own, "quick", path, f"models.{model}.")
+        values |= own | (small | own_small if quick else {}) | {"model": model}
+        source += f", for the model {model}"
+    return found.load().Settings.parse(values, source=source)
+
+
+def _table(values: dict[str, Any], name: str, path: Path, place: str = "") -> dict[str, Any]:
+    """Take the table `name` out of `values`, an empty one where there is none."""
+    table = values.pop(name, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: {place}{name}: must be a table of settings")
+    return dict(table)

@@ -12,7 +12,8 @@ from pqkv.record import Record, atomic_write
 from pqkv.report.drawing import Line, Plot, Point, draw
 
 Row = dict[str, Any]
-CLAIM_COLUMNS = ("part", "claim", "theirs", "ours", "gpu", "holds")  # gpu: what was measured on one
+# model: whose figures these are, where they are a model's; gpu: what was measured on one
+CLAIM_COLUMNS = ("part", "model", "claim", "theirs", "ours", "gpu", "holds")
 WORDS = {True: "yes", False: "no", None: "not known"}
 
 
@@ -110,9 +111,9 @@ def held(estimate: bool, interval: bool) -> bool | None:
     return True if interval else None
 
 
-def claim(text: str, theirs: str, ours: str, holds: bool | None) -> Row:
+def claim(text: str, theirs: str, ours: str, holds: bool | None, model: str | None = None) -> Row:
     """One line of claims.csv, less its part."""
-    return {"claim": text, "theirs": theirs, "ours": ours, "holds": WORDS[holds]}
+    return {"model": model, "claim": text, "theirs": theirs, "ours": ours, "holds": WORDS[holds]}
 
 
 def _word(value: Any) -> Any:  # noqa: ANN401 - a cell of a table

@@ -31,6 +31,10 @@ def test_the_list_names_every_experiment(capsys):
     (["reproduce", NAME, "--quik"], "--quik"),
     (["reproduce", "million", "--parts", "a,x"], "million has no part 'x'; known: a, b, c, d, e, f, g, h, i"),
     (["reproduce", NAME, "--parts", "a"], f"{NAME} has no part 'a'; it has none"),
+    (["reproduce", "million", "--model", "reference", "--parts", "a,c"],
+     "part c of million takes no --model; with one, name parts of a, h, or none"),
+    (["reproduce", "million", "--model", "./nowhere"], "there is no model folder ./nowhere"),
+    (["reproduce", NAME, "--model", "nowhere.gguf"], "there is no model file nowhere.gguf"),
 ])  # fmt: skip
 def test_a_wrong_word_is_one_line(capsys, words, cause):
     code, out, line = run(capsys, *words)

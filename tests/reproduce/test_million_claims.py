@@ -7,7 +7,7 @@ from pqkv.record import Metric, Record
 from pqkv.reproduce.million.memory import finding_b
 from pqkv.reproduce.million.pages import finding_e
 from pqkv.reproduce.million.pool import pool_finding, pools_of
-from pqkv.reproduce.million.quality import finding_a, finding_h, quality_rows
+from pqkv.reproduce.million.quality import finding_a, finding_h, quality_rows, rows_h
 from pqkv.reproduce.tables import newest, write_rows
 
 
@@ -24,7 +24,8 @@ def evaluated(
     scope, channels, metric = recipe
     scheduled = scope == "head"
     config = {
-        "data": "prose", "split": "test", "context": 512, "scope": scope, "channels": channels, "metric": metric,
+        "model": "reference", "data": "prose", "split": "test", "context": 512, "scope": scope, "channels": channels,
+        "metric": metric,
         "mode": "exact-schedule" if scheduled else "all-coded", "num_subspaces": 32, "nbits": int(2 * bits),
         "page_size": 64, "residual": 128, "sink_tokens": 4 if scheduled else 0, "windows": 2, "codebooks": "a", **more,
     }  # fmt: skip
@@ -108,6 +109,26 @@ def test_a_rotation_helps_where_it_loses_less_whichever_windows_are_drawn(klds, 
     ]  # fmt: skip
 
 
+def test_each_model_answers_for_itself():
+    small, large = evaluated(1.05, recipe=OURS), evaluated(1.001, recipe=OURS, model="large", started="2026-02-01")
+    assert [(row["model"], row["holds"]) for row in finding_a([large, small])] == [
+        ("large", "yes"),
+        ("reference", "no"),
+    ]
+
+    def lost(model, kld, recipe):
+        made = evaluated(kld=kld, recipe=recipe, model=model)
+        return made.model_copy(update={"samples": {"kld_mean": [kld, 2 * kld]}})
+
+    turned, plain = ("head", "opq", "query"), OURS
+    records = [lost("reference", 0.1, plain), lost("reference", 0.2, turned), lost("large", 0.1, plain)]
+    (row,) = finding_h(records)  # the plain codes of one model are nothing to the rotated ones of another
+    assert (row["model"], row["holds"]) == ("reference", "no")
+    assert {row["model"] for row in rows_h(records)} == {"reference"}  # the other one's shape was not run with OPQ
+    both = finding_h([*records, lost("large", 0.05, turned)])
+    assert [(row["model"], row["holds"]) for row in both] == [("large", "yes"), ("reference", "no")]
+
+
 @pytest.mark.parametrize(("nbytes", "holds"), [(2500, "yes"), (2501, "no")])
 def test_memory_is_a_quarter_where_it_is_no_more(nbytes, holds):
     row = {"tokens": 2048, "share": nbytes / 10_000, "bytes_measured": None}
@@ -122,7 +143,7 @@ def test_memory_is_a_quarter_where_it_is_no_more(nbytes, holds):
 def test_overhead_is_held_to_the_worst_page_size(share, holds):
     def slots(size, unused):
         row = {"cache": "exact", "unused_in_pages": unused, "free_of_pool": 0.5, "unused_in_residual": None}
-        return record("million-slots", {"page_size": size}, tables={"slots": [row]})
+        return record("million-slots", {"model": "m", "page_size": size}, tables={"slots": [row]})
 
     found = {row["claim"]: row for row in finding_e([slots(16, 0.01), slots(256, share)])}
     row = found["pool overhead, exact cache: slots without a token in pages in use"]

@@ -11,7 +11,7 @@ from pqkv.quality.evaluate import evaluate
 from pqkv.record import Metric, Record, RecordStore
 from pqkv.reproduce import EXPERIMENTS, Request, experiment, reproduce
 from pqkv.reproduce.degradation_claims import claims_of
-from pqkv.reproduce.fingerprint import draw, markdown
+from pqkv.reproduce.fingerprint import draw, markdown, write_fingerprint
 from pqkv.reproduce.quality_degradation import _config, apart
 from pqkv.reproduce.run import derive, settings_of
 
@@ -22,8 +22,8 @@ SOUND = {
 }  # fmt: skip
 
 
-def record(fault, context, *, bits=0.0, quarters=None, **changed):
-    config = {"device": "cpu", "bits": bits, "backend": fault, "context": context, "windows": 2}
+def record(fault, context, *, bits=0.0, quarters=None, model="reference", **changed):
+    config = {"model": model, "device": "cpu", "bits": bits, "backend": fault, "context": context, "windows": 2}
     return Record(
         kind="eval", config=config, digest=digest_of(config), env={}, git={}, seed=0, status="ok",
         started_at="2026-01-01T00:00:00+00:00", seconds=1.0,
@@ -79,7 +79,7 @@ def test_the_table_names_the_first_context_that_shows():
     records += [record("fault:warp-max/128", c, kld_mean=None if c == 100 else 1e-8) for c in (100, 2049)]
     lines = {
         row.split("|")[2].strip(): [c.strip() for c in row.split("|")[3:-1]]
-        for row in markdown(records).splitlines()[4:7]
+        for row in markdown(records).splitlines()[8:11]
     }
     assert lines["none/128"] == ["-"] * 8
     assert lines["shared-memory-2048/dropped"] == ["2049", "-", "-", "-", "2049", "-", "-", "-"]
@@ -92,7 +92,7 @@ def test_codes_are_held_to_codes_without_the_fault():
     lossless = {"kld_mean": 0.02, "agreement_at_1": 0.95, "recall": 0.5, "perplexity_ratio": 1.02}
     same = record("fault:double-count", 100, bits=4.0, **lossless)
     worse = record("fault:first-head-page", 100, bits=4.0, **{**lossless, "kld_mean": 0.03, "recall": 0.4})
-    lines = {row.split("|")[2].strip(): row for row in markdown([sound, same, worse]).splitlines()[4:7]}
+    lines = {row.split("|")[2].strip(): row for row in markdown([sound, same, worse]).splitlines()[8:11]}
     assert lines["double-count"].count("| - ") == len(SOUND) - 1
     assert [i for i, cell in enumerate(lines["first-head-page"].split("|")[3:-1]) if cell.strip() != "-"] == [4, 5]
     alone = markdown([same])
@@ -102,9 +102,9 @@ def test_codes_are_held_to_codes_without_the_fault():
 def test_a_cell_that_leaves_its_process_without_a_record_is_a_failed_one(tmp_path):
     store = RecordStore(tmp_path)
     config = EvalConfig(bits=(0,), mode=("decode",), context=(100,), backend="fault:none/32")
-    died = apart(config, Request(store), command=("sh", "-c", "echo no such GPU >&2; exit 1", "sh"))
+    died = apart(config, Request(store), ("sh", "-c", "echo no such GPU >&2; exit 1", "sh"), weights="w")
     assert (died.status, died.error) == ("failed", "fault:none/32 on cpu left no record: no such GPU")
-    again = apart(config, Request(store), command=("sh", "-c", "exit 3", "sh"))
+    again = apart(config, Request(store), ("sh", "-c", "exit 3", "sh"), weights="w")
     assert "its process ended with 3" in again.error
 
 
@@ -113,11 +113,13 @@ def test_a_cell_in_a_process_of_its_own_is_the_same_cell(folder, tmp_path):
     settings = settings_of(EXPERIMENTS[NAME], folder, quick=True)
     config = _config(settings, "fault:none/32", 0.0, 100, "cpu")
     (here,) = evaluate(config)
-    there = apart(config, Request(store))
+    weights = here.config["model_weights"]
+    there = apart(config, Request(store), weights=weights)
     assert there.status == "ok"
     assert there.config == here.config
     assert there.metrics == here.metrics
-    assert apart(config, Request(store), command=("false",)) == there  # found, not run
+    assert apart(config, Request(store), ("false",), weights=weights) == there  # found, not run
+    assert apart(config, Request(store), ("false",), weights="another's").status == "failed"
 
 
 def claims(records):
@@ -145,6 +147,31 @@ def test_claims_are_judged_by_the_records():
     worse = claims([record("fault:rope-minus-one", 512, kld_mean=0.1, quarters=([0.1, 0.11], [0.5, 0.4]))])
     assert worse["rope-minus-one"].holds
     assert worse["fixes"].holds is None
+
+
+def test_models_are_told_apart_in_every_table(tmp_path):
+    small = [record("fault:shared-memory-2048/dropped", c, kld_mean=k) for c, k in ((2048, 0.0), (2049, 0.5))]
+    large = [record("fault:shared-memory-2048/dropped", c, model="org/large") for c in (2048, 2049)]
+    found = {claim.model: claim for claim in claims_of([*large, *small]) if claim.part == "shared-memory-2048"}
+    assert {model: claim.holds for model, claim in found.items()} == {"reference": True, "org/large": False}
+    files = {path.name: path for path in write_fingerprint([*large, *small], tmp_path)}
+    assert {"fingerprint.png", "fingerprint-org-large.png", "models.md"} <= set(files)
+    rows = list(csv.DictReader(files["fingerprint.csv"].open()))
+    assert [(row["model"], row["seen_by"]) for row in rows] == [
+        ("reference", ""), ("reference", "kld_mean"), ("org/large", ""), ("org/large", "")
+    ]  # fmt: skip
+    first, second = files["fingerprint.md"].read_text().split("\n## ")[1:]
+    assert first.startswith("reference\n") and "| 2049 |" in first
+    assert second.startswith("org/large\n") and "2049 |" not in second
+
+
+def test_codes_of_one_model_are_not_held_to_those_of_another(tmp_path):
+    sound = record("cpu", 100, bits=4.0, model="large", kld_mean=0.02)
+    faulty = record("fault:double-count", 100, bits=4.0, kld_mean=0.05)
+    assert "not taken" in markdown([sound, faulty])
+    write_fingerprint([sound, faulty], tmp_path)
+    rows = {row["model"]: row for row in csv.DictReader((tmp_path / "fingerprint.csv").open())}
+    assert rows["reference"]["seen_by"] == ""
 
 
 def test_what_the_user_can_mend_is_one_line(folder, tmp_path):

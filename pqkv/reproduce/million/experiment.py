@@ -12,24 +12,33 @@ from pqkv.report.drawing import Plot
 from pqkv.reproduce.million import layouts, lookups, memory, pages, pool, quality, splits, steps, tokens
 from pqkv.reproduce.million.lab import Lab
 from pqkv.reproduce.million.settings import Settings
+from pqkv.reproduce.models import write_models
 from pqkv.reproduce.run import Request
 from pqkv.reproduce.tables import CLAIM_COLUMNS, WORDS, Row, write_plot, write_rows
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of the experiment: how its cells are run, and what is made of the records of all parts."""
+    """A part of the experiment: how its cells are run, and what is made of the records of all parts; `asks` says that
+    its claims are about a model, each of which answers in rows of its own.
+    """
 
     letter: str
     cells: Callable[[Lab], Iterator[Record]]
     finding: Callable[[Sequence[Record]], list[Row]]
     tables: Callable[[Sequence[Record]], dict[str, list[Row]]] = lambda records: {}
     plots: Callable[[Sequence[Record]], list[Plot]] = lambda records: []
+    asks: bool = False
 
 
 PARTS = (
     Part(
-        "a", quality.part_a, quality.finding_a, lambda records: {"a_quality": quality.rows_a(records)}, quality.plots_a
+        "a",
+        quality.part_a,
+        quality.finding_a,
+        lambda records: {"a_quality": quality.rows_a(records)},
+        quality.plots_a,
+        asks=True,
     ),
     Part("b", memory.part_b, memory.finding_b, lambda records: {"b_memory": memory.rows_b(records)}, memory.plots_b),
     Part("c", lambda lab: lookups.part_c(lab.request), lookups.finding_c),
@@ -60,17 +69,24 @@ PARTS = (
         quality.finding_h,
         lambda records: {"h_opq": quality.rows_h(records), "h_errors": quality.errors_h(records)},
         quality.plots_h,
+        asks=True,
     ),
     Part("i", lambda lab: steps.part_i(lab.request), steps.finding_i),
 )
 LETTERS = "".join(dict.fromkeys(part.letter for part in PARTS))
+MODEL_LETTERS = "".join(part.letter for part in PARTS if part.asks)
 
 
 def cells(settings: Settings, request: Request) -> Iterator[Record]:
-    """Run every part that is asked for; one that cannot begin is a failed record, and the next begins."""
+    """Run every part that is asked for; one that cannot begin is a failed record, and the next begins.
+
+    Raises `ConfigError` and `ModelError` for a model, named by the request, that cannot be loaded or asked.
+    """
     lab = Lab(settings, request)
+    if request.model is not None:
+        lab.check_model()
     for part in PARTS:
-        if request.parts and part.letter not in request.parts:
+        if (request.parts and part.letter not in request.parts) or (request.model is not None and not part.asks):
             continue
         try:
             yield from part.cells(lab)
@@ -78,16 +94,23 @@ def cells(settings: Settings, request: Request) -> Iterator[Record]:
             yield lab.failure(part.letter, error)
 
 
+def claims_of(records: Sequence[Record]) -> list[Row]:
+    """The rows of claims.csv, part by part."""
+    return [
+        {"part": part.letter, **row, "holds": WORDS.get(row["holds"], row["holds"])}
+        for part in PARTS
+        for row in part.finding(records)
+    ]
+
+
 def derive(records: list[Record], folder: Path) -> list[Path]:
-    """`claims.csv`, the tables of each part and its pictures; a part without records leaves none."""
+    """`claims.csv`, the models side by side, the tables of each part and its pictures; a part without records leaves
+    none.
+    """
     folder = Path(folder)
-    claims: list[Row] = []
-    written: list[Path] = []
+    claims = claims_of(records)
+    written = write_models(claims, folder)
     for part in PARTS:
-        claims += [
-            {"part": part.letter, **row, "holds": WORDS.get(row["holds"], row["holds"])}
-            for row in part.finding(records)
-        ]
         for name, rows in part.tables(records).items():
             if rows:
                 written.append(write_rows(rows, folder / f"{name}.csv"))

@@ -11,18 +11,26 @@ from typing import TYPE_CHECKING, Any
 from pqkv.cell import run_cell
 from pqkv.config import Channels, CodeMetric, EvalConfig, Mode, Scope, TrainConfig
 from pqkv.env import environment, git_state
-from pqkv.errors import PqkvError
+from pqkv.errors import ConfigError, PqkvError
 from pqkv.record import Metric, Record
 from pqkv.reproduce.million.settings import Settings, Shape
+from pqkv.reproduce.models import check_contexts
 from pqkv.reproduce.run import Request
 
 if TYPE_CHECKING:
     from pqkv.lm import LanguageModel
     from pqkv.lm.calibrate import Calibrated
+    from pqkv.quality.cell_run import Shared
     from pqkv.text import Corpus
 
-_TEXT_KEYS = ("bos", "parse_special")  # recorded as what they came to, where that matters
+# what a record says of a training: by name, so that a key which comes to `TrainConfig` renames no record
+_TRAINING = (
+    "dtype", "data", "split", "num_subspaces", "nbits", "scope", "channels", "metric", "samples", "calibration_tokens",
+    "context", "iterations", "seed",
+)  # fmt: skip
+NAME = "million"
 FAILED = "million-part"
+CLAIMED_BITS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +63,37 @@ class Lab:
         return load_model(self.settings.model)
 
     @cached_property
+    def shared(self) -> Shared:
+        """The model, its tokens and its exact states, for all evaluations."""
+        from pqkv.quality.cell_run import Shared
+
+        return Shared(self.lm)
+
+    def check_model(self) -> None:
+        """Raise `ConfigError` for a model that the settings do not suit: too few positions, heads that the shapes do
+        not divide, or shapes of which none comes to the bits that are claimed.
+        """
+        s, lm = self.settings, self.lm
+        check_contexts(NAME, lm, (*s.contexts, *s.opq_contexts, s.calibration_context))
+        shapes, dim = (*s.shapes, *s.opq_shapes), lm.head_dim
+        if wrong := [M for M, _ in shapes if dim % M]:
+            what = f"{wrong[0]} subspaces do not divide its heads of {dim}"
+        elif not any(M * nbits == CLAIMED_BITS * dim for M, nbits in shapes):
+            what = f"no shape is {CLAIMED_BITS} bits an element for its heads of {dim}"
+        else:
+            return
+        raise ConfigError(
+            f'{NAME} cannot ask {lm.name}: {what}; give shapes and opq_shapes in a table [models."{lm.name}"] of '
+            f"experiments/{NAME}/experiment.toml"
+        )
+
+    @cached_property
     def calibrated(self) -> Calibrated:
         """One capture for all codebooks: they differ in their codes only."""
         from pqkv.lm.calibrate import calibrate
 
-        return calibrate(self.lm, self.training(OURS, self.settings.page_shape), self.request.report)
+        narrowest = min(self.settings.shapes, key=lambda shape: shape[1])  # wider codes say themselves what they lack
+        return calibrate(self.lm, self.training(OURS, narrowest), self.request.report)
 
     def training(self, recipe: Recipe, shape: Shape) -> TrainConfig:
         """How codebooks of this recipe and shape are trained.
@@ -81,7 +115,7 @@ class Lab:
             "samples": s.samples,
             "calibration_tokens": s.calibration_tokens,
             "context": s.calibration_context,
-            "positions": s.calibration_context,
+            "positions": s.calibration_positions or s.calibration_context,
             "init": s.init,
             "iterations": max(min(s.least_iterations, s.iterations), min(s.iterations, fit)),
             "seed": s.seed,
@@ -122,17 +156,19 @@ class Lab:
                 metrics = {"code_bits": Metric(value=books.code_bits, unit="bits")}
                 return {"metrics": metrics, "tables": {"errors": errors}}
 
-            about = training.model_dump(mode="json", exclude={"model", "device", "device_map", "bits", *_TEXT_KEYS})
-            about |= {"data": self.calibration_name, "model": self.lm.name, "model_weights": self.lm.fingerprint}
-            if training.init == "random":  # of which records of before say nothing, nor of positions
-                del about["init"]
-            del about["positions"]
-            about |= self.recorded_form(training)
-            record = self.cell("million-codebooks", about, measure)
+            record = self.cell("million-codebooks", self.about(training), measure)
             if record.status == "ok" and not paths:
                 measure()  # it has a record, so only the file is needed
             found += map(str, paths)
             yield record
+
+    def about(self, training: TrainConfig) -> dict[str, Any]:
+        """The configuration of a record of codebooks: all that their errors depend on."""
+        about = training.model_dump(mode="json", include=set(_TRAINING))
+        about |= {"data": self.calibration_name, "model": self.lm.name, "model_weights": self.lm.fingerprint}
+        about |= {} if training.init == "random" else {"init": training.init}
+        about |= {} if training.positions == training.context else {"positions": training.positions}
+        return about | self.recorded_form(training)
 
     def recorded_form(self, training: TrainConfig) -> dict[str, Any]:
         """What a record says of how the calibration text became tokens."""
@@ -185,6 +221,7 @@ class Lab:
                     config,
                     self.request.store,
                     force=self.request.force,
+                    shared=self.shared,
                     report=lambda p: report(f"{part}: {p.stage}", p.done, p.total),
                 )
             except PqkvError as error:

@@ -52,7 +52,7 @@ def part_e(lab: Lab) -> Iterator[Record]:
 
 def rows_e(records: Sequence[Record]) -> list[Row]:
     """Quality, bytes and flushes of each page size and residual."""
-    keys = ("page_size", "residual", "num_subspaces", "nbits")
+    keys = ("model", "page_size", "residual", "num_subspaces", "nbits")
     flushes = {tuple(row[key] for key in keys): row for row in flush_rows(records)}
     rows = []
     for row in quality_rows(records):
@@ -60,25 +60,34 @@ def rows_e(records: Sequence[Record]) -> list[Row]:
         if (row["setting"], row["mode"]) == (OURS.name, "exact-schedule") and counted is not None:
             rows.append({**row, **{key: counted[key] for key in ("flushes", "decoded", "flushes_per_token")}})
     # part a runs the default cache on other texts and contexts too: alone it compares with nothing
-    places = [(row["text"], row["context"]) for row in rows]
+    places = [(row["model"], row["text"], row["context"]) for row in rows]
     return [row for row, place in zip(rows, places, strict=True) if places.count(place) > 1]
 
 
 def flush_rows(records: Sequence[Record]) -> list[Row]:
     """Steps that sealed a page, of the tokens decoded one by one."""
-    return newest(table_rows(records, FLUSHES, "flushes"), "page_size", "residual", most="decoded")
+    return newest(table_rows(records, FLUSHES, "flushes"), "model", "page_size", "residual", most="decoded")
 
 
 def slot_rows(records: Sequence[Record]) -> list[Row]:
     """Slots without a token, in pages and around them."""
     dropped = ("part", "seed", "num_subspaces", "nbits", "model_weights")
     rows = [{k: v for k, v in row.items() if k not in dropped} for row in table_rows(records, SLOTS, "slots")]
-    return newest(rows, "cache", "page_size", most="tokens")
+    return newest(rows, "model", "cache", "page_size", most="tokens")
 
 
 def finding_e(records: Sequence[Record]) -> list[Row]:
-    """Flushes halved by the residual, and the overhead of the pool."""
-    rate = {(row["page_size"], row["residual"]): row["flushes_per_token"] for row in flush_rows(records)}
+    """Flushes halved by the residual, and the overhead of the pool, for each model whose cache was counted."""
+    flushes, slots = flush_rows(records), slot_rows(records)
+    found = []
+    for model in sorted({row["model"] for row in (*flushes, *slots)}):
+        counted, filled = ([row for row in rows if row["model"] == model] for rows in (flushes, slots))
+        found += [{**row, "model": model} for row in (*_flushes_halved(counted), *_overhead(filled))]
+    return found
+
+
+def _flushes_halved(rows: Sequence[Row]) -> list[Row]:
+    rate = {(row["page_size"], row["residual"]): row["flushes_per_token"] for row in rows}
     found = []
     for before, after, what in (
         ((64, 64), (64, 128), "a residual of 128 halves the flushes of one of 64, pages of 64"),
@@ -91,7 +100,11 @@ def finding_e(records: Sequence[Record]) -> list[Row]:
             found.append(
                 claim(what, theirs, f"{ratio:.2f}x ({rate[before]:.5f} to {rate[after]:.5f} a token)", ratio < 0.55)
             )
-    rows = slot_rows(records)
+    return found
+
+
+def _overhead(rows: Sequence[Row]) -> list[Row]:
+    found = []
     for cache in dict.fromkeys(row["cache"] for row in rows):
         own = [row for row in rows if row["cache"] == cache]
         for key, what in (

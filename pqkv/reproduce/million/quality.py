@@ -9,7 +9,7 @@ import numpy as np
 from pqkv.quality.summary import bootstrap
 from pqkv.record import Record
 from pqkv.report.drawing import Plot
-from pqkv.reproduce.million.lab import MILLION, OURS, Lab, Recipe
+from pqkv.reproduce.million.lab import CLAIMED_BITS, MILLION, OURS, Lab, Recipe
 from pqkv.reproduce.million.settings import Shape
 from pqkv.reproduce.tables import Row, claim, held, lines, newest, of_kind, plot
 
@@ -53,6 +53,7 @@ def quality_rows(records: Sequence[Record]) -> list[Row]:
         if name is None or "kld_mean" not in metrics:
             continue
         row: Row = {
+            "model": config["model"],
             "text": f"{config['data']} {config['split']}",
             "context": config["context"],
             "setting": name,
@@ -68,7 +69,7 @@ def quality_rows(records: Sequence[Record]) -> list[Row]:
             row |= {metric: found.value, f"{metric}_low": found.low, f"{metric}_high": found.high}
         row |= {"effective_bits": metrics["effective_bits"].value, "cache_bytes": metrics["cache_bytes"].value}
         rows.append({**row, "record": record.digest})
-    keys = ("text", "context", "setting", "mode", "bits", "num_subspaces", *_DEFAULT_CACHE)
+    keys = ("model", "text", "context", "setting", "mode", "bits", "num_subspaces", *_DEFAULT_CACHE)
     return newest(rows, *keys, most="windows")
 
 
@@ -84,8 +85,8 @@ def rows_a(records: Sequence[Record]) -> list[Row]:
 def rows_h(records: Sequence[Record]) -> list[Row]:
     """Cells of shapes that were run with OPQ."""
     rows = [row for row in quality_rows(records) if row["mode"] == "all-coded" or _usual(row)]
-    rotated = {(row["num_subspaces"], row["nbits"]) for row in rows if "OPQ" in row["setting"]}
-    return [row for row in rows if (row["num_subspaces"], row["nbits"]) in rotated]
+    rotated = {_shape(row) for row in rows if "OPQ" in row["setting"]}
+    return [row for row in rows if _shape(row) in rotated]
 
 
 def errors_h(records: Sequence[Record]) -> list[Row]:
@@ -97,6 +98,7 @@ def errors_h(records: Sequence[Record]) -> list[Row]:
         config, layers = record.config, record.tables["errors"]
         rows.append(
             {
+                "model": config["model"],
                 "setting": _NAMES.get((config["scope"], config["channels"], config["metric"]), "other"),
                 "bits": record.metrics["code_bits"].value,
                 "num_subspaces": config["num_subspaces"],
@@ -110,14 +112,14 @@ def errors_h(records: Sequence[Record]) -> list[Row]:
                 "record": record.digest,
             }
         )
-    return newest(rows, "setting", "bits", "num_subspaces", most="samples")
+    return newest(rows, "model", "setting", "bits", "num_subspaces", most="samples")
 
 
 def finding_a(records: Sequence[Record]) -> list[Row]:
-    """The claim at 4 bits, for each text, context and setting."""
+    """The claim at 4 bits, for each model, text, context and setting."""
     found = []
     for row in rows_a(records):
-        if row["bits"] != 4:
+        if row["bits"] != CLAIMED_BITS:
             continue
         change = row["perplexity_ratio"] - 1
         interval, whole = "", False
@@ -127,10 +129,11 @@ def finding_a(records: Sequence[Record]) -> list[Row]:
             whole = low > -CLAIMED_CHANGE and high < CLAIMED_CHANGE
         found.append(
             claim(
-                f"perplexity change at 4 bits, {_how(row)}, {row['text']}, {row['context']:,} tokens",
+                f"perplexity change at {CLAIMED_BITS} bits, {_how(row)}, {row['text']}, {row['context']:,} tokens",
                 "< 1%",
                 f"{change:+.2%}{interval}",
                 held(abs(change) < CLAIMED_CHANGE, whole),
+                row["model"],
             )
         )
     return found
@@ -141,7 +144,7 @@ def finding_h(records: Sequence[Record]) -> list[Row]:
     interval of the ratio excludes 1.
     """
     of_digest = {record.digest: record for record in records}
-    by_key = {(r["text"], r["context"], r["bits"], r["setting"], r["mode"]): r for r in rows_h(records)}
+    by_key = {(r["model"], r["text"], r["context"], r["bits"], r["setting"], r["mode"]): r for r in rows_h(records)}
     compared = (
         ("OPQ", "neighbours", "exact-schedule"),
         ("OPQ", "balanced", "exact-schedule"),
@@ -149,9 +152,9 @@ def finding_h(records: Sequence[Record]) -> list[Row]:
         (ROTATED_MILLION.name, MILLION.name, "all-coded"),
     )
     found = []
-    for text, context, bits in sorted({key[:3] for key in by_key}):
+    for model, text, context, bits in sorted({key[:4] for key in by_key}):
         for ours, other, mode in compared:
-            a, b = (by_key.get((text, context, bits, name, mode)) for name in (ours, other))
+            a, b = (by_key.get((model, text, context, bits, name, mode)) for name in (ours, other))
             if a is not None and b is not None:
                 ratio, low, high = _ratio(of_digest[a["record"]], of_digest[b["record"]])
                 times = "" if ratio is None else f": {ratio:.2f}x"
@@ -162,6 +165,7 @@ def finding_h(records: Sequence[Record]) -> list[Row]:
                         "a flag that raises NotImplementedError",
                         f"KLD {a['kld_mean']:.3g} against {b['kld_mean']:.3g}{times}",
                         None if low is None or high is None or low <= 1 <= high else high < 1,
+                        model,
                     )
                 )
     return found
@@ -235,4 +239,8 @@ def _how(row: Row) -> str:
 
 
 def _panel(row: Row) -> str:
-    return f"{row['text']}, {row['context']:,} tokens"
+    return f"{row['model']}, {row['text']}, {row['context']:,} tokens"
+
+
+def _shape(row: Row) -> tuple[str, int, int]:
+    return row["model"], row["num_subspaces"], row["nbits"]

@@ -26,6 +26,7 @@ class Settings(Base):
     calibration: str = Field("stdlib", description="calibration text, of a named corpus its calibration split")
     calibration_tokens: int = Field(65536, ge=1)
     calibration_context: int = Field(4096, ge=2)
+    calibration_positions: int | None = Field(None, ge=2, description="windows stand up to here; none: all at 0")
     samples: int = Field(16384, ge=1, description="vectors per codebook; more than the centroids of the widest code")
     init: Init = Field("random", description="where k-means begins (MILLION: where FAISS does)")
     iterations: int = Field(25, ge=1, description="k-means iterations (MILLION: 25)")
