@@ -7,7 +7,7 @@ measured, what rounding alone does. 95% intervals stand in brackets.
 import sys
 from pathlib import Path
 
-from pqkv.record import Metric, Record, load_records
+from pqkv.record import Record, load_records
 
 RESULTS = Path(__file__).parents[2] / "results/quality"
 WAYS = (("exact-schedule", 0), ("all-coded", 4), ("all-coded", 0))
@@ -47,28 +47,28 @@ def _ratio(record: Record | None) -> str:
     if record is None:
         return ""
     metric = record.metrics["perplexity_ratio"]
-    low, high = (_percent(bound) for bound in _bounds(metric))
-    return f"{_percent(metric.value)} [{low}, {high}]"
+    return f"{_percent(metric.value)} [{_percent(metric.low)}, {_percent(metric.high)}]"
 
 
-def _percent(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.2f}%"
+def _percent(ratio: float | None) -> str:
+    return "none" if ratio is None else f"{100 * (ratio - 1):+.2f}%"
 
 
 def _share(record: Record) -> str:
-    return f"{100 * record.metrics['agreement_at_1'].value:.1f}%"
+    value = record.metrics["agreement_at_1"].value
+    return "none" if value is None else f"{100 * value:.1f}%"
 
 
 def _nats(record: Record | None) -> str:
-    return "" if record is None else f"{record.metrics['kld_mean'].value:.2g}"
+    value = None if record is None else record.metrics["kld_mean"].value
+    return "" if record is None else "none" if value is None else f"{value:.2g}"
 
 
-def _bounds(metric: Metric) -> tuple[float, float]:
-    assert metric.low is not None
-    assert metric.high is not None
-    return metric.low, metric.high
+def printed(words: list[str]) -> str:
+    """What the command line `words` prints."""
+    model, text, *contexts = words
+    return table(model, text, tuple(int(c) for c in contexts[0].split(",")) if contexts else ())
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    print(table(given[0], given[1], tuple(int(c) for c in given[2].split(",")) if len(given) > 2 else ()))
+    print(printed(sys.argv[1:]))

@@ -1,0 +1,43 @@
+"""Tables in prose are what their command prints of the records beside them."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+READMES = [ROOT / "README.md", *sorted((ROOT / "experiments").glob("*/README.md"))]
+COMMAND = re.compile(r"^    python (experiments/\w+/tables\.py) (.+)$", re.MULTILINE)
+CITED = [
+    pytest.param(readme, *found, id=f"{readme.parent.name}: {found[1]}")
+    for readme in READMES
+    for found in COMMAND.findall(readme.read_text())
+]
+
+
+def script(path):
+    spec = importlib.util.spec_from_file_location("tables", ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_there_are_such_tables():
+    assert CITED
+
+
+@pytest.mark.parametrize(("readme", "path", "words"), CITED)
+def test_a_table_stands_as_its_command_prints_it(readme, path, words):
+    printed = script(path).printed(shlex.split(words.split("#")[0]))
+    assert len(printed.splitlines()) > 2
+    assert printed in readme.read_text()
+
+
+def test_a_changed_figure_is_noticed(tmp_path):
+    """The ground of the test above: another record, another table."""
+    tables = script("experiments/quality/tables.py")
+    rows = tables.table("smollm2", "wikitext2-test.txt", (512,))
+    assert len(rows.splitlines()) >= 5
+    assert tables.table("smollm2", "wikitext2-test.txt", (512,), folder=tmp_path) == tables.HEAD
