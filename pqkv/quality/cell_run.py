@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -25,7 +24,7 @@ from pqkv.quality.control import shuffled
 from pqkv.quality.exact_states import ExactStates
 from pqkv.quality.inputs import model_inputs
 from pqkv.quality.measures import PositionMeasures, compare
-from pqkv.quality.memory import estimate, memory_row, peak_resident, shortage
+from pqkv.quality.memory import MemoryWatch, estimate
 from pqkv.quality.modes import coded_states, decoded_states
 from pqkv.quality.prefills import Prefills
 from pqkv.quality.recall import RecallPrompt, TokensApart, answered, build_prompts, by_depth
@@ -34,8 +33,6 @@ from pqkv.quality.summary import bootstrap, by_position, finite, summarize
 from pqkv.quality.whole_cache import whole_cache
 from pqkv.record import Metric
 from pqkv.text import Corpus, TokenStream, load_corpus
-
-_log = logging.getLogger("pqkv")
 
 STATED_LENGTHS = (2048, 32768, 131072)
 _QUESTION = 32  # more tokens than a question and its answer have
@@ -95,11 +92,8 @@ class CellRun:
         With fallbacks on, a paged cache that runs out of pages gives way to a contiguous one, and a batch that memory
         does not hold to single windows; the notes say so.
         """
-        notes: list[str] = []
-        peaked, expected = peak_resident(), estimate(self.lm, self.config, self.cell, len(tokens))
-        if short := shortage(expected, self.cell.label):
-            _log.warning(short)  # now, as the record's notes are read when it is too late
-            notes.append(short)
+        watch = MemoryWatch(estimate(self.lm, self.config, self.cell, len(tokens)), self.cell.label)
+        notes = watch.notes
         while True:
             try:
                 outcome = self._measure(tokens)
@@ -117,7 +111,7 @@ class CellRun:
             else:
                 outcome["notes"] += notes
                 expected = estimate(self.lm, self.config, self.cell, len(tokens), most=self.batch)
-                outcome["tables"]["memory_plan"] = [memory_row(expected, peaked, peak_resident())]
+                outcome["tables"]["memory_plan"] = [watch.row(expected)]
                 return outcome
 
     def _measure(self, tokens: np.ndarray) -> dict[str, Any]:

@@ -8,9 +8,8 @@ keys and values alone rounded to it, everything else as it was.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -128,19 +127,3 @@ def _arithmetic(lm: LanguageModel, floor: Floor) -> Callable[[Tensor], Pair]:
         return (wide.states(ids), wide.head), (narrow.states(ids), narrow.head)
 
     return pair
-
-
-def floor_cells(
-    config: EvalConfig,
-    exact: ExactStates,
-    text: tuple[Corpus, TokenForm],
-    windows: dict[int, np.ndarray],
-) -> Iterator[tuple[str, dict[str, Any], Callable[[Callable[[int, int], None]], dict[str, Any]]]]:
-    """Label, configuration and measure of each floor at each context; `windows` by context."""
-    for context, tokens in windows.items():
-        for floor in floors(exact.lm):
-            yield (
-                f"{floor.label}, {context} tokens",
-                describe_floor(floor, context, config, exact.lm, text, len(tokens)),
-                partial(measure_floor, floor, tokens, config, exact, text[1]),
-            )
