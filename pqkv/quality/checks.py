@@ -48,6 +48,16 @@ def check_named(config: EvalConfig, lm: LanguageModel, named: list[Coding]) -> N
             check_codebooks(coding.header, lm, Path(path).name)
 
 
+def check_room(config: EvalConfig, lm: LanguageModel, form: TokenForm) -> None:
+    """Raise `ConfigError` for a context in which a chat template leaves no token to ask with or none to answer."""
+    least = form.template_tokens + 2
+    if form.chat is not None and min(config.context) < least:
+        raise ConfigError(
+            f"context {min(config.context)}: the chat template of {lm.name} takes {form.template_tokens} tokens of it "
+            f"and leaves no text to ask and answer with; raise --context to {least} or more"
+        )
+
+
 def coding_notes(
     config: EvalConfig,
     lm: LanguageModel,
@@ -72,7 +82,9 @@ def coding_notes(
                 coding.header, stream, window_set.starts, context + more, allowed=config.allow_contaminated
             ):
                 said.append(seen)
-            if calibration.bos != form.bos:
+            if form.chat is not None:
+                said.append("the codebooks were calibrated on windows of plain text, without a chat template")
+            elif calibration.bos != form.bos:
                 said.append(_other_beginning(calibration.bos, form.bos))
     return notes
 

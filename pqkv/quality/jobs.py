@@ -19,7 +19,8 @@ from pqkv.quality.by_layer import MODES as BY_LAYER_MODES
 from pqkv.quality.by_layer import measure_by_layer
 from pqkv.quality.cell_run import CellRun, Shared
 from pqkv.quality.cells import Cell, Coding, cells, describe
-from pqkv.quality.checks import check_named, check_positions, coding_notes
+from pqkv.quality.checks import check_named, check_positions, check_room, coding_notes
+from pqkv.quality.inputs import model_inputs
 from pqkv.quality.memory import Estimate, MemoryWatch, estimate, estimate_floor
 from pqkv.quality.noise_floor import describe_floor, floors, measure_floor
 from pqkv.text import Corpus, TokenStream, WindowSet, windows
@@ -63,7 +64,8 @@ def ground(config: EvalConfig, shared: Shared, named: list[Coding]) -> Ground:
     lm = shared.lm
     check_positions(config, lm)
     backend = choose_backend(config.backend, lm.device, lm.dtype, fallback=config.fallback)
-    form = token_form(lm, config.bos, parse_special=config.parse_special)
+    form = token_form(lm, config.bos, parse_special=config.parse_special, chat=config.chat)
+    check_room(config, lm, form)
     check_named(config, lm, named)
     corpus, stream = shared.stream(config.data, config.split, form)
     # the last token of a context that is decoded is predicted from as well: its window holds one more, to score that
@@ -96,7 +98,8 @@ def _of_cell(
 ) -> list[Job]:
     """A cell, and where layers alone are asked for that as well."""
     lm, text = shared.lm, (on.corpus, on.form)
-    notes = [*said, *on.corpus.passed_over]
+    newest = config.decode_tokens if cell.mode == "decode" else 0
+    notes = [*said, *_conversation(config, on.form, tokens, newest), *on.corpus.passed_over]
     if stretched := positions_note(lm, cell.context):
         notes.append(stretched)
     if cell.mode in STEPWISE and on.backend.note:
@@ -125,15 +128,27 @@ def _of_cell(
 def _floors(config: EvalConfig, shared: Shared, on: Ground, context: int) -> list[Job]:
     """The noise floors at a context."""
     lm, tokens = shared.lm, on.chosen[context, False].tokens
-    listed = []
+    listed, notes = [], [*_conversation(config, on.form, tokens, 0), *on.corpus.passed_over]
     for floor in floors(lm):
         label = f"{floor.label}, {context} tokens"
         about = describe_floor(floor, context, config, lm, (on.corpus, on.form), len(tokens))
         expected = estimate_floor(lm, floor, context, len(tokens))
         measure = partial(measure_floor, floor, tokens, config, shared.exact, on.form)
         watched = partial(_watched, label, expected, measure)
-        listed.append(Job(label, "eval", about, True, expected, [*on.corpus.passed_over], watched))
+        listed.append(Job(label, "eval", about, True, expected, notes, watched))
     return listed
+
+
+def _conversation(config: EvalConfig, form: TokenForm, tokens: np.ndarray, newest: int) -> list[str]:
+    """What was done to windows (n, T) that go through a chat template."""
+    if form.chat is None:
+        return []
+    inputs = model_inputs(tokens[:1], newest, form, config.score_after)
+    said = (
+        f"windows go through the chat template, {form.template_tokens} of {inputs.ids.shape[1]} tokens: half the text "
+        f"is the user's, half the assistant's answer, of which {inputs.targets.shape[1]} tokens are scored"
+    )
+    return [said + ("; the template trims messages, the text is left as it is" if form.chat.trims else "")]
 
 
 def _watched(label: str, expected: Estimate, measure: Measure, step: Step) -> dict[str, Any]:
