@@ -155,6 +155,7 @@ class EvalConfig(Settings):
     split: Split | None = None
     bos: Bos = Field("auto", description="a beginning-of-sequence token in front of every window")
     parse_special: bool = Field(False, description="control tokens where text spells them")
+    chat: bool = Field(False, description="a window is one conversation in the model's chat template")
     codebooks: tuple[str, ...] = ()
     bits: tuple[float, ...] = (4,)
     scope: Scope = "head"
@@ -231,6 +232,11 @@ class EvalConfig(Settings):
             raise ValueError(f"coded_sinks {max(self.coded_sinks)} leave nothing to code of {min(self.context)} tokens")
         if self.score_after >= min(self.context) - 1:
             raise ValueError(f"score_after {self.score_after} leaves nothing to score of {min(self.context)} tokens")
+        if self.chat and self.parse_special:
+            raise ValueError(
+                "parse_special makes control tokens of text, and in a chat the template's are the only ones; leave "
+                "--parse-special or --chat out"
+            )
         if self.by_layer and not {"exact-schedule", "all-coded"} & set(self.mode):
             raise ValueError("by_layer codes single layers in one forward: use --mode exact-schedule or all-coded")
         if "decode" in self.mode and min(self.context) <= self.decode_tokens:

@@ -24,8 +24,9 @@ from pqkv.metrics import metric_info
 
 # How records stay true across versions of pqkv. A configuration, and so the digest that names a record, says what its
 # figures depend on. When a new setting comes, its key is written only where it changes figures, so that
-# - a record without the key means what was done before there was one: no beginning of sequence (`bos`), control tokens
-#   where text spells them (`special_tokens`), a question and its answer encoded apart (`recall_pieces`);
+# - a record without the key means what was done before there was one: no beginning of sequence (`bos`), windows of
+#   plain text (`chat`), control tokens where text spells them (`special_tokens`), a question and its answer encoded
+#   apart (`recall_pieces`);
 # - a cell that does what was always done has the digest it always had, and its record is found again;
 # - a cell that does anything else has another digest, and no record is taken for what it was not.
 # What explains figures and decides none (`tables.text`, `coded_share`) stands outside the configuration; where an older

@@ -11,6 +11,11 @@ TEXT = [
     "the old river runs past a mill where seven people keep bread and letters for winter in their own way",
 ]
 
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
 
 def spaced(*, begins=True, vocab_size=160):
     """As Llama 2: a space before every text, another one or not, and `<s>` before every sequence if it `begins`."""
@@ -37,4 +42,11 @@ def spaced(*, begins=True, vocab_size=160):
 def with_added_tokens(tokenizer, *names):
     """The tokenizer with control tokens that no embedding was made for."""
     tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken(name, special=True) for name in names]})
+    return tokenizer
+
+
+def chatting(template=CHAT):
+    """`spaced` with control tokens for a conversation and a chat template that writes them."""
+    tokenizer = with_added_tokens(spaced(), "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
+    tokenizer.chat_template = template
     return tokenizer

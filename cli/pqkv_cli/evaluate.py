@@ -54,6 +54,15 @@ def evaluate(
     split: Annotated[str | None, option("calibration, test or all.", TEXT, "test; all for files")] = None,
     bos: Bos = None,
     parse_special: ParseSpecial = None,
+    chat: Annotated[
+        bool | None,
+        option(
+            "Windows go through the model's chat template: half is asked, half answered, and the answer is scored.",
+            TEXT,
+            "off",
+            "--chat/--no-chat",
+        ),
+    ] = None,
     allow_contaminated: Annotated[
         bool | None,
         option("Evaluate on text the codebooks were trained on, and record it.", TEXT, False, "--allow-contaminated"),
@@ -144,6 +153,7 @@ def evaluate(
         "split": split,
         "bos": bos,
         "parse_special": parse_special,
+        "chat": chat,
         "allow_contaminated": allow_contaminated,
         "paged": paged,
         "page_size": page_size,

@@ -17,6 +17,7 @@ _COLUMNS = (
     "bits", "mode", "context", "coded", "PPL exact", "PPL ratio", "top-1", "KLD, nats", "recall", "control KLD",
     "mass error",
 )  # fmt: skip
+_SAME = ("context", "windows", "score_after", "data_sha256", "bos", "chat")  # of cells that can be held side by side
 _SMALL_CHANGE, _GOOD_AGREEMENT = 0.01, 0.95
 
 
@@ -38,13 +39,23 @@ def print_verdict(records: list[Record]) -> None:
         title=f"{config['model']} on {config['data']}/{config['split']}: coded cache against the exact one",
         caption="in brackets: 95% bootstrap over windows; coded: share of the columns that rows see; "
         "recall: coded (exact); "
-        f"{machine_name(first.env)}, {config['dtype']} on {config['device']}{after}",
+        f"{machine_name(first.env)}, {config['dtype']} on {config['device']}{_conversation(records)}{after}",
     )
     for record in layers:
         _print_layers(out, record)
     _print_memory(out, records)
     for line in verdicts(records):
         print_lines(out, line)
+
+
+def _conversation(records: list[Record]) -> str:
+    """For a caption: whether windows go through a chat template, and how much of them is scored."""
+    rows = [(record.config["context"], row) for record in records for row in record.tables.get("text", [])]
+    answers = {(context, row["answer_tokens"]): None for context, row in rows if "answer_tokens" in row}
+    if not answers:
+        return ""
+    said = ", ".join(f"{tokens} of {context}" for context, tokens in answers)
+    return f"; windows through the chat template: the answer's {said} tokens are scored"
 
 
 def _row(record: Record) -> list[str]:
@@ -110,7 +121,7 @@ def _beside_floor(record: Record, records: list[Record]) -> str:
     c, kld = record.config, record.metrics.get("kld_mean")
     for other in records:
         floor = other.metrics.get("kld_mean")
-        same = all(other.config.get(key) == c.get(key) for key in ("context", "windows", "score_after", "data_sha256"))
+        same = all(other.config.get(key) == c.get(key) for key in _SAME)
         if not same or other.config.get("floor") != "bfloat16 arithmetic" or kld is None or floor is None:
             continue
         if kld.value and floor.value:

@@ -1,9 +1,10 @@
-"""Memory of one cell beside the weights of a model with a large vocabulary: estimated, and as the process peaked.
+"""Memory of one job beside the weights of a model with a large vocabulary: estimated, and as the process peaked.
 
 .venv/bin/python experiments/checks/memory_of_a_cell.py [CONTEXT] [MODE] [LAYERS] [VOCABULARY]
 
-The model has the shapes of Gemma 3 270M, random weights and the tokenizer of the bundled model. Its codebooks are
-trained in a process of their own, so that the peak is the cell's.
+MODE is that of a cell, `by-layer`, or a noise floor: `"bfloat16 arithmetic"`, `"float16 cache"` ... The model has the
+shapes of Gemma 3 270M, random weights and the tokenizer of the bundled model. Its codebooks are trained in a process of
+their own, so that the peak is the job's.
 """
 
 import resource
@@ -22,11 +23,12 @@ from pqkv.lm import LanguageModel, load_model
 from pqkv.lm.load import describe
 from pqkv.lm.train import train
 from pqkv.quality.cell_run import Shared
-from pqkv.quality.evaluate import evaluate
+from pqkv.quality.cells import named_codings
+from pqkv.quality.jobs import ground, jobs
 from pqkv.quality.memory import peak_resident
 
 DEFAULTS = ("8192", "exact-schedule", "18", "262144")
-TERMS = ("exact_states", "exact_forward", "coded_run", "comparison", "libraries")
+TERMS = ("copies", "exact_states", "exact_forward", "coded_run", "comparison", "libraries")
 GIB = 1 << 30
 
 
@@ -47,16 +49,21 @@ def resident() -> int:
 
 
 def measure(context: int, mode: str, lm: LanguageModel, books: Path) -> None:
+    layers, floor = mode == "by-layer", mode.endswith(("arithmetic", "cache"))
     wanted = EvalConfig.parse({
-        "codebooks": (str(books),), "context": (context,), "mode": (mode,), "windows": 1,
-        "metrics": ("perplexity", "agreement", "kld"),
+        "codebooks": (str(books),), "context": (context,), "windows": 1, "by_layer": layers, "noise_floor": floor,
+        "mode": ("exact-schedule" if layers or floor else mode,), "metrics": ("perplexity", "agreement", "kld"),
     })  # fmt: skip
+    shared, named = Shared(lm), named_codings(wanted)
+    listed = jobs(wanted, shared, ground(wanted, shared, named), named)
+    (job,) = [
+        job for job in listed
+        if (job.config.get("floor") == mode if floor else (job.kind == "eval-by-layer") == layers)
+    ]  # fmt: skip
     before, clock = resident(), time.perf_counter()
-    (record,) = evaluate(wanted, shared=Shared(lm))
+    outcome = job.measure(lambda done, total: None)
     seconds, peak = time.perf_counter() - clock, peak_resident() or 0
-    if record.error:
-        raise SystemExit(record.error)
-    expected = record.tables["memory_plan"][0]
+    expected = outcome["tables"]["memory_plan"][0]
     weights = sum(weight.numel() * weight.element_size() for weight in lm.model.parameters())
     print(f"{context} tokens, {lm.vocab_size} words, {lm.num_layers} layers ({len(lm.coded_layers)} coded), {mode}")
     print(f"weights {weights / GIB:.2f} GiB; resident before the cell {before / GIB:.2f} GiB, at its peak "

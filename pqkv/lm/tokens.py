@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,45 +11,83 @@ import numpy as np
 
 from pqkv.config import Bos
 from pqkv.errors import DataError, ModelError
+from pqkv.lm.chat import ChatTemplate, chat_template
 from pqkv.lm.model import LanguageModel
 from pqkv.text import Corpus, TokenStream, tokenize
+
+_EMPTY_LINE = "\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class TokenForm:
     """How text becomes the tokens of a model: `bos` is the id that begins every window, None for no such token;
-    strings of control tokens are control tokens where `parse_special` says so, and text otherwise.
+    strings of control tokens are control tokens where `parse_special` says so, and text otherwise; with `chat` a window
+    is one conversation in that template.
     """
 
     bos: int | None = None
     parse_special: bool = False
+    chat: ChatTemplate | None = None
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """Ids in front of the text of a window."""
+        return (() if self.bos is None else (self.bos,)) + (() if self.chat is None else self.chat.before)
+
+    @property
+    def template_tokens(self) -> int:
+        """Tokens of a conversation that are not text."""
+        return 0 if self.chat is None else len(self.opening) + len(self.chat.between)
 
 
-def token_form(lm: LanguageModel, bos: Bos, *, parse_special: bool) -> TokenForm:
-    """What `--bos` and `--parse-special` mean for this model; `auto` does as its tokenizer does by itself.
+def token_form(lm: LanguageModel, bos: Bos, *, parse_special: bool, chat: bool = False) -> TokenForm:
+    """What `--bos`, `--parse-special` and `--chat` mean for this model. `auto` does as its tokenizer does by itself, in
+    a conversation as its template does; that a template begins a sequence as well makes no second beginning.
 
-    Raises `ModelError` where a beginning is asked for and the tokenizer has none.
+    Raises `ModelError` where a beginning is asked for and the tokenizer has none, and what `chat_template` raises.
     """
     token = getattr(lm.tokenizer, "bos_token_id", None)
+    if chat:
+        return _conversation_form(lm, bos, token)
     if bos == "auto":
         given = lm.tokenizer("a", verbose=False)["input_ids"]
         token = token if token is not None and given[:1] == [token] else None
     elif bos == "never":
         token = None
     elif token is None:
-        raise ModelError(
-            f"--bos always: the tokenizer of {lm.name} has no token that begins a sequence; use --bos never"
-        )
+        raise ModelError(_no_beginning(lm))
     if token is not None:
         check_ids(lm, np.array([token]), f"the beginning-of-sequence token of {lm.name}")
     return TokenForm(token, parse_special)
 
 
+def _conversation_form(lm: LanguageModel, bos: Bos, token: int | None) -> TokenForm:
+    """The template of `lm`, its beginning of sequence apart: the same ids are the same form, whoever put them there."""
+    if bos == "always" and token is None:
+        raise ModelError(_no_beginning(lm))
+    template = chat_template(lm, begins=bos != "never")
+    begun = token is not None and template.before[:1] == (token,)
+    form = TokenForm(
+        token if begun or bos == "always" else None,
+        chat=replace(template, before=template.before[int(begun) :]),
+    )
+    check_ids(lm, np.array([*form.opening, *template.between]), f"the chat template of {lm.name}")
+    return form
+
+
+def _no_beginning(lm: LanguageModel) -> str:
+    return f"--bos always: the tokenizer of {lm.name} has no token that begins a sequence; use --bos never"
+
+
 def token_stream(lm: LanguageModel, corpus: Corpus, form: TokenForm) -> TokenStream:
-    """The tokens of a corpus, with the model's separator between documents. Raises `DataError` for an id that the
-    model's embedding does not hold, before any forward meets it.
+    """The tokens of a corpus, with the model's separator between documents; in a chat, where that token would end a
+    message, with an empty line. Raises `DataError` for an id that the model's embedding does not hold, before any
+    forward meets it.
     """
-    stream = tokenize(corpus, partial(lm.encode, parse_special=form.parse_special), lm.separator)
+    if form.chat is None:
+        stream = tokenize(corpus, partial(lm.encode, parse_special=form.parse_special), lm.separator)
+    else:
+        stream = tokenize(corpus, lambda text: lm.encode(text + _EMPTY_LINE), None)
     check_ids(lm, stream.tokens, f"{corpus.name} ({corpus.split})")
     return stream
 
@@ -91,9 +129,12 @@ def holds_special(lm: LanguageModel, corpus: Corpus) -> bool:
 
 def recorded_form(lm: LanguageModel, corpus: Corpus, form: TokenForm) -> dict[str, Any]:
     """The keys by which a configuration differs from one of before there were any: `bos` where windows begin with a
-    token, `special_tokens` where the text spells control tokens and they stayed text.
+    token, `special_tokens` where the text spells control tokens and they stayed text, `chat` where windows are
+    conversations.
     """
     keys: dict[str, Any] = {} if form.bos is None else {"bos": form.bos}
+    if form.chat is not None:
+        keys["chat"] = form.chat.digest
     if not form.parse_special and holds_special(lm, corpus):
         keys["special_tokens"] = "text"
     return keys
@@ -107,9 +148,10 @@ def describe_tokens(lm: LanguageModel, corpus: Corpus, form: TokenForm) -> dict[
 
     return {
         "documents": len(corpus.documents),
-        "separator": name([lm.separator]),
-        "separator_id": lm.separator,
+        "separator": name([lm.separator]) if form.chat is None else _EMPTY_LINE,
+        "separator_id": lm.separator if form.chat is None else None,
         "bos": name([form.bos]),
         "bos_id": form.bos,
         "special_strings": "none" if not holds_special(lm, corpus) else "parsed" if form.parse_special else "text",
+        **({} if form.chat is None else {"chat": form.chat.digest, "template_tokens": form.template_tokens}),
     }

@@ -37,7 +37,7 @@ def measure_by_layer(
     """What a record holds of windows (n, T): table `by_layer`, a row a coded layer, with the mean KLD in nats and its
     95% interval over windows of its keys, values and both coded alone; and the KLD of all layers coded together.
     """
-    lm, inputs = exact.lm, model_inputs(windows, 0, form.bos)
+    lm, inputs = exact.lm, model_inputs(windows, 0, form, config.score_after)
     layers = len(lm.coded_layers)
     alone = {(k, side): [((False, False), pair)[i == k] for i in range(layers)] for k in range(layers)
              for side, pair in SIDES.items()}  # fmt: skip
@@ -76,7 +76,7 @@ def _kld(
         ids = torch.from_numpy(inputs.ids[rows]).to(lm.device)
         references, coded = exact(ids), run(ids)
         for b, first in enumerate(inputs.first[rows]):
-            scored = slice(first + config.score_after, first + inputs.targets.shape[1])
-            targets = torch.from_numpy(inputs.targets[rows][b, config.score_after :]).to(lm.device)
+            targets = torch.from_numpy(inputs.targets[rows][b]).to(lm.device)
+            scored = slice(first, first + len(targets))
             found.append(float(compare(references[b, scored], coded[b, scored], targets, (1,), lm.head).kld.mean()))
     return np.array(found)

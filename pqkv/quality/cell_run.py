@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -23,19 +22,18 @@ from pqkv.quality.batches import WINDOWS_TOGETHER, windows_together
 from pqkv.quality.cells import Cell
 from pqkv.quality.control import shuffled
 from pqkv.quality.exact_states import ExactStates
-from pqkv.quality.inputs import model_inputs
+from pqkv.quality.inputs import Inputs, model_inputs
 from pqkv.quality.measures import PositionMeasures, compare
-from pqkv.quality.memory import estimate, memory_row, peak_resident, shortage
+from pqkv.quality.memory import MemoryWatch, estimate
 from pqkv.quality.modes import coded_states, decoded_states
 from pqkv.quality.prefills import Prefills
-from pqkv.quality.recall import RecallPrompt, TokensApart, answered, build_prompts, by_depth
+from pqkv.quality.recall import RecallPrompt, answered, build_prompts, by_depth
+from pqkv.quality.recall_words import TokensApart
 from pqkv.quality.softmax_mass import SoftmaxMassProbe
 from pqkv.quality.summary import bootstrap, by_position, finite, summarize
 from pqkv.quality.whole_cache import whole_cache
 from pqkv.record import Metric
 from pqkv.text import Corpus, TokenStream, load_corpus
-
-_log = logging.getLogger("pqkv")
 
 STATED_LENGTHS = (2048, 32768, 131072)
 _QUESTION = 32  # more tokens than a question and its answer have
@@ -82,9 +80,6 @@ class CellRun:
         self.backend = backend
         self.fault = fault_of(backend.name)
         self.newest = config.decode_tokens if cell.mode == "decode" else 0  # tokens that are scored, 0 for all
-        # positions are counted in tokens of text, so that the same targets are scored behind a beginning of sequence
-        self.first_kept = max(0, cell.context - self.newest) if self.newest else 0  # whose predictions are kept
-        self.unscored = max(0, config.score_after - self.first_kept)
         self.batch = WINDOWS_TOGETHER
         self._done = self._total = 0
         self.attended = Attended()
@@ -95,11 +90,8 @@ class CellRun:
         With fallbacks on, a paged cache that runs out of pages gives way to a contiguous one, and a batch that memory
         does not hold to single windows; the notes say so.
         """
-        notes: list[str] = []
-        peaked, expected = peak_resident(), estimate(self.lm, self.config, self.cell, len(tokens))
-        if short := shortage(expected, self.cell.label):
-            _log.warning(short)  # now, as the record's notes are read when it is too late
-            notes.append(short)
+        watch = MemoryWatch(estimate(self.lm, self.config, self.cell, len(tokens)), self.cell.label)
+        notes = watch.notes
         while True:
             try:
                 outcome = self._measure(tokens)
@@ -117,7 +109,7 @@ class CellRun:
             else:
                 outcome["notes"] += notes
                 expected = estimate(self.lm, self.config, self.cell, len(tokens), most=self.batch)
-                outcome["tables"]["memory_plan"] = [memory_row(expected, peaked, peak_resident())]
+                outcome["tables"]["memory_plan"] = [watch.row(expected)]
                 return outcome
 
     def _measure(self, tokens: np.ndarray) -> dict[str, Any]:
@@ -135,6 +127,8 @@ class CellRun:
             "memory": self._stated_memory(),
             "text": [describe_tokens(self.lm, self.corpus, self.form)],
         }
+        if self.form.chat is not None:
+            tables["text"][0]["answer_tokens"] = self._inputs(tokens[:1]).targets.shape[1]
         if predictions:
             found, tables["by_position"], samples = self._predictions(tokens, probe)
             metrics |= found
@@ -177,7 +171,10 @@ class CellRun:
         if self.cell.mode == "all-coded" or self.cell.coding.books is None:
             return self.cell.coded_sinks, context
         coded = coded_len(
-            context - _QUESTION, page_size=cache.page_size, residual=cache.residual, sink_tokens=cache.sink_tokens
+            context - _QUESTION - (len(self.form.chat.between) if self.form.chat else 0),
+            page_size=cache.page_size,
+            residual=cache.residual,
+            sink_tokens=cache.sink_tokens,
         )
         return cache.sink_tokens, cache.sink_tokens + coded
 
@@ -220,22 +217,25 @@ class CellRun:
         if self.config.control and books is not None:
             control = self._compare(tokens, shuffled(books), probe)
             metrics["kld_control"] = summarize(control, ("kld",), self.config.seed)["kld_mean"]
-        return metrics, by_position(measures, self.first_kept + self.unscored), samples
+        return metrics, by_position(measures, self._inputs(tokens[:1]).position), samples
+
+    def _inputs(self, tokens: np.ndarray) -> Inputs:
+        """In mode decode a window (n, T) holds one token more than the context: what the newest of it predicts."""
+        return model_inputs(tokens, self.newest, self.form, self.config.score_after)
 
     def _compare(
         self, tokens: np.ndarray, books: CodebookSet | None, probe: SoftmaxMassProbe | None
     ) -> list[PositionMeasures]:
         found = []
-        # in mode decode a window holds one token more than the context: what the newest of it predicts
-        inputs = model_inputs(tokens, self.newest, self.form.bos)
+        inputs = self._inputs(tokens)
         for rows in self._batches(inputs.ids):
             ids, targets = (torch.from_numpy(part[rows]).to(self.lm.device) for part in (inputs.ids, inputs.targets))
             exact = self.exact(ids, self.newest)  # first: where it is no number, codes need not be tried
             coded = self._run(ids, books, probe)
             for b, first in enumerate(inputs.first[rows]):
-                scored = slice(first + self.unscored, first + targets.shape[1])
-                pair, wanted = (exact[b, scored], coded[b, scored]), targets[b, self.unscored :]
-                found.append(compare(*pair, wanted, self.config.topk, self.lm.head))
+                scored = slice(first, first + targets.shape[1])
+                pair = exact[b, scored], coded[b, scored]
+                found.append(compare(*pair, targets[b], self.config.topk, self.lm.head))
                 self.exact.check(found[-1].nll_exact)
         return found
 

@@ -15,7 +15,7 @@ from pqkv.lm import LanguageModel
 from pqkv.lm.calibrate import Progress
 from pqkv.lm.defaults import default_codebooks, kept_codebooks
 from pqkv.lm.tokens import TokenForm, recorded_form
-from pqkv.quality.recall import pieces_fit
+from pqkv.quality.recall_words import pieces_fit
 from pqkv.schedule import coded_share, first_coded
 from pqkv.text import Corpus
 
@@ -99,7 +99,7 @@ def describe(
 
     A key that came later stands here only where the figures differ from those of a record without it (see
     `pqkv.record.SCHEMA_VERSION`): those of `recorded_form`, and `recall_pieces` where a question encoded with its
-    answer is not the same as both apart.
+    answer is not the same as both apart; in a chat it never was encoded otherwise.
     """
     corpus, form = text
     stepwise = cell.mode in STEPWISE
@@ -118,7 +118,7 @@ def describe(
         later["score_after"] = config.score_after
     if "recall" in config.metrics and config.recall_form != "code":
         later["recall_form"] = config.recall_form
-    elif "recall" in config.metrics and not pieces_fit(lm):
+    elif "recall" in config.metrics and form.chat is None and not pieces_fit(lm):
         later["recall_pieces"] = "together"
     return {
         "model": lm.name,

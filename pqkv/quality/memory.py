@@ -1,4 +1,4 @@
-"""Memory that a cell takes beside the weights, from shapes alone: what is alive at once in each of its stages.
+"""Memory that a job takes beside the weights, from shapes alone: what is alive at once in each of its stages.
 
 Tensors that are not large beside these are left out; what libraries take for themselves is one figure. So an estimate
 says what to expect, within half as much again, and is no bound.
@@ -6,8 +6,9 @@ says what to expect, within half as much again, and is no bound.
 
 from __future__ import annotations
 
+import logging
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,10 @@ from pqkv.quality.batches import FORWARD_TOKENS, WINDOWS_TOGETHER, windows_toget
 from pqkv.quality.cells import Cell
 from pqkv.quality.exact_states import KEPT_BYTES
 from pqkv.quality.measures import tile_bytes
+from pqkv.quality.noise_floor import Floor
 from pqkv.quality.schedule import TILE_ROWS
+
+_log = logging.getLogger("pqkv")
 
 _FLOAT, _BOOL = 4, 1  # bytes: codes are looked up and measures made in float32
 _LIBRARIES = 384 << 20  # compilers and compiled kernels, threads' buffers, what the allocator does not give back
@@ -28,18 +32,22 @@ _LIBRARIES = 384 << 20  # compilers and compiled kernels, threads' buffers, what
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes by stage: a cell keeps the `exact_states` of its windows throughout and is in one of the others."""
+    """Bytes by stage: a job keeps the `exact_states` of its windows and its `copies` of the weights throughout and is
+    in one of the others.
+    """
 
     exact_states: int
     exact_forward: int
     coded_run: int
     comparison: int
     libraries: int = _LIBRARIES
+    copies: int = 0
 
     @property
     def peak(self) -> int:
         """Bytes beside the weights when most are alive."""
-        return self.exact_states + max(self.exact_forward, self.coded_run, self.comparison) + self.libraries
+        stage = max(self.exact_forward, self.coded_run, self.comparison)
+        return self.exact_states + self.copies + stage + self.libraries
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +97,50 @@ def estimate(
         coded_run=states + _coded_run(shapes, config, cell, B),
         comparison=states + tile,
     )
+
+
+def estimate_floor(lm: LanguageModel, floor: Floor, context: int, windows: int) -> Estimate:
+    """Bytes that a noise floor takes beside the weights, whose kept exact states are those of the cells before it."""
+    shapes, T = _Shapes.of(lm), context
+    B = min(windows, max(1, FORWARD_TOKENS // T))
+    kept = min(KEPT_BYTES, shapes.states(windows * T))
+    if floor.kind == "cache":
+        states = shapes.states(B * T)
+        rounded = 2 * shapes.heads_of(B * T, shapes.kv_heads)  # keys and values of the layer that is attended to
+        return Estimate(
+            exact_states=max(states, kept),
+            exact_forward=_forward(shapes, B, T, T),
+            coded_run=states + _forward(shapes, B, T, T) + rounded + _sliding(shapes, B, T),
+            comparison=states + tile_bytes(lm.vocab_size, T, lm.dtype),
+        )
+    narrow = replace(shapes, itemsize=torch.empty((), dtype=getattr(torch, floor.dtype)).element_size())
+    wide = replace(shapes, itemsize=_FLOAT)
+    weights = sum(weight.numel() for weight in lm.model.parameters())
+    states = wide.states(B * T)
+    return Estimate(
+        exact_states=kept,
+        exact_forward=_forward(wide, B, T, T),
+        coded_run=states + _forward(narrow, B, T, T),
+        comparison=states + narrow.states(B * T) + tile_bytes(lm.vocab_size, T),
+        copies=weights * max(shapes.itemsize, narrow.itemsize + _FLOAT),  # both models, or the one they are made of
+    )
+
+
+class MemoryWatch:
+    """The memory of a job as it is expected and as the process peaked; warns at once where it is not expected to fit,
+    as a record's `notes` are read when it is too late.
+    """
+
+    def __init__(self, expected: Estimate, label: str) -> None:
+        self._before = peak_resident()
+        self.notes: list[str] = []
+        if short := shortage(expected, label):
+            _log.warning(short)
+            self.notes.append(short)
+
+    def row(self, expected: Estimate) -> dict[str, int | None]:
+        """What a record says of it, now that the job is done."""
+        return memory_row(expected, self._before, peak_resident())
 
 
 def memory_row(estimate: Estimate, before: int | None, after: int | None) -> dict[str, int | None]:

@@ -8,9 +8,8 @@ keys and values alone rounded to it, everything else as it was.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -82,7 +81,7 @@ def measure_floor(
 
     The two models of `arithmetic` are alive while it runs: one and a half times float32 weights beside the model's own.
     """
-    inputs = model_inputs(windows, 0, form.bos)
+    inputs = model_inputs(windows, 0, form, config.score_after)
     found: list[PositionMeasures] = []
     together = max(1, FORWARD_TOKENS // windows.shape[1])
     with_pair = _arithmetic(exact.lm, floor) if floor.kind == "arithmetic" else _cache(exact, floor)
@@ -93,15 +92,15 @@ def measure_floor(
         if narrow.isnan().any():
             raise ModelError(f"the model overflows {floor.dtype}: {floor.label} has no figures; bfloat16 may have")
         for b, first in enumerate(inputs.first[rows]):
-            scored = slice(first + config.score_after, first + windows.shape[1] - 1)
-            targets = torch.from_numpy(inputs.targets[rows][b, config.score_after :]).to(ids.device)
+            targets = torch.from_numpy(inputs.targets[rows][b]).to(ids.device)
+            scored = slice(first, first + len(targets))
             pair = wide[b, scored], narrow[b, scored]
             found.append(compare(*pair, targets, config.topk, wide_head, coded_head=narrow_head))
         step(min(start + together, len(windows)), len(windows))
     bits = {name: Metric(value=_NARROW_BITS, unit="bits") for name in ("code_bits", "effective_bits")}
     return {
         "metrics": bits | summarize(found, config.metrics, config.seed),
-        "tables": {"by_position": by_position(found, config.score_after)},
+        "tables": {"by_position": by_position(found, inputs.position)},
         "samples": {"kld_mean": [float(m.kld.mean()) for m in found]},
         "notes": [*exact.lm.notes],
     }
@@ -128,19 +127,3 @@ def _arithmetic(lm: LanguageModel, floor: Floor) -> Callable[[Tensor], Pair]:
         return (wide.states(ids), wide.head), (narrow.states(ids), narrow.head)
 
     return pair
-
-
-def floor_cells(
-    config: EvalConfig,
-    exact: ExactStates,
-    text: tuple[Corpus, TokenForm],
-    windows: dict[int, np.ndarray],
-) -> Iterator[tuple[str, dict[str, Any], Callable[[Callable[[int, int], None]], dict[str, Any]]]]:
-    """Label, configuration and measure of each floor at each context; `windows` by context."""
-    for context, tokens in windows.items():
-        for floor in floors(exact.lm):
-            yield (
-                f"{floor.label}, {context} tokens",
-                describe_floor(floor, context, config, exact.lm, text, len(tokens)),
-                partial(measure_floor, floor, tokens, config, exact, text[1]),
-            )

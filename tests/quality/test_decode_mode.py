@@ -143,7 +143,7 @@ def test_the_last_step_counts(base, monkeypatch):
             chosen = choose_backend("fault:none/32", device, dtype)
             return type(chosen)(chosen.name, FaultyAttention(fault, chosen.run))
 
-        monkeypatch.setattr("pqkv.quality.evaluate.choose_backend", choose)
+        monkeypatch.setattr("pqkv.quality.jobs.choose_backend", choose)
         (record,) = run({**grid, "backend": "fault:none/32"})
         return record.samples["kld_by_step"]
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pqkv.lm.tokens import TokenForm
 from pqkv.quality.inputs import model_inputs
 
 BOS = 99
@@ -23,14 +24,14 @@ def predicted(inputs, newest):
 @pytest.mark.parametrize("newest", [0, 3])
 @pytest.mark.parametrize("bos", [None, BOS])
 def test_every_target_is_predicted_by_the_row_of_the_token_before_it(bos, newest):
-    inputs = model_inputs(WINDOWS, newest, bos)
+    inputs = model_inputs(WINDOWS, newest, TokenForm(bos))
     expected = [[(t - 1, t) for t in row[1:]] for row in WINDOWS.tolist()]
     assert predicted(inputs, newest) == [pairs[-newest:] for pairs in expected]
 
 
 @pytest.mark.parametrize("newest", [0, 3])
 def test_a_beginning_counts_within_the_context(newest):
-    plain, begun = (model_inputs(WINDOWS, newest, bos) for bos in (None, BOS))
+    plain, begun = (model_inputs(WINDOWS, newest, TokenForm(bos)) for bos in (None, BOS))
     assert begun.ids.shape == plain.ids.shape == (3, 8 - bool(newest))
     assert (begun.targets == plain.targets).all()
     assert (begun.ids[:, 0] == BOS).all()
@@ -43,9 +44,9 @@ def test_a_beginning_counts_within_the_context(newest):
 )
 def test_no_window_begins_twice_and_no_target_is_lost(rows, newest):
     windows = np.array(rows)
-    inputs = model_inputs(windows, newest, 0)
+    inputs = model_inputs(windows, newest, TokenForm(0))
     assert (inputs.ids[:, 0] == 0).all()
-    plain = model_inputs(windows, newest, None)
+    plain = model_inputs(windows, newest, TokenForm())
     assert (inputs.targets == plain.targets).all()
     assert inputs.ids.shape == plain.ids.shape
     for window, ids in zip(windows, inputs.ids, strict=True):

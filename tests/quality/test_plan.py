@@ -9,9 +9,10 @@ from grids import run
 from models import sampled_books, tiny_lm
 
 from pqkv.config import EvalConfig
-from pqkv.errors import ConfigError
+from pqkv.errors import ConfigError, ContaminationError, PqkvError
 from pqkv.quality.cells import Cell, Coding
-from pqkv.quality.memory import estimate, peak_resident
+from pqkv.quality.memory import estimate, estimate_floor, peak_resident
+from pqkv.quality.noise_floor import Floor
 from pqkv.quality.plan import plan
 from pqkv.record import RecordStore
 
@@ -41,17 +42,58 @@ def test_a_plan_names_the_cells_that_run_and_those_that_have_a_record(base, lm, 
     ran = run({**grid, "context": (150,)}, store)
     files = sorted(path.name for path in tmp_path.iterdir())
     planned = plan(EvalConfig(**grid), lm, store)
-    assert [(p.cell.context, p.cell.mode, p.windows, p.recorded) for p in planned] == [
+    assert [(*(p.job.config[key] for key in ("context", "mode", "windows")), p.recorded) for p in planned] == [
         (60, "exact-schedule", 2, False), (60, "token", 2, False),
         (150, "exact-schedule", 2, True), (150, "token", 2, True),
     ]  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == files
-    assert all(p.trained for p in planned)
-    assert planned[0].cell.label.startswith("1 bits, exact-schedule")
+    assert all(p.job.trained for p in planned)
+    assert planned[0].job.label.startswith("1 bits, exact-schedule")
     (row,) = ran[0].tables["memory_plan"]
-    assert row["estimated_peak"] == planned[2].estimate.peak > 0
+    assert row["estimated_peak"] == planned[2].job.estimate.peak > 0
     assert row["peak_rss_growth"] is None or row["peak_rss_growth"] >= 0
     assert {p.recorded for p in plan(EvalConfig(**grid), lm)} == {None}
+
+
+def test_a_plan_lists_the_jobs_that_run_each_with_its_record(base, lm, tmp_path):
+    """Layers alone and noise floors among them, in the order of the records."""
+    store = RecordStore(tmp_path)
+    grid = {
+        **base, "context": (60, 150), "mode": ("exact-schedule", "all-coded", "decode"), "metrics": ("kld",),
+        "decode_tokens": 20, "noise_floor": True, "by_layer": True,
+    }  # fmt: skip
+    before = plan(EvalConfig(**grid), lm, store)
+    records = run(grid, store)
+    after = plan(EvalConfig(**grid), lm, store)
+    assert [p.job.kind for p in before].count("eval-by-layer") == 4
+    assert [p.job.config["floor"] for p in before if "floor" in p.job.config] == 2 * [
+        "bfloat16 arithmetic", "float16 arithmetic", "bfloat16 cache", "float16 cache",
+    ]  # fmt: skip
+    for planned in (before, after):
+        assert [(p.job.kind, p.job.config) for p in planned] == [(r.kind, r.config) for r in records]
+    assert ({p.recorded for p in before}, {p.recorded for p in after}) == ({False}, {True})
+    for planned, record in zip(after, records, strict=True):
+        (row,) = record.tables["memory_plan"]
+        assert row["estimated_peak"] == planned.job.estimate.peak > 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "cause"),
+    [
+        ({"backend": "abacus"}, "abacus"),
+        ({"backend": "fault:none/32", "mode": ("chunk",)}, "a fault of decoding"),
+        ({"bos": "always", "data": "nowhere"}, "nowhere"),
+    ],
+)
+def test_a_plan_refuses_what_a_run_would(base, lm, wrong, cause):
+    for refuse in (lambda grid: plan(EvalConfig(**grid), lm), run):
+        with pytest.raises(PqkvError, match=cause):
+            refuse({**base, **wrong})
+
+
+def test_a_plan_refuses_contaminated_text(base, lm, calibration):
+    with pytest.raises(ContaminationError):
+        plan(EvalConfig(**{**base, "data": str(calibration)}), lm)
 
 
 def test_a_plan_trains_nothing(base, lm, tmp_path, monkeypatch):
@@ -59,11 +101,11 @@ def test_a_plan_trains_nothing(base, lm, tmp_path, monkeypatch):
     monkeypatch.setattr("pqkv.lm.defaults.train", lambda *args: pytest.fail("codebooks were trained"))
     grid = {**base, "codebooks": (), "bits": (4, 2), "mode": ("exact-schedule", "token")}
     planned = plan(EvalConfig(**grid), lm, RecordStore(tmp_path / "records"))
-    assert [(p.cell.coding.bits, p.cell.mode, p.trained, p.recorded) for p in planned] == [
+    assert [(p.job.config["bits"], p.job.config["mode"], p.job.trained, p.recorded) for p in planned] == [
         (bits, mode, False, False) for bits in (4, 2) for mode in ("exact-schedule", "token")
     ]
-    assert all(p.estimate.peak > 0 for p in planned)
-    assert planned[0].cell.label == "4 bits, exact-schedule, 150 tokens"
+    assert all(p.job.estimate.peak > 0 for p in planned)
+    assert planned[0].job.label == "4 bits, exact-schedule, 150 tokens"
 
 
 def test_a_plan_refuses_contexts_that_the_model_has_no_positions_for(base, lm):
@@ -94,6 +136,26 @@ def test_windows_are_compared_one_by_one():
     one, many = (expected(lm, windows, context=512, mode="token") for windows in (1, 8))
     states = 512 * 64 * 4
     assert many.comparison - one.comparison == 7 * states
+
+
+def test_a_floor_of_arithmetic_takes_two_more_models():
+    lm = shaped(4096)
+    weights = sum(weight.numel() for weight in lm.model.parameters())
+    found = {kind: estimate_floor(lm, Floor(kind, "bfloat16"), 512, 4) for kind in ("arithmetic", "cache")}
+    assert (found["arithmetic"].copies, found["cache"].copies) == (6 * weights, 0)
+    assert found["arithmetic"].peak > found["cache"].peak + 5 * weights
+    long = estimate_floor(lm, Floor("cache", "bfloat16"), 4096, 4)
+    assert long.coded_run > 4 * found["cache"].coded_run  # masks of the sliding layers grow with the square
+    double = estimate_floor(shaped(4096, torch.float64), Floor("arithmetic", "bfloat16"), 512, 4)
+    assert double.copies == 8 * weights  # the copy that is rounded is the largest
+
+
+def test_a_floor_that_is_expected_not_to_fit_says_so(base, monkeypatch):
+    monkeypatch.setattr("pqkv.quality.memory.available_memory", lambda: 1000)
+    records = run({**base, "metrics": ("kld",), "noise_floor": True, "by_layer": True})
+    assert len(records) == 6
+    for record in records:
+        assert sum("beside the weights are expected" in note for note in record.notes) == 1
 
 
 def test_codebooks_that_are_not_trained_yet_are_estimated_by_their_bits():
@@ -131,13 +193,20 @@ def test_the_command_prints_the_plan_and_runs_nothing(base, tmp_path):
     command = [
         "eval", "--plan", "--model", base["model"], "--data", base["data"], "--codebooks", base["codebooks"][0],
         "--context", "150", "--windows", "2", "--mode", "exact-schedule,token", "--page-size", "16", "--residual", "32",
-        "-o", str(tmp_path),
+        "--noise-floor", "--by-layer", "-o", str(tmp_path),
     ]  # fmt: skip
     found = CliRunner().invoke(app, command)
     assert found.exit_code == 0, found.output
     assert "nothing was run" in found.stdout
     assert "150 tokens" in found.stdout
+    assert "layer by layer" in found.stdout
+    assert "bfloat16 arithmetic" in found.stdout
     rows = json.loads(CliRunner().invoke(app, [*command, "--format", "json"]).stdout)
-    assert [row["mode"] for row in rows] == ["exact-schedule", "token"]
+    assert [(row["kind"], row["mode"], row["floor"]) for row in rows] == [
+        ("eval", "exact-schedule", None), ("eval-by-layer", "exact-schedule", None), ("eval", "token", None),
+        *(("eval", "noise-floor", f"{dtype} {kind}") for kind in ("arithmetic", "cache")
+          for dtype in ("bfloat16", "float16")),
+    ]  # fmt: skip
     assert all(row["recorded"] is False and row["peak_bytes"] > 0 for row in rows)
+    assert [row["copies_bytes"] > 0 for row in rows] == [False] * 3 + [True, True, False, False]
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,8 @@ import torch
 from tokenizers_made import spaced
 
 from pqkv.lm.tokens import TokenForm
-from pqkv.quality.recall import DEPTHS, TokensApart, answered, build_prompts, by_depth, pieces_fit
+from pqkv.quality.recall import DEPTHS, answered, build_prompts, by_depth
+from pqkv.quality.recall_words import TokensApart, pieces_fit
 
 
 @pytest.fixture(scope="module")
