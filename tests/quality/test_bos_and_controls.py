@@ -90,7 +90,7 @@ def test_codebooks_that_were_calibrated_the_other_way_are_named(base):
     (same,) = run(base)
     assert not any("beginning-of-sequence" in note for note in same.notes)
     _, header = load_codebooks(Path(base["codebooks"][0]))
-    assert (header.version, header.calibration.bos) == (2, 1)
+    assert (header.version, header.calibration.bos) == (3, 1)
 
 
 def test_codebooks_of_version_1_began_with_nothing(base, tmp_path):
@@ -136,3 +136,14 @@ def test_an_unknown_word_for_bos_is_refused():
 
     with pytest.raises(ConfigError, match="bos"):
         EvalConfig.parse({"bos": "sometimes"})
+
+
+def test_contexts_past_the_calibrated_positions_are_named(base, tmp_path):
+    books, header = load_codebooks(Path(base["codebooks"][0]))
+    assert header.calibration.reach == 2048
+    near = header.model_copy(update={"calibration": header.calibration.model_copy(update={"positions": 149})})
+    save_codebooks(tmp_path / "near", books, near)
+    (record,) = run({**base, "codebooks": (str(tmp_path / "near"),)})
+    assert any("positions up to 149" in note and "--positions 150" in note for note in record.notes)
+    (record,) = run(base)
+    assert not any("--positions" in note for note in record.notes)
