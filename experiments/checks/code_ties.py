@@ -1,6 +1,6 @@
 """How many codes differ between decoding token by token and one forward under the exact schedule, in float32.
 
-.venv/bin/python experiments/checks/code_ties.py [TOKENS] [BACKEND]
+.venv/bin/python experiments/checks/code_ties.py [TOKENS] [BACKEND] [MODEL] [BITS,...]
 """
 
 import importlib
@@ -19,8 +19,10 @@ from pqkv.quality.modes import run_coded
 MODULES = ("textwrap", "argparse", "ast", "heapq", "random", "shutil")
 tokens = int(sys.argv[1]) if len(sys.argv) > 1 else 700
 config = CacheConfig(backend=sys.argv[2] if len(sys.argv) > 2 else "reference")
+name = sys.argv[3] if len(sys.argv) > 3 else "reference"
+widths = [float(bits) for bits in (sys.argv[4] if len(sys.argv) > 4 else "4,3,2").split(",")]
 torch.set_num_threads(1)  # a step of one token is too little for two
-lm = load_model()
+lm = load_model(name)
 
 
 def recording(book: Codebook, kept: list[Tensor]) -> Codebook:
@@ -51,12 +53,12 @@ def beginning(module: str) -> Tensor:
 
 
 print(f"{tokens} tokens of each of {', '.join(MODULES)}; backend of the single steps: {config.backend}")
-for bits in (4, 3, 2):
-    books = default_codebooks(lm, TrainConfig.parse({"bits": bits}))[0]
+for bits in widths:
+    books = default_codebooks(lm, TrainConfig.parse({"model": name, "bits": bits}))[0]
     differ = total = 0
     for module in MODULES:
         ids = beginning(module)
         pairs = zip(codes(books, ids, "exact-schedule"), codes(books, ids, "token"), strict=True)
         for one_forward, stepwise in pairs:
             differ, total = differ + int((one_forward != stepwise).sum()), total + one_forward.numel()
-    print(f"{bits} bits: {differ} of {total:,} codes differ", flush=True)
+    print(f"{bits:g} bits: {differ} of {total:,} codes differ", flush=True)

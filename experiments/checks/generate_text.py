@@ -1,9 +1,11 @@
-"""What a model writes on coded caches and on DynamicCache: greedy text side by side, tokens a second, bytes.
+"""What a model writes on coded caches and on DynamicCache: text side by side, tokens a second, bytes.
 
 .venv/bin/python experiments/checks/generate_text.py [--model smollm2] [--bits 4,2] [--tokens 2000] [--prompt TEXT] \
-    [-o results/generation]
+    [--temperature 0.8] [-o results/generation]
 
 Every cache decodes alone, token by token, after the same prompt; with -o each leaves a record (kind `generation`).
+Small models repeat themselves when they write greedily: with a temperature tokens are drawn, by the same random numbers
+on every cache, so that texts part only where the caches' logits do.
 """
 
 import argparse
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from pqkv.cell import run_cell
@@ -31,6 +34,7 @@ asked.add_argument("--model", default="smollm2")
 asked.add_argument("--bits", default="4,2")
 asked.add_argument("--tokens", type=int, default=2000)
 asked.add_argument("--prompt", default=PROMPT)
+asked.add_argument("--temperature", type=float, default=0.0)
 asked.add_argument("-o", "--output", type=Path)
 given = asked.parse_args()
 
@@ -53,16 +57,25 @@ def bytes_of(cache: Cache) -> tuple[int, int]:
     return total, total
 
 
+def chosen(logits: Tensor, draws: torch.Generator) -> Tensor:
+    """The next token (1, 1) of logits (1, 1, V): the largest, or one drawn (Gumbel's largest) where it is warm."""
+    if given.temperature:
+        uniform = torch.rand(logits.shape, generator=draws, dtype=torch.float64)
+        logits = logits.double() / given.temperature - (-uniform.log()).log()
+    return logits.argmax(-1)
+
+
 def write(make: Callable[[], Cache]) -> dict[str, Any]:
-    """Fields of a record: greedy tokens, the time of each, the cache at its end."""
-    cache, tokens, seconds = make(), [], []
+    """Fields of a record: tokens, the time of each, the cache at its end."""
+    cache, tokens, seconds, draws = make(), [], [], torch.Generator().manual_seed(0)
     with torch.inference_mode():
-        token = forward(lm.model, ids, cache).logits[:, -1:].argmax(-1)
+        token = chosen(forward(lm.model, ids, cache).logits[:, -1:], draws)
         for _ in range(given.tokens):
             tokens.append(int(token))
             start = time.perf_counter()
-            token = forward(lm.model, token, cache).logits[:, -1:].argmax(-1)
+            logits = forward(lm.model, token, cache).logits
             seconds.append(time.perf_counter() - start)
+            token = chosen(logits, draws)
     used, allocated = bytes_of(cache)
     times = torch.tensor(seconds) * 1e3
     rows = [{"text": lm.tokenizer.decode(tokens), "tokens": len(tokens), "allocated_bytes": allocated}]
@@ -82,6 +95,8 @@ for name, (bits, make) in caches.items():
         "context": ids.shape[1] + given.tokens, "dtype": "float32", "device": "cpu",
         "threads": torch.get_num_threads(),
     }  # fmt: skip
+    if given.temperature:
+        config |= {"mode": "drawn", "temperature": given.temperature}
     records[name] = run_cell(
         partial(write, make), kind="generation", config=config, seed=0, env=env, git=git, store=store
     )

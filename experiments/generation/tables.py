@@ -1,4 +1,4 @@
-"""What experiments/generation found, made of records: python experiments/generation/tables.py [texts]"""
+"""What experiments/generation found, made of records: python experiments/generation/tables.py greedy|drawn|texts"""
 
 import sys
 from pathlib import Path
@@ -30,13 +30,18 @@ def table(records: list[Record]) -> str:
 
 def texts(records: list[Record]) -> str:
     """Everything that was written, a heading for each cache."""
-    caches = sorted(records, key=lambda record: -(record.config["bits"] or 99))
-    return "\n\n".join(f"## {r.config['cache']}\n\n{r.tables['generated'][0]['text'].strip()}" for r in caches)
+    caches = sorted(records, key=lambda record: (record.config["mode"], -(record.config["bits"] or 99)))
+    return "\n\n".join(
+        f"## {r.config['cache']}, {r.config['mode']}\n\n{r.tables['generated'][0]['text'].strip()}" for r in caches
+    )
 
 
 def printed(words: list[str]) -> str:
     """What the command line `words` prints."""
-    return (texts if words == ["texts"] else table)(load_records(RESULTS))
+    records = load_records(RESULTS)
+    if words == ["texts"]:
+        return texts(records)
+    return table([record for record in records if record.config["mode"] == words[0]])
 
 
 if __name__ == "__main__":

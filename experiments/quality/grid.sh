@@ -16,6 +16,7 @@ for text; do
 	schedules --context 4096,8192 --windows 4
 	evaluate --bits 4,2 --mode token,chunk,decode --context 1024,4096 --windows 1 \
 		--metrics perplexity,agreement,kld,softmax-mass
+	evaluate --bits 4,2 --mode chunk --context 2048 --windows 10 --metrics recall --recall-form word --control
 	schedules --context 512,1024,2048 --windows 16 --noise-floor
 	schedules --context 4096 --windows 4 --noise-floor
 done

@@ -90,11 +90,14 @@ def test_the_schedule_of_4_bits_equals_token_by_token_decoding(lm, ids):
     assert (schedule.argmax(-1) == tokens.argmax(-1)).all()
 
 
-def test_the_paged_exact_cache_writes_what_dynamic_cache_writes(lm, ids):
+@pytest.mark.parametrize(
+    "prompt", ["The capital of France is", "def quicksort(values):\n", "Once upon a time, in a village by the sea,"]
+)
+def test_the_paged_exact_cache_writes_what_dynamic_cache_writes(lm, prompt):
     from transformers import DynamicCache
 
     attach(lm.model)
-    prompt = ids[:, :100]
-    expected = greedy(lm, prompt, DynamicCache(config=lm.model.config), 40)
-    assert greedy(lm, prompt, PQKVCache(lm.model.config), 40) == expected
+    ids = torch.tensor([lm.encode(prompt)])
+    expected = greedy(lm, ids, DynamicCache(config=lm.model.config), 200)
+    assert greedy(lm, ids, PQKVCache(lm.model.config), 200) == expected
     assert len(set(expected)) > 5
