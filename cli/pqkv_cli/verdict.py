@@ -31,6 +31,7 @@ def print_verdict(records: list[Record]) -> None:
     first = records[0]
     config = first.config
     after = f"; scored from position {config['score_after']} on" if config.get("score_after") else ""
+    recall = "recall: coded (exact); " if any("recall" in record.metrics for record in records) else ""
     print_table(
         out,
         _COLUMNS,
@@ -38,8 +39,7 @@ def print_verdict(records: list[Record]) -> None:
         words=("mode",),
         title=f"{config['model']} on {config['data']}/{config['split']}: coded cache against the exact one",
         caption="in brackets: 95% bootstrap over windows; coded: share of the columns that rows see; "
-        "recall: coded (exact); "
-        f"{machine_name(first.env)}, {config['dtype']} on {config['device']}{_conversation(records)}{after}",
+        f"{recall}{machine_name(first.env)}, {config['dtype']} on {config['device']}{_conversation(records)}{after}",
     )
     for record in layers:
         _print_layers(out, record)
@@ -104,13 +104,14 @@ def verdicts(records: list[Record]) -> list[str]:
             lines.append(f"{c['bits']:g} bits at {c['context']} tokens ({c['mode']}): the logits are no numbers")
             continue
         change = m["perplexity_ratio"].value - 1
-        line = f"{c['bits']:g} bits at {c['context']} tokens ({c['mode']}): perplexity {change:+.2%}"
+        shown = f"perplexity {round(change, 4) or 0.0:+.2%}"  # never -0.00%
+        line = f"{c['bits']:g} bits at {c['context']} tokens ({c['mode']}): {shown}"
         good = abs(change) <= _SMALL_CHANGE
         if "agreement_at_1" in m:
             line += f", top-1 agreement {_value(record, 'agreement_at_1', '.1%')}"
             good = good and (m["agreement_at_1"].value or 0) >= _GOOD_AGREEMENT
         if c["bits"] == 0:
-            line = f"exact pages at {c['context']} tokens ({c['mode']}): perplexity {change:+.2%}"
+            line = f"exact pages at {c['context']} tokens ({c['mode']}): {shown}"
         word = "within" if good else "outside"
         lines.append(f"{line}: {word} 1% and 95%{_beside_floor(record, records)}")
     return lines
