@@ -51,7 +51,7 @@ def _ratio(record: Record | None) -> str:
 
 
 def _percent(ratio: float | None) -> str:
-    return "none" if ratio is None else f"{100 * (ratio - 1):+.2f}%"
+    return "none" if ratio is None else f"{round(100 * (ratio - 1), 2) or 0.0:+.2f}%"  # never -0.00%
 
 
 def _share(record: Record) -> str:
