@@ -42,7 +42,8 @@ def report(
         if experiments is None and Path("experiments").is_dir():
             experiments = Path("experiments")
         found = find_experiments(results, experiments)
-        bar.show(f"tables and plots of {len(records)} records", 0, 1)
+        count = f"{len(records)} record{'' if len(records) == 1 else 's'}"
+        bar.show(f"tables and plots of {count}", 0, 1)
         paths = write_report(records, output)
         bar.show("page", 0, 1)
         paths = [*paths, write_page(found, output)]

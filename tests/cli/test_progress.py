@@ -55,7 +55,7 @@ def test_a_report_tells_its_stages_on_stderr_and_its_files_on_stdout(capsys, tmp
     out, err = capsys.readouterr()
     assert [line for line in err.splitlines() if "took" not in line and "so far" not in line] == [
         "read records",
-        "tables and plots of 2 records",
+        "tables and plots of 1 record",
         "page",
     ]
     assert all(Path(line).exists() for line in out.splitlines())

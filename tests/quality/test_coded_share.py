@@ -104,6 +104,7 @@ def test_coding_starts_where_the_refusal_says():
 def test_records_of_before_say_their_share_by_their_configuration():
     """Every evaluation in the results: none that was to show codes is taken for one that did where it had none."""
     found = [record for record in load_records("results") if record.kind == "eval" and record.config["bits"]]
+    found = [record for record in found if "floor" not in record.config]  # of exact caches that are rounded
     assert found
     for record in found:
         share = share_of_config(record.config)
