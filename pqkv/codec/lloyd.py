@@ -17,6 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from pqkv.codec.seeding import next_state
 from pqkv.codec.tiles import TILE, tile_order
 from pqkv.compiled import compiled
 from pqkv.parallel import run_units
@@ -284,7 +285,7 @@ def _means(sums, counts, centroids, d_sub):
 @compiled()
 def _split(N, centroids, counts, state):
     """Centroids without points become twins of others, drawn with the probability of their points; returns the state of
-    the generator (the numbers of Knuth's MMIX). FAISS's `split_clusters`.
+    the generator. FAISS's `split_clusters`.
     """
     C, S = centroids.shape
     for c in range(C):
@@ -292,7 +293,7 @@ def _split(N, centroids, counts, state):
             big = -1
             while big < 0:
                 for other in range(C):
-                    state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
+                    state = next_state(state)
                     if np.int64(state >> np.uint64(33)) * np.float64(N - C) < (counts[other] - 1) * 2.0**31:
                         big = other
                         break

@@ -47,13 +47,13 @@ def _units(taken, points, found, seed):
             weights[b, i] = np.inf if n < N else 0.0
             for k in range(S):
                 columns[b, k, i] = points[problem, min(n, N - 1), k]
-        state = _next(np.uint64(seed))
+        state = next_state(np.uint64(seed))
         chosen = int(_uniform(state) * N)
         for c in range(found.shape[1]):
             for k in range(S):
                 found[problem, c, k] = points[problem, chosen, k]
             total = _approach(columns, weights, sums, found[problem, c])
-            state = _next(state)
+            state = next_state(state)
             chosen = _draw(weights, sums, _uniform(state) * total) if total > 0 else (c + 1) % N
         problem = next_unit(taken)
 
@@ -109,8 +109,8 @@ def _draw(weights, sums, at):
 
 
 @compiled()
-def _next(state):
-    """Knuth's MMIX."""
+def next_state(state):
+    """The state of the generator after `state` (uint64): the numbers of Knuth's MMIX."""
     return state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
 
 
