@@ -5,7 +5,7 @@ from __future__ import annotations
 from pqkv.cache.kv_cache import CacheMemory
 from pqkv.codec import CodebookSet
 from pqkv.config import CacheConfig
-from pqkv.kernels.packing import packed_size
+from pqkv.packing import packed_size
 from pqkv.schedule import coded_len
 
 

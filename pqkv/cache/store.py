@@ -13,7 +13,7 @@ from pqkv.codec import Codebook
 from pqkv.config import Layout
 from pqkv.errors import CacheError
 from pqkv.kernels import PagedSide, PagedTokens, page_encoder
-from pqkv.kernels.packing import pack, packed_size
+from pqkv.packing import pack, packed_size
 
 
 class CodeStore(Protocol):

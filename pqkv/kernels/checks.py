@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pqkv.errors import KernelError
-from pqkv.kernels.packing import packed_size
 from pqkv.kernels.types import ExactTokens, PagedSide, PagedTokens
+from pqkv.packing import packed_size
 
 EXACT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pqkv.kernels.checks import check_inputs, check_lengths
-from pqkv.kernels.packing import unpack
 from pqkv.kernels.types import ExactTokens, PagedSide, PagedTokens
+from pqkv.packing import unpack
 
 LOOKUP_QUERIES = 4  # with more query rows than this per KV head a decoded tile costs less than tables
 _TILE_ELEMENTS = 1 << 24  # scores alive at once, per sequence

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from pqkv.codec.samples import Samples
 from pqkv.lm.layers import LayerPlan, layer_plan
 from pqkv.lm.model import LanguageModel
 from pqkv.lm.one_forward import OneForwardLayer
 from pqkv.lm.plugin import Attended, View, attach, exact_attention
 
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """Post-RoPE keys and values per coded layer, each (Hkv, N, D) float32, as a cache would be given them, and the root
-    mean square of the queries that meet each KV head, (Hkv, D) per layer.
-    """
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    queries: tuple[Tensor, ...]
+_OUTPUTS = ("o_proj", "out_proj", "dense", "wo")  # names of the projection behind attention
 
 
 def capture(
@@ -35,9 +26,13 @@ def capture(
     progress: Callable[[int, int], None] | None = None,
     *,
     starts: np.ndarray | None = None,
+    leave_out: int = 0,
+    moments: bool = False,
 ) -> Samples:
     """Run `lm` over windows (n, T) of token ids and keep `count` random positions of all n * T (all if fewer). Window i
-    is told that its first token stands at starts[i]; None: all stand at 0.
+    is told that its first token stands at starts[i]; None: all stand at 0. The first `leave_out` tokens of each window
+    are not kept: they are like no others, and a cache with sinks codes none of them. With `moments` there are
+    `query_moments` and, where the attention modules say so, `outputs`.
 
     The number of tokens is known beforehand, so the uniform sample a reservoir would converge to is drawn directly;
     all layers and heads sample the same positions.
@@ -45,10 +40,11 @@ def capture(
     attach(lm.model)
     n, T = windows.shape
     generator = np.random.default_rng(seed)
-    chosen = np.sort(generator.permutation(n * T)[:count])
+    order = generator.permutation(n * T)
+    chosen = np.sort(order[order % T >= leave_out][:count])
     plan = layer_plan(lm.model.config)
     attended = Attended()
-    layers = [_CaptureLayer(attended, len(chosen)) for _ in plan.coded]
+    layers = [_CaptureLayer(attended, len(chosen), moments=moments) for _ in plan.coded]
     if progress:
         progress(0, n)
     for i, window in enumerate(windows):
@@ -59,10 +55,15 @@ def capture(
         lm.states(torch.from_numpy(window)[None].to(lm.device), _CaptureCache(plan, layers, attended), positions=told)
         if progress:
             progress(i + 1, n)
+    told_starts = np.zeros(n, np.int64) if starts is None else starts
+    outputs = [layer.output for layer in layers if layer.output is not None]
     return Samples(
         keys=tuple(layer.kept[0] for layer in layers),
         values=tuple(layer.kept[1] for layer in layers),
         queries=tuple((layer.query_squares / (n * T)).sqrt().float().cpu() for layer in layers),
+        positions=torch.from_numpy(told_starts[chosen // T] + chosen % T),
+        query_moments=tuple((layer.moments / (n * T)).float().cpu() for layer in layers) if moments else None,
+        outputs=tuple(outputs) if len(outputs) == len(layers) else None,
     )
 
 
@@ -77,8 +78,11 @@ class _CaptureCache(Cache):
 class _CaptureLayer(OneForwardLayer):
     """Keeps the sampled positions of one forward after another and forgets the rest."""
 
-    def __init__(self, attended: Attended, count: int) -> None:
+    def __init__(self, attended: Attended, count: int, *, moments: bool = False) -> None:
         super().__init__(attended)
+        self.with_moments = moments
+        self.moments: Tensor = torch.zeros(())
+        self.output: Tensor | None = None
         self.positions = torch.empty(0, dtype=torch.long)
         self.count, self.taken = count, 0
         self.kept: tuple[Tensor, ...] = ()  # keys and values, (Hkv, count, D) each
@@ -98,6 +102,16 @@ class _CaptureLayer(OneForwardLayer):
         """Sum of squares of (1, Hq, T, D) per KV head and channel, mean over the heads of a group."""
         squares = query[0].double().square().sum(1)  # (Hq, D)
         self.query_squares = self.query_squares + squares.unflatten(0, (num_kv_heads, -1)).mean(1)
+        if self.with_moments:
+            groups = query[0].double().unflatten(0, (num_kv_heads, -1)).flatten(1, 2)  # (Hkv, G * T, D)
+            self.moments = self.moments + groups.mT @ groups / (query.shape[1] // num_kv_heads)
+
+    def see_output(self, module: nn.Module, heads: int, num_kv_heads: int) -> None:
+        """Keep the metric of values, the sum of W^T W over the heads of a group, (Hkv, D, D)."""
+        projection = next((p for name in _OUTPUTS if isinstance(p := getattr(module, name, None), nn.Linear)), None)
+        if self.with_moments and self.output is None and projection is not None:
+            weight = projection.weight.detach().double().unflatten(1, (heads, -1)).transpose(0, 1)  # (Hq, hidden, D)
+            self.output = (weight.mT @ weight).unflatten(0, (num_kv_heads, -1)).sum(1).float().cpu()
 
 
 class _CaptureView(View):
@@ -109,4 +123,5 @@ class _CaptureView(View):
         self, module: nn.Module, query: Tensor, mask: Tensor | None, *, scale: float, window: int | None
     ) -> Tensor:
         self.layer.add_queries(query, self.exact_keys.shape[1])
+        self.layer.see_output(module, query.shape[1], self.exact_keys.shape[1])
         return exact_attention(module, query, self.exact_keys, self.exact_values, mask, scale)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from pqkv.codec import CodebookSet
+from pqkv.codec.interface import Codec
 from pqkv.config import CacheConfig, Mode
 from pqkv.errors import ConfigError
 from pqkv.lm import LanguageModel, PQKVCache, attach
 from pqkv.lm.plugin import Attended
-from pqkv.quality.schedule import ScheduleCache
+from pqkv.quality.schedule import CodedSizes, ScheduleCache
 from pqkv.quality.softmax_mass import SoftmaxMassProbe
 
 PROBE_EVERY = 64  # steps between two looks of the softmax probe: it costs as much as the step
@@ -67,13 +68,14 @@ def decoded_states(
 def coded_states(
     lm: LanguageModel,
     ids: Tensor,
-    books: CodebookSet | None,
+    books: CodebookSet | Codec | None,
     config: CacheConfig,
     mode: Mode,
     *,
     chunk_size: int = 256,
     coded_sinks: int = 0,
     sides: Sequence[tuple[bool, bool]] | None = None,
+    sizes: CodedSizes | None = None,
     probe: SoftmaxMassProbe | None = None,
     step: Step | None = None,
     attended: Attended | None = None,
@@ -87,10 +89,18 @@ def coded_states(
         if books is None:
             raise ConfigError(f"mode {mode} is about codes; the exact cache runs in mode token, chunk or decode")
         schedule = ScheduleCache(
-            lm.model.config, books, config, all_coded=mode == "all-coded", coded_sinks=coded_sinks, sides=sides
+            lm.model.config,
+            books,
+            config,
+            all_coded=mode == "all-coded",
+            coded_sinks=coded_sinks,
+            sides=sides,
+            sizes=sizes,
         )
         states, used = lm.states(ids, schedule), schedule.attended
     else:
+        if isinstance(books, Codec):
+            raise ConfigError(f"a codec is measured in modes exact-schedule and all-coded, not {mode}")
         cache = PQKVCache(lm.model.config, books, config)
         states = _through_cache(lm, ids, cache, 1 if mode == "token" else chunk_size, probe, step)
         used = cache.attended
@@ -112,7 +122,7 @@ def run_decode(lm: LanguageModel, ids: Tensor, cache: PQKVCache, **more: Any) ->
 def run_coded(
     lm: LanguageModel,
     ids: Tensor,
-    books: CodebookSet | None,
+    books: CodebookSet | Codec | None,
     config: CacheConfig,
     mode: Mode,
     **more: Any,  # noqa: ANN401 - handed on

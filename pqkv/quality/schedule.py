@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from pqkv.cache import coded_len
-from pqkv.codec import Codebook, CodebookSet
+from pqkv.codec import CodebookSet
+from pqkv.codec.interface import Codec, Pair
+from pqkv.codec.planes import pack_planes, unpack_planes
+from pqkv.codec.product import ProductCodec
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
 from pqkv.lm.layers import layer_plan
@@ -44,28 +47,76 @@ def tiles(length: int, config: CacheConfig) -> Iterator[tuple[int, int, int]]:
 class ScheduleCache(Cache):
     """A cache for exactly one forward over an empty past; codes nothing it keeps, decides per row what was coded.
 
-    `all_coded` codes every column for every row, the row's own too, but the first `coded_sinks` (MILLION's measure
-    knows none). `sides` says of each coded layer whether its keys and its values are coded: all of them if None.
+    `codec` is one of `pqkv.codec.interface`, or codebooks. `all_coded` codes every column for every row, the row's own
+    too, but the first `coded_sinks` (MILLION's measure knows none). `sides` says of each coded layer whether its keys
+    and its values are coded: all of them if None. With `sizes`, what is coded goes through bytes, which are counted.
     """
 
     def __init__(
         self,
         model_config: PreTrainedConfig,
-        codebooks: CodebookSet,
+        codec: CodebookSet | Codec,
         config: CacheConfig,
         *,
         all_coded: bool = False,
         coded_sinks: int = 0,
         sides: Sequence[tuple[bool, bool]] | None = None,
+        sizes: CodedSizes | None = None,
     ) -> None:
         plan = layer_plan(model_config)
-        if codebooks.num_layers != len(plan.coded):
-            raise CacheError(f"codebooks for {codebooks.num_layers} layers cannot serve {plan} of the model")
-        books = list(zip(codebooks.keys, codebooks.values, strict=True))
+        if isinstance(codec, CodebookSet):
+            if codec.num_layers != len(plan.coded):
+                raise CacheError(f"codebooks for {codec.num_layers} layers cannot serve {plan} of the model")
+            codec = ProductCodec(codec)
+        if not all_coded and config.page_size % codec.group:
+            raise CacheError(
+                f"pages of {config.page_size} tokens cannot hold groups of {codec.group} that are coded together: take "
+                f"a page size that is a multiple of {codec.group}"
+            )
         self.coded_layers, self.attended = plan.coded, Attended()
-        chosen = sides or [(True, True)] * len(books)
+        chosen = sides or [(True, True)] * len(plan.coded)
         rule = _Rule(config, coded_sinks if all_coded else None)
-        super().__init__(layers=plan.build(lambda k: _ScheduleLayer(books[k], chosen[k], rule, self.attended)))
+        coding = _Coding(codec, sizes)
+        super().__init__(layers=plan.build(lambda k: _ScheduleLayer(coding, k, chosen[k], rule, self.attended)))
+
+
+@dataclass(slots=True)
+class CodedSizes:
+    """What coded vectors took in bytes, by side, and how many elements there were of each."""
+
+    keys: int = 0
+    values: int = 0
+    shared: int = 0
+    elements: int = 0
+
+    def bits(self) -> tuple[float, float, float]:
+        """Bits an element of both sides, of keys and of values; what they share is counted half and half."""
+        keys, values = (8 * (side + self.shared / 2) / max(1, self.elements) for side in (self.keys, self.values))
+        return (keys + values) / 2, keys, values
+
+
+@dataclass(slots=True)
+class _Coding:
+    """The codec of a forward, what it restored the layer underneath to, and what counts its bytes."""
+
+    codec: Codec
+    sizes: CodedSizes | None
+    below: Pair | None = None
+
+    def restore(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> Pair:
+        self.codec = self.codec.to(keys.device)
+        if self.sizes is None:
+            found = self.codec.restore(layer, keys, values, positions, self.below)
+        else:
+            packed = pack_planes(self.codec.encode(layer, keys, values, positions, self.below))
+            for name, plane in packed.items():
+                side = name.split(".")[0] if name.startswith(("keys.", "values.")) else "shared"
+                setattr(self.sizes, side, getattr(self.sizes, side) + len(plane.data))
+            self.sizes.elements += keys.numel()
+            found = self.codec.decode(layer, unpack_planes(packed), positions, self.below)
+        if self.codec.looks_below:
+            self.below = found
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +152,9 @@ class _Rule:
 
 
 class _ScheduleLayer(OneForwardLayer):
-    def __init__(
-        self, books: tuple[Codebook, Codebook], coded: tuple[bool, bool], rule: _Rule, attended: Attended
-    ) -> None:
+    def __init__(self, coding: _Coding, layer: int, coded: tuple[bool, bool], rule: _Rule, attended: Attended) -> None:
         super().__init__(attended)
-        self.books, self.coded, self.rule = books, coded, rule
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        keys, values = (book.map(lambda t: t.to(key_states.device)) for book in self.books)
-        self.books = keys, values
-        self.is_initialized = True
+        self.coding, self.layer, self.coded, self.rule = coding, layer, coded, rule
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[View, View]:
         if self.is_initialized:
@@ -135,12 +179,14 @@ class _ScheduleView(View):
         keys, values = self.exact_keys.to(compute), self.exact_values.to(compute)
         B, T = keys.shape[0], keys.shape[2]
         first, end = layer.rule.first, layer.rule.end(T)
-        decoded = [
-            book.decode(book.encode(exact[:, :, first:end])).to(compute)
-            if coded and end > first
-            else exact[:, :, first:]
-            for book, coded, exact in zip(layer.books, layer.coded, (keys, values), strict=True)
-        ]
+        decoded = [keys[:, :, first:], values[:, :, first:]]
+        if any(layer.coded) and end > first:
+            positions = torch.arange(first, end, device=keys.device)
+            found = layer.coding.restore(layer.layer, keys[:, :, first:end], values[:, :, first:end], positions)
+            decoded = [
+                restored.to(compute) if coded else exact
+                for restored, coded, exact in zip(found, layer.coded, decoded, strict=True)
+            ]
         mixed = [keys.clone(), values.clone()]
         out = query.new_empty(query.shape)
         done = 0

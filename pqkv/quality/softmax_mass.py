@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pqkv.kernels import AttentionBackend, ExactTokens, PagedSide, PagedTokens
-from pqkv.kernels.packing import unpack
+from pqkv.packing import unpack
 
 
 class SoftmaxMassProbe:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pqkv.kernels.cuda.coded import CodedVariant, words_of_loads
-from pqkv.kernels.packing import packed_size
+from pqkv.packing import packed_size
 
 SECTOR, LINE, LANES = 32, 64, 32
 

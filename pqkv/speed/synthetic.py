@@ -10,7 +10,7 @@ from torch import Tensor
 from pqkv.cache import coded_len
 from pqkv.config import BenchConfig
 from pqkv.kernels import ExactTokens, PagedSide, PagedTokens
-from pqkv.kernels.packing import packed_size
+from pqkv.packing import packed_size
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from pqkv.kernels.cpu.coded import CENTROID, TABLE, attend_coded
 from pqkv.kernels.cpu.exact import attend_exact_pages, merge
 from pqkv.kernels.cpu.lookups import ROW, TRANSPOSED, TRANSPOSED_64
 from pqkv.kernels.cpu.paging import Side
-from pqkv.kernels.packing import packed_size
 from pqkv.kernels.types import ExactTokens, PagedSide, PagedTokens
+from pqkv.packing import packed_size
 from pqkv.parallel import run_units
 from pqkv.vector_code import tag
 

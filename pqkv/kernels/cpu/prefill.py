@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pqkv.kernels.packing import unpack
 from pqkv.kernels.types import ExactTokens, PagedSide, PagedTokens
+from pqkv.packing import unpack
 
 _TILE = 1 << 22  # scores alive at once
 

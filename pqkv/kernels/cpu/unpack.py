@@ -1,4 +1,4 @@
-"""Codes out of the little-endian bit stream of `pqkv.kernels.packing`, a block of subspaces of one page at a time."""
+"""Codes out of the little-endian bit stream of `pqkv.packing`, a block of subspaces of one page at a time."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from pqkv.kernels.cuda.coded import Codes
 from pqkv.kernels.cuda.device import SIMULATED, float_of
 from pqkv.kernels.cuda.exact import SHARED_BYTES
 from pqkv.kernels.cuda.launch import array, compiled, launch, words
-from pqkv.kernels.packing import packed_size
+from pqkv.packing import packed_size
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MOST_TOKENS = 8  # of a lane

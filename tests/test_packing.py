@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pqkv.kernels.packing import pack, pack_by_tensors, packed_size, unpack
+from pqkv.packing import pack, pack_by_tensors, packed_size, unpack
 
 widths = pytest.mark.parametrize("nbits", range(1, 13))
 

@@ -1,0 +1,37 @@
+"""Product codes of a codebook file as a codec: what pages and kernels serve."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pqkv.codec.codebook import CodebookSet
+from pqkv.codec.interface import Codec, Pair
+from pqkv.codec.planes import Plane, Planes
+
+
+class ProductCodec(Codec):
+    """Keys and values as the codes of `books`."""
+
+    def __init__(self, books: CodebookSet) -> None:
+        self.books = books
+
+    def encode(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor, below: Pair | None) -> Planes:
+        """Codes (B, Hkv, T, M) of either side."""
+        sides = (("keys", self.books.keys[layer], keys), ("values", self.books.values[layer], values))
+        return {f"{side}.codes": Plane(book.encode(vectors), book.nbits) for side, book, vectors in sides}
+
+    def decode(self, layer: int, planes: Planes, positions: Tensor, below: Pair | None) -> Pair:
+        """Centroids."""
+        key, value = self.books.keys[layer], self.books.values[layer]
+        return key.decode(planes["keys.codes"].values), value.decode(planes["values.codes"].values)
+
+    def fixed_bytes(self) -> int:
+        """Of the codebooks."""
+        return self.books.nbytes()
+
+    def to(self, device: torch.device) -> Codec:
+        """Its codebooks there."""
+        moved = self.books.map(lambda book: book.map(lambda t: t.to(device)))
+        same = all(a is b for a, b in zip(moved.keys + moved.values, self.books.keys + self.books.values, strict=True))
+        return self if same else ProductCodec(moved)
