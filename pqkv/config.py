@@ -121,6 +121,20 @@ class TrainConfig(Settings):
         return CodeShape(bits=self.bits, num_subspaces=self.num_subspaces, nbits=self.nbits)
 
 
+class CodecCalibration(Settings):
+    """The text that codecs learn from, and how it is laid out: windows told positions as in `TrainConfig`."""
+
+    data: str = "stdlib"
+    split: Split | None = None
+    bos: Bos = Field("auto", description="a beginning-of-sequence token in front of every window")
+    parse_special: bool = Field(False, description="control tokens where text spells them")
+    calibration_tokens: int = Field(24576, ge=1)
+    context: int = Field(1024, ge=2, description="length of a calibration window")
+    positions: int = Field(8192, ge=2, description="windows stand at positions up to this, the model's at most")
+    leave_out: int = Field(4, ge=0, description="first tokens of a window that are not learnt from: sinks stay exact")
+    seed: int = Field(0, ge=0, lt=2**31)
+
+
 class CacheConfig(Settings):
     """The shape of a cache: which tokens are coded, and how the codes lie in memory."""
 
@@ -159,6 +173,8 @@ class EvalConfig(Settings):
     codebooks: tuple[str, ...] = ()
     bits: tuple[float, ...] = (4,)
     scope: Scope = "head"
+    codec: tuple[str, ...] = Field((), description="ways of coding by name, in place of codebooks; see pqkv codecs")
+    calibration: CodecCalibration = Field(CodecCalibration(), description="the text that codecs learn from")
     context: tuple[int, ...] = (512, 2048)
     mode: tuple[Mode, ...] = ("exact-schedule",)
     chunk_size: int = Field(256, ge=1)
@@ -221,7 +237,11 @@ class EvalConfig(Settings):
     def _check(self) -> Self:
         self.cache()
         exact_only = [mode for mode in self.mode if mode not in STEPWISE]
-        if not self.codebooks and 0 in self.bits and exact_only:
+        if self.codec and self.codebooks:
+            raise ValueError("give codec or codebooks: a codebook file is a codec of its own")
+        if self.codec and len(exact_only) < len(self.mode):
+            raise ValueError("codec is measured in one forward: use --mode exact-schedule or all-coded")
+        if not self.codebooks and not self.codec and 0 in self.bits and exact_only:
             raise ValueError(
                 f"bits 0 is the exact cache: it has nothing to show in mode {exact_only[0]}; "
                 "use --mode token, chunk or decode"

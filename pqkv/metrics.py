@@ -67,6 +67,8 @@ METRICS: dict[str, MetricInfo] = {
     "softmax_mass_error": MetricInfo("largest |output - 1| with every value 1", "", "lower", "softmax mass error"),
     "lse_mass_error": MetricInfo("largest |sum exp(s - lse) - 1|, s in float64", "", "lower", "lse mass error"),
     "code_bits": MetricInfo("marginal cost of one element", "bits", "lower", "marginal cost per element"),
+    "key_bits": MetricInfo("marginal cost of one element of the keys", "bits", "lower", "cost per key element"),
+    "value_bits": MetricInfo("marginal cost of one element of the values", "bits", "lower", "cost per value element"),
     "effective_bits": MetricInfo("all bytes of the cache per element", "bits", "lower", "total cost per element"),
     "coded_share": MetricInfo(
         "coded columns among those that query rows saw", "", "none", "share of columns that were coded"

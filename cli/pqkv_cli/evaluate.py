@@ -45,6 +45,17 @@ def evaluate(
         option("Codebook files, by commas; absent: the default ones, trained once and kept.", _CODES, False),
     ] = None,
     bits: Annotated[str | None, option("Default codebooks of these bits; 0 is the exact cache.", _CODES, "4")] = None,
+    codec: Annotated[
+        list[str] | None,
+        option(
+            "A way of coding by name, for both sides or KEYS/VALUES, such as kivi:bits=2; again for more. "
+            "See pqkv codecs.",
+            _CODES,
+            False,
+        ),
+    ] = None,
+    calibration_data: Annotated[str | None, option("Text that codecs learn from, as --data.", _CODES, "stdlib")] = None,
+    calibration_tokens: Annotated[int | None, option("Tokens of it.", _CODES, "24576")] = None,
     scope: Annotated[str | None, option("Scope of the default codebooks.", _CODES, "head")] = None,
     model: Model = None,
     dtype: Dtype = None,
@@ -144,6 +155,8 @@ def evaluate(
     flags: dict[str, Any] = {
         "codebooks": split_list(codebooks, str, "--codebooks"),
         "bits": split_list(bits, float, "--bits"),
+        "codec": tuple(codec) if codec else None,
+        "calibration": calibration_of(calibration_data, calibration_tokens),
         "scope": scope,
         "model": model,
         "dtype": dtype,
@@ -206,6 +219,12 @@ def evaluate(
     records = gather(cells, output)
     print_records(records, format, output, _table)
     raise_if_failed(records)
+
+
+def calibration_of(data: str | None, tokens: int | None) -> dict[str, Any] | None:
+    """The settings of a calibration that flags give."""
+    given = {"data": data, "calibration_tokens": tokens}
+    return {key: value for key, value in given.items() if value is not None} or None
 
 
 def _print_plan(wanted: EvalConfig, output: Path | None, format: RecordFormat) -> None:

@@ -11,8 +11,10 @@ import typer
 
 from pqkv.errors import PqkvError
 from pqkv_cli.bench import bench
+from pqkv_cli.codecs import codecs
 from pqkv_cli.env import env
 from pqkv_cli.evaluate import evaluate
+from pqkv_cli.lab import lab
 from pqkv_cli.models import models
 from pqkv_cli.output import discard, echo, make_encodable
 from pqkv_cli.report import report
@@ -35,6 +37,8 @@ app = typer.Typer(
 )
 app.command("train-codebooks")(train_codebooks)
 app.command("eval")(evaluate)
+app.command("lab")(lab)
+app.command("codecs")(codecs)
 app.command("bench")(bench)
 app.command("report")(report)
 app.command("reproduce")(reproduce)

@@ -9,6 +9,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from pqkv.codec.composed import Composed
 from pqkv.codec.interface import Codec, Exact, Side, SideCodec, Sides, State, WholeCodec
 from pqkv.codec.samples import Samples
@@ -36,6 +38,37 @@ class Part:
     def __str__(self) -> str:
         given = self.options.model_dump(mode="json", exclude_defaults=True)
         return self.name + (":" + ",".join(f"{k}={_written(v)}" for k, v in given.items()) if given else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """A part that learns, for the side it codes; None for one of both."""
+
+    part: Part
+    side: Side | None
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its tensors begin with."""
+        return self.side or "both"
+
+    @property
+    def gradients(self) -> bool:
+        """Whether it learns from gradients too, which take a backward pass."""
+        return self.part.kind.learns_from_gradients
+
+    def config(self) -> dict[str, Any]:
+        """For digests."""
+        return {"side": self.side, "codec": self.part.name, **self.part.options.model_dump(mode="json")}
+
+    def learn(self, samples: Samples, seed: int) -> State:
+        """Tensors by name."""
+        kind = self.part.kind
+        if self.side is None:
+            assert issubclass(kind, WholeCodec)
+            return kind.learn(self.part.options, samples, seed)
+        assert issubclass(kind, SideCodec)
+        return kind.learn(self.part.options, self.side, samples, seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +108,18 @@ class CodecSpec:
         sides = {"keys": self.keys, "values": self.values}
         return {side: {"codec": p.name, **p.options.model_dump(mode="json")} for side, p in sides.items()}
 
-    def learn(self, samples: Samples | None, seed: int = 0) -> State:
-        """What it learns, one state for both sides: names begin with `keys.` or `values.`, or `both.`."""
-        if samples is None and self.calibrated:
-            raise ConfigError(f"codec {self} learns from calibration samples, and there are none")
-        if issubclass(kind := self.keys.kind, WholeCodec):
-            state = kind.learn(self.keys.options, samples, seed) if samples else {}
-            return {f"both.{name}": tensor for name, tensor in state.items()}
-        found: dict[str, Any] = {}
-        for side, part in (("keys", self.keys), ("values", self.values)):
-            assert issubclass(part.kind, SideCodec)
-            state = part.kind.learn(part.options, side, samples, seed) if samples else {}
-            found |= {f"{side}.{name}": tensor for name, tensor in state.items()}
+    def learnings(self) -> list[Learning]:
+        """What has to be learnt, each apart."""
+        if issubclass(self.keys.kind, WholeCodec):
+            return [Learning(self.keys, None)] if self.keys.kind.calibrated else []
+        sides: list[tuple[Side, Part]] = [("keys", self.keys), ("values", self.values)]
+        return [Learning(part, side) for side, part in sides if part.kind.calibrated]
+
+    def learn(self, samples: Samples, seed: int = 0) -> State:
+        """All of `learnings`: what `make` takes."""
+        found: dict[str, Tensor] = {}
+        for learning in self.learnings():
+            found |= {f"{learning.prefix}.{name}": t for name, t in learning.learn(samples, seed).items()}
         return found
 
     def make(self, state: State) -> Codec:

@@ -100,7 +100,7 @@ def save_codebooks(path: Path, books: CodebookSet, header: CodebookHeader) -> No
     """Write `books` atomically; raises `CodebookError` when the place cannot be written."""
     tensors = _tensors(books, header.scope)
     content = _content(header)
-    content["checksum"] = _checksum(content, tensors)
+    content["checksum"] = tensors_checksum(content, tensors)
     data = save(tensors, metadata={_KEY: json.dumps(content, sort_keys=True)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -157,7 +157,7 @@ def load_codebooks(path: Path) -> tuple[CodebookSet, CodebookHeader]:
             f"{path}: format version {header.version}, this pqkv reads {' and '.join(map(str, _READABLE))}; train it "
             "again, or install a newer pqkv"
         )
-    if checksum != _checksum(content, tensors):
+    if checksum != tensors_checksum(content, tensors):
         raise CodebookError(f"{path}: checksum mismatch, the file is damaged; train it again or copy it once more")
     return _books(path, header, tensors), header
 
@@ -194,7 +194,8 @@ def _prefix(layer: int, scope: Scope) -> str:
     return "global" if scope == "global" else f"layers.{layer}"
 
 
-def _checksum(content: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+def tensors_checksum(content: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of what a file says and of the tensors it holds."""
     hashed = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -53,6 +53,10 @@ class ComposedOptions(Settings):
     @model_validator(mode="after")
     def _check(self) -> ComposedOptions:
         CodeShape(bits=self.bits, num_subspaces=self.num_subspaces, nbits=self.nbits)
+        if self.scope == "universal" and not self.gain:
+            raise ValueError("scope universal is for vectors of length 1: take gain=true")
+        if self.scope == "universal" and self.centroids == "int8":
+            raise ValueError("centroids int8 have a scale a channel, and universal ones know no channel")
         if self.rope == "pre" and self.mean == "turning":
             raise ValueError("before rotary embedding no mean turns: take mean=constant with rope=pre")
         return self
@@ -89,7 +93,6 @@ class Composed(SideCodec):
         """One layer after another."""
         assert isinstance(options, ComposedOptions)
         state: dict[str, Tensor] = {}
-        shared: dict[tuple[int, int], Tensor] = {}
         for layer, vectors in enumerate(samples.of(side)):
             shape = options.shape(layer)
             if shape is None:
@@ -99,8 +102,12 @@ class Composed(SideCodec):
                 raise ConfigError(f"metric {options.metric} of {side}: the samples do not say what their errors cost")
             rotary = samples.rotary[layer] if samples.rotary is not None else None
             moments = metric[layer] if metric is not None else None
-            found = _learn_layer(options, shape, vectors, samples.positions, rotary, moments, shared, seed)
+            found = _learn_layer(options, shape, vectors, samples.positions, rotary, moments, seed)
             state |= {f"{layer}.{name}": tensor for name, tensor in found.items()}
+            if options.scope == "universal":
+                M, nbits = code_geometry(shape, vectors.shape[-1])
+                name = _universal(vectors.shape[-1] // M, nbits)
+                state[name] = state[name] if name in state else gaussian_codebook(vectors.shape[-1] // M, nbits)
         return state
 
     def encode(self, layer: int, vectors: Tensor, positions: Tensor) -> Planes:
@@ -128,15 +135,24 @@ class Composed(SideCodec):
         restored = restored @ back.mT + mean.at(positions).to(restored.dtype)
         return mean.rotary.turn(restored, positions) if self.options.rope == "pre" else restored
 
+    def _centroids(self, layer: int, heads: int, head_dim: int) -> Tensor:
+        """(Hkv, M, C, d_sub) float32."""
+        if self.options.scope == "universal":
+            shape = self.options.shape(layer)
+            assert shape is not None
+            M, nbits = code_geometry(shape, head_dim)
+            one = self.state[_universal(head_dim // M, nbits)]
+            return one.expand(heads, M, *one.shape).contiguous()
+        centroids = self.of_layer(layer, "centroids")
+        if self.options.centroids == "int8":
+            centroids = centroids.float() * self.of_layer(layer, "scales")[..., None, :]
+        return centroids.expand(heads, *centroids.shape[1:]).contiguous()
+
     def _of(self, layer: int, dtype: torch.dtype) -> tuple[Codebook, Tensor, Tensor, TurningMean]:
         """Codebook, frame F, its inverse and the mean, laid out once."""
         if (layer, dtype) not in self._books:
-            centroids = self.of_layer(layer, "centroids")
-            if self.options.centroids == "int8":
-                centroids = centroids.float() * self.of_layer(layer, "scales")[..., None, :]
             back = self.of_layer(layer, "back")
-            heads = len(back)
-            book = Codebook(centroids.expand(heads, *centroids.shape[1:]).contiguous())
+            book = Codebook(self._centroids(layer, *back.shape[:2]))
             mean = TurningMean(
                 self.of_layer(layer, "mean"),
                 self.of_layer(layer, "turning_mean"),
@@ -154,7 +170,6 @@ def _learn_layer(
     positions: Tensor | None,
     rotary: Rotary | None,
     moments: Tensor | None,
-    shared: dict[tuple[int, int], Tensor],
     seed: int,
 ) -> State:
     """Mean, frame and codebook of vectors (Hkv, N, D)."""
@@ -185,21 +200,18 @@ def _learn_layer(
         "frequencies": still.frequencies,
         "back": torch.linalg.inv(frame).float(),
     }
-    return {**state, **_codebook(options, z, M, nbits, shared, seed)}
-
-
-def _codebook(
-    options: ComposedOptions, z: Tensor, M: int, nbits: int, shared: dict[tuple[int, int], Tensor], seed: int
-) -> State:
-    """Centroids (H, M, C, d_sub) of z (H, N, D); universal ones are one tensor for all layers that share it."""
-    D = z.shape[-1]
     if options.scope == "universal":
-        if not options.gain:
-            raise ConfigError("scope universal is for vectors of length 1: take gain=true")
-        key = (D // M, nbits)
-        if key not in shared:
-            shared[key] = gaussian_codebook(*key).expand(1, M, 2**nbits, D // M)
-        return {"centroids": shared[key]}
+        return state
+    return {**state, **_codebook(options, z, M, nbits, seed)}
+
+
+def _universal(d_sub: int, nbits: int) -> str:
+    """The name of a codebook that all layers share."""
+    return f"universal.{d_sub}.{nbits}"
+
+
+def _codebook(options: ComposedOptions, z: Tensor, M: int, nbits: int, seed: int) -> State:
+    """Centroids (H, M, C, d_sub) of z (H, N, D); H is 1 in scope layer."""
     points = z.unflatten(-1, (M, -1)).transpose(1, 2)  # (H, M, N, d_sub)
     if options.scope == "layer":
         pooled = points.transpose(0, 1).flatten(1, 2)  # (M, H * N, d_sub)

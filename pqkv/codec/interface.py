@@ -59,6 +59,7 @@ class WholeCodec(Codec):
 
     Options: ClassVar[type[Settings]] = Settings
     calibrated: ClassVar[str] = ""
+    learns_from_gradients: ClassVar[bool] = False
     source: ClassVar[str] = ""
 
     def __init__(self, options: Settings, state: State) -> None:
@@ -88,6 +89,7 @@ class SideCodec(ABC):
     Options: ClassVar[type[Settings]] = Settings
     sides: ClassVar[tuple[Side, ...]] = ("keys", "values")  # that it can code
     calibrated: ClassVar[str] = ""  # what it learns from samples, in a few words; empty for nothing
+    learns_from_gradients: ClassVar[bool] = False
     source: ClassVar[str] = ""  # where the recipe is from
     group: int = 1
 

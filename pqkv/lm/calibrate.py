@@ -10,13 +10,15 @@ import numpy as np
 
 from pqkv.codec import code_geometry
 from pqkv.codec.codebook_file import Calibration
-from pqkv.config import TrainConfig
+from pqkv.codec.samples import Samples
+from pqkv.config import CodecCalibration, TrainConfig
 from pqkv.errors import ConfigError, DataError
-from pqkv.lm.capture import Samples, capture
+from pqkv.lm.capture import capture
 from pqkv.lm.contamination import identifying_documents
 from pqkv.lm.model import LanguageModel
 from pqkv.lm.positions import positions_refusal
 from pqkv.lm.rope import same_factors_up_to
+from pqkv.lm.rotary import layer_rotaries
 from pqkv.lm.tokens import holds_special, token_form, token_stream, with_bos
 from pqkv.text import Corpus, load_corpus, windows
 
@@ -42,6 +44,62 @@ def calibrate(lm: LanguageModel, config: TrainConfig, progress: Progress | None 
     (shape, scope, channels, metric, init, iterations) can share it: `train` gives the same bytes as when it makes its
     own.
     """
+    laid = _lay_out(lm, config, progress)
+    total = laid.tokens.size
+    held_out = min(_HELD_OUT, total // 5)
+    _check_count(config, lm, total - held_out, laid.text.name)
+    count = min(config.samples, total - held_out) + held_out
+    return Calibrated(_captured(lm, laid, count, config.seed, progress), held_out, laid.text)
+
+
+def calibrate_codecs(
+    lm: LanguageModel, config: CodecCalibration, progress: Progress | None = None, *, gradients: bool = False
+) -> Calibrated:
+    """Run the calibration text through the model and keep all that codecs learn from: every token but the first
+    `leave_out` of each window, with positions, rotary embedding, metrics, and `gradients` where they are asked for.
+    """
+    laid = _lay_out(lm, config, progress)
+    samples = _captured(lm, laid, laid.tokens.size, config.seed, progress, leave_out=config.leave_out, moments=True)
+    samples = replace(samples, rotary=layer_rotaries(lm))
+    if gradients:
+        raise NotImplementedError
+    return Calibrated(samples, 0, laid.text)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _LaidOut:
+    """Windows (n, T) of calibration text, where each is told to stand, and what is to be said of them."""
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    text: Calibration
+
+
+def _captured(
+    lm: LanguageModel,
+    laid: _LaidOut,
+    count: int,
+    seed: int,
+    progress: Progress | None,
+    *,
+    leave_out: int = 0,
+    moments: bool = False,
+) -> Samples:
+    report = progress or (lambda stage, done, total: None)
+    return capture(
+        lm,
+        laid.tokens,
+        count,
+        seed,
+        lambda done, of: report("capture", done, of),
+        starts=laid.starts,
+        leave_out=leave_out,
+        moments=moments,
+    )
+
+
+def _lay_out(lm: LanguageModel, config: TrainConfig | CodecCalibration, progress: Progress | None) -> _LaidOut:
+    """Read the calibration text and cut windows of it."""
     report = progress or (lambda stage, done, total: None)
     context = _context(lm, config)
     form = token_form(lm, config.bos, parse_special=config.parse_special)
@@ -57,30 +115,20 @@ def calibrate(lm: LanguageModel, config: TrainConfig, progress: Progress | None 
         )
         context = len(stream.tokens)
     chosen = windows(stream, context, max(1, config.calibration_tokens // context))
-    total = chosen.tokens.size
-    held_out = min(_HELD_OUT, total // 5)
-    _check_count(config, lm, total - held_out, corpus.name)
     positions = _positions(lm, config, context)
-    samples = capture(
-        lm,
-        with_bos(chosen.tokens, form.bos),
-        min(config.samples, total - held_out) + held_out,
-        config.seed,
-        lambda done, of: report("capture", done, of),
-        starts=window_starts(len(chosen.tokens), context, positions, config.seed),
-    )
     text = Calibration(
         name=corpus.name,
         split=corpus.split,
         sha256=corpus.sha256,
-        tokens=total,
+        tokens=chosen.tokens.size,
         context=context,
         positions=positions if len(chosen.tokens) > 1 else context,
         documents=identifying_documents(stream, chosen.starts, context),
         bos=form.bos,
         special_tokens="text" if holds_special(lm, corpus) and not form.parse_special else "parsed",
     )
-    return Calibrated(samples, held_out, text)
+    starts = window_starts(len(chosen.tokens), context, positions, config.seed)
+    return _LaidOut(with_bos(chosen.tokens, form.bos), starts, text)
 
 
 def window_starts(count: int, context: int, positions: int, seed: int) -> np.ndarray:
@@ -109,7 +157,7 @@ def _thinned(corpus: Corpus, tokens: int) -> Corpus:
     return corpus if stride == 1 else replace(corpus, documents=corpus.documents[::stride])
 
 
-def _context(lm: LanguageModel, config: TrainConfig) -> int:
+def _context(lm: LanguageModel, config: TrainConfig | CodecCalibration) -> int:
     """Length of calibration windows. Raises `ConfigError` for one that was asked for and that the model cannot take; a
     default gives way to the model's positions, and says so.
     """
@@ -122,7 +170,7 @@ def _context(lm: LanguageModel, config: TrainConfig) -> int:
     return lm.max_positions
 
 
-def _positions(lm: LanguageModel, config: TrainConfig, context: int) -> int:
+def _positions(lm: LanguageModel, config: TrainConfig | CodecCalibration, context: int) -> int:
     """How many positions windows are spread over: those of the model and of its rotary factors at `context` at most."""
     return max(context, min(config.positions, lm.max_positions, same_factors_up_to(lm, context)))
 

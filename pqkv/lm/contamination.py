@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pqkv.codec.codebook_file import CodebookHeader
+from pqkv.codec.codebook_file import Calibration
 from pqkv.errors import ContaminationError
 from pqkv.text import Document, TokenStream, normal_form, raw_digests, touched_documents
 
@@ -18,22 +18,22 @@ def identifying_documents(stream: TokenStream, starts: np.ndarray, length: int) 
 
 
 def check_contamination(
-    header: CodebookHeader, stream: TokenStream, starts: np.ndarray, length: int, *, allowed: bool
+    calibration: Calibration, stream: TokenStream, starts: np.ndarray, length: int, *, allowed: bool
 ) -> str | None:
     """None if the windows share no document with the calibration text, in whatever form either was written.
 
     Otherwise a note for the record where that is allowed, and `ContaminationError` where it is not.
     """
-    calibrated = frozenset(header.calibration.documents)
+    calibrated = frozenset(calibration.documents)
     shared = {d.digest for d in _identifying(stream, starts, length) if _is_among(calibrated, d)}
-    if not shared and header.calibration.sha256 not in stream.corpus.sha256_of_forms:
+    if not shared and calibration.sha256 not in stream.corpus.sha256_of_forms:
         return None
-    seen = f"{header.calibration.name}/{header.calibration.split}"
+    seen = f"{calibration.name}/{calibration.split}"
     tested = f"{stream.corpus.name}/{stream.corpus.split}"
     message = (
-        f"{len(shared)} document(s) of {tested} were in the calibration text ({seen}) of these codebooks"
+        f"{len(shared)} document(s) of {tested} were in the calibration text ({seen}) of these codes"
         if shared
-        else f"{tested} is the very text ({seen}) these codebooks were calibrated on, if in other windows"
+        else f"{tested} is the very text ({seen}) these codes were calibrated on, if in other windows"
     )
     if allowed:
         return f"contaminated: {message}"

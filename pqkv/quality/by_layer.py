@@ -63,12 +63,12 @@ def _kld(
     cell: Cell, config: EvalConfig, exact: ExactStates, inputs: Inputs, sides: list[tuple[bool, bool]] | None
 ) -> np.ndarray:
     """Mean KLD of each window with these sides of the layers coded."""
-    if cell.coding.books is None:
+    if cell.coding.codes is None:
         raise ConfigError("by_layer is about codes: the exact cache has no layer to code")
     lm, found = exact.lm, []
     together = max(1, FORWARD_TOKENS // inputs.ids.shape[1])
     run: Callable[[Tensor], Tensor] = partial(
-        coded_states, lm, books=cell.coding.books, config=config.cache(), mode=cell.mode,
+        coded_states, lm, books=cell.coding.codes, config=config.cache(), mode=cell.mode,
         coded_sinks=cell.coded_sinks, sides=sides,
     )  # fmt: skip
     for start in range(0, len(inputs.ids), together):

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pqkv.cache import coded_len, effective_bits, footprint
 from pqkv.codec import CodebookSet
+from pqkv.codec.interface import Codec
+from pqkv.codec.sizes import CodedSizes
 from pqkv.config import STEPWISE, EvalConfig, Split
 from pqkv.errors import OutOfPages, memory_is_short
 from pqkv.kernels import ChosenBackend
@@ -82,7 +84,8 @@ class CellRun:
         self.newest = config.decode_tokens if cell.mode == "decode" else 0  # tokens that are scored, 0 for all
         self.batch = WINDOWS_TOGETHER
         self._done = self._total = 0
-        self.attended = Attended()
+        self._given: tuple[list[PositionMeasures], CodedSizes, Attended] | None = None
+        self.attended, self.sizes = Attended(), CodedSizes()
 
     def measure(self, tokens: np.ndarray) -> dict[str, Any]:
         """All that a record holds of this cell's outcome, for windows (n, T).
@@ -96,7 +99,7 @@ class CellRun:
             try:
                 outcome = self._measure(tokens)
             except OutOfPages as error:
-                if not self.config.fallback or not self.cache.paged or self.cell.coding.books is None:
+                if not self.config.fallback or not self.cache.paged or self.cell.coding.codes is None:
                     raise
                 self.cache = self.cache.model_copy(update={"paged": False})
                 notes.append(f"{error}: a contiguous cache ran instead")
@@ -112,34 +115,38 @@ class CellRun:
                 outcome["tables"]["memory_plan"] = [watch.row(expected)]
                 return outcome
 
+    def outcome(
+        self, tokens: np.ndarray, measures: list[PositionMeasures], sizes: CodedSizes, attended: Attended
+    ) -> dict[str, Any]:
+        """What `measure` returns, of predictions that were compared elsewhere."""
+        self._given = measures, sizes, attended
+        return self._measure(tokens)
+
     def _measure(self, tokens: np.ndarray) -> dict[str, Any]:
-        wanted, books = self.config.metrics, self.cell.coding.books
+        wanted, books = self.config.metrics, self.cell.coding.codes
         probed = self.cell.mode in ("token", "decode") and "softmax-mass" in wanted
         probe = SoftmaxMassProbe(self.backend.run) if probed else None
         prompts, no_prompts = self._prompts(tokens) if "recall" in wanted else ([], None)
         predictions = any(name in wanted for name in ("perplexity", "agreement", "kld"))
         runs = (predictions + bool(prompts)) * (1 + (self.config.control and books is not None))
         self._done, self._total = 0, tokens.size * runs
-        self.attended = Attended()
-        metrics = self._memory()
+        self.attended, self.sizes = Attended(), CodedSizes()
+        measured: dict[str, Metric] = {}
         samples: dict[str, list[float]] = {}
-        tables: dict[str, Any] = {
-            "memory": self._stated_memory(),
-            "text": [describe_tokens(self.lm, self.corpus, self.form)],
-        }
+        tables: dict[str, Any] = {"text": [describe_tokens(self.lm, self.corpus, self.form)]}
         if self.form.chat is not None:
             tables["text"][0]["answer_tokens"] = self._inputs(tokens[:1]).targets.shape[1]
         if predictions:
             found, tables["by_position"], samples = self._predictions(tokens, probe)
-            metrics |= found
+            measured |= found
         if prompts:
             found, tables["by_depth"] = self._recall(prompts, probe)
-            metrics |= found
+            measured |= found
         if self.attended.columns:
-            metrics["coded_share"] = Metric(value=self.attended.coded_columns / self.attended.columns)
+            measured["coded_share"] = Metric(value=self.attended.coded_columns / self.attended.columns)
         if probe is not None and probe.calls:
-            metrics["softmax_mass_error"] = Metric(value=finite(probe.mass_error), n=probe.calls)
-            metrics["lse_mass_error"] = Metric(value=finite(probe.lse_error), n=probe.calls)
+            measured["softmax_mass_error"] = Metric(value=finite(probe.mass_error), n=probe.calls)
+            measured["lse_mass_error"] = Metric(value=finite(probe.lse_error), n=probe.calls)
         tables["layers"] = [
             {
                 "coded": len(self.lm.coded_layers),
@@ -147,6 +154,8 @@ class CellRun:
                 "attend_calls": self.attended.calls,
             }
         ]
+        # what a codec takes is counted while it runs
+        metrics, tables = {**self._memory(), **measured}, {"memory": self._stated_memory(), **tables}
         notes = [*self.lm.notes, *([no_prompts] if no_prompts else []), *self._remarks(metrics)]
         return {"metrics": metrics, "tables": tables, "samples": samples, "notes": notes}
 
@@ -168,7 +177,7 @@ class CellRun:
         if self.config.recall_form != "word":
             return None
         context, cache = self.cell.context, self.cache
-        if self.cell.mode == "all-coded" or self.cell.coding.books is None:
+        if self.cell.mode == "all-coded" or self.cell.coding.codes is None:
             return self.cell.coded_sinks, context
         coded = coded_len(
             context - _QUESTION - (len(self.form.chat.between) if self.form.chat else 0),
@@ -186,7 +195,7 @@ class CellRun:
             remarks.append(
                 f"{coded} of {total} layers are coded (and counted); the others keep their exact sliding windows"
             )
-        if self.cell.coding.books is not None and self.attended.columns and not self.attended.coded_columns:
+        if self.cell.coding.codes is not None and self.attended.columns and not self.attended.coded_columns:
             remarks.append(
                 f"nothing was coded: at {self.cell.context} tokens every row of mode {self.cell.mode} sees exact keys "
                 "and values only, so these are figures of the exact cache"
@@ -199,8 +208,11 @@ class CellRun:
         self, tokens: np.ndarray, probe: SoftmaxMassProbe | None
     ) -> tuple[dict[str, Metric], list[dict[str, Any]], dict[str, list[float]]]:
         """Measures of what is predicted, by position, and by window."""
-        books = self.cell.coding.books
-        measures = self._compare(tokens, books, probe)
+        books = self.cell.coding.codes
+        if self._given is None:
+            measures = self._compare(tokens, books, probe)
+        else:
+            measures, self.sizes, self.attended = self._given
         metrics = summarize(measures, self.config.metrics, self.config.seed)
         by_window = {
             "nll": [float(m.nll.mean()) for m in measures],
@@ -224,7 +236,7 @@ class CellRun:
         return model_inputs(tokens, self.newest, self.form, self.config.score_after)
 
     def _compare(
-        self, tokens: np.ndarray, books: CodebookSet | None, probe: SoftmaxMassProbe | None
+        self, tokens: np.ndarray, books: CodebookSet | Codec | None, probe: SoftmaxMassProbe | None
     ) -> list[PositionMeasures]:
         found = []
         inputs = self._inputs(tokens)
@@ -243,7 +255,7 @@ class CellRun:
         self, prompts: list[RecallPrompt], probe: SoftmaxMassProbe | None
     ) -> tuple[dict[str, Metric], list[dict[str, Any]]]:
         tokens = np.stack([prompt.ids for prompt in prompts])
-        books = self.cell.coding.books
+        books = self.cell.coding.codes
         coded, exact, dealt = [], [], []
         for rows in self._batches(tokens):
             ids = torch.from_numpy(tokens[rows]).to(self.lm.device)
@@ -264,18 +276,19 @@ class CellRun:
             metrics[name] = Metric(value=float(right.sum() / asked.sum()), low=low, high=high, n=int(asked.sum()))
         return metrics, by_depth(coded, exact)
 
-    def _run(self, ids: Tensor, books: CodebookSet | None, probe: SoftmaxMassProbe | None) -> Tensor:
+    def _run(self, ids: Tensor, books: CodebookSet | Codec | None, probe: SoftmaxMassProbe | None) -> Tensor:
         """States (B, T, hidden) of ids (B, T) on codes, or of their newest tokens."""
         before = self._done
         B, T = ids.shape
-        attended = self.attended if books is self.cell.coding.books else None  # not what the control saw
+        attended = self.attended if books is self.cell.coding.codes else None  # not what the control saw
 
         def step(done: int, total: int) -> None:
             self._done = before + B * T * done // total
             self.step(self._done, self._total)
 
         if self.newest:
-            name = f"{self.cell.coding.digest}{'' if books is self.cell.coding.books else ' control'}"
+            assert not isinstance(books, Codec), "refused by the configuration"
+            name = f"{self.cell.coding.digest}{'' if books is self.cell.coding.codes else ' control'}"
             cache = self.prefills(self.lm, ids[:, : -self.newest], books, self.cache, self.backend, name)
             shift = self.fault.position_shift if self.fault else 0
             newest = ids[:, -self.newest :]
@@ -291,12 +304,18 @@ class CellRun:
                 self.cell.mode,
                 chunk_size=self.config.chunk_size,
                 coded_sinks=self.cell.coded_sinks,
+                sizes=self._uncounted(books),
                 probe=probe,
                 step=step,
                 attended=attended,
             )
         step(1, 1)
         return states
+
+    def _uncounted(self, codes: CodebookSet | Codec | None) -> CodedSizes | None:
+        """Where to count the bytes of a codec's first batch; the others, and the control, take as much."""
+        counted = isinstance(codes, Codec) and codes is self.cell.coding.codes and not self.sizes.elements
+        return self.sizes if counted else None
 
     def _batches(self, tokens: np.ndarray) -> Iterator[slice]:
         """Rows of tokens (n, T) that are run together."""
@@ -307,15 +326,26 @@ class CellRun:
 
     def _memory(self) -> dict[str, Metric]:
         nbytes, bits = self._footprint(self.cell.context)
-        lm, books = self.lm, self.cell.coding.books
+        lm = self.lm
         itemsize = torch.empty((), dtype=lm.dtype).element_size()
         exact = 2 * len(lm.coded_layers) * self.cell.context * lm.num_kv_heads * lm.head_dim * itemsize
         return {
-            "code_bits": Metric(value=books.code_bits if books else 8.0 * itemsize, unit="bits"),
+            "code_bits": Metric(value=self._bits() or 8.0 * itemsize, unit="bits"),
+            **self._bits_by_side(),
             "effective_bits": Metric(value=bits, unit="bits"),
             "cache_bytes": Metric(value=float(nbytes), unit="B"),
             "cache_bytes_exact": Metric(value=float(exact), unit="B"),
         }
+
+    def _bits(self) -> float:
+        """Of the codes, an element: as the codebooks have them, or as the codec's bytes were counted."""
+        return self.sizes.bits if self.sizes.elements else self.cell.coding.bits
+
+    def _bits_by_side(self) -> dict[str, Metric]:
+        if not self.sizes.elements:
+            return {}
+        sides = {"key_bits": self.sizes.key_bits, "value_bits": self.sizes.value_bits}
+        return {name: Metric(value=bits, unit="bits") for name, bits in sides.items()}
 
     def _stated_memory(self) -> list[dict[str, Any]]:
         rows = []
@@ -329,5 +359,13 @@ class CellRun:
         lm = self.lm
         itemsize = torch.empty((), dtype=lm.dtype).element_size()
         shape = len(lm.coded_layers), lm.num_kv_heads, lm.head_dim
-        nbytes = footprint(tokens, self.cache, *shape, itemsize, self.cell.coding.books).total
+        coding = self.cell.coding
+        if coding.learnt is None:
+            nbytes = footprint(tokens, self.cache, *shape, itemsize, coding.books).total
+        else:  # no store holds them yet: what is coded, by the bits that were measured, and all else as it stands
+            cache = self.cache
+            coded = coded_len(tokens, page_size=cache.page_size, residual=cache.residual, sink_tokens=cache.sink_tokens)
+            kept = footprint(tokens - coded, self.cache, *shape, itemsize, None).total
+            elements = 2 * coded * shape[0] * shape[1] * shape[2]
+            nbytes = kept + coding.learnt.codec.fixed_bytes() + int(elements * self._bits() / 8)
         return nbytes, effective_bits(nbytes, tokens, *shape)

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from pqkv.codec import CodebookSet
-from pqkv.codec.codebook_file import CodebookHeader, load_codebooks
+from pqkv.codec.catalog import CodecSpec
+from pqkv.codec.codebook_file import Calibration, CodebookHeader, load_codebooks
+from pqkv.codec.interface import Codec
+from pqkv.codec.sizes import nominal_bits
 from pqkv.config import STEPWISE, EvalConfig, Mode, TrainConfig
 from pqkv.errors import ConfigError
 from pqkv.lm import LanguageModel
 from pqkv.lm.calibrate import Progress
+from pqkv.lm.codecs import LearntCodec, learnt_codecs
 from pqkv.lm.defaults import default_codebooks, kept_codebooks
 from pqkv.lm.tokens import TokenForm, recorded_form
 from pqkv.quality.recall_words import pieces_fit
@@ -22,18 +26,31 @@ from pqkv.text import Corpus
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Coding:
-    """What a cell codes with: codebooks and where they came from; with 0 `bits` nothing, the exact cache; in a plan
-    that trains nothing, bits without codebooks.
+    """What a cell codes with: codebooks and where they came from, or a codec; with 0 `bits` nothing, the exact cache;
+    in a plan that trains nothing, bits without codebooks.
     """
 
     bits: float
     books: CodebookSet | None = None
     header: CodebookHeader | None = None
     digest: str | None = None
+    learnt: LearntCodec | None = None
+
+    @property
+    def codes(self) -> CodebookSet | Codec | None:
+        """What makes codes; None for the exact cache."""
+        return self.books if self.learnt is None else self.learnt.codec
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The text it was learnt from."""
+        return self.header.calibration if self.header else self.learnt.calibration if self.learnt else None
 
     @property
     def label(self) -> str:
         """For progress and tables."""
+        if self.learnt is not None:
+            return str(self.learnt.spec)
         return f"{self.bits:g} bits" if self.bits else "exact"
 
 
@@ -75,6 +92,16 @@ def kept_codings(config: EvalConfig, lm: LanguageModel) -> list[Coding]:
     return [Coding(bits=bits) if found is None else _coding(*found) for bits, found in kept]
 
 
+def codec_codings(config: EvalConfig, lm: LanguageModel, progress: Progress | None) -> list[Coding]:
+    """The codecs of the configuration, learnt where they are not kept. Their `bits` are those of vectors of a normal
+    distribution: what the evaluated ones take is measured.
+    """
+    calibration = config.calibration.model_copy(update={"bos": config.bos, "parse_special": config.parse_special})
+    found = learnt_codecs(lm, [CodecSpec.parse(text) for text in config.codec], calibration, progress)
+    shape = len(lm.coded_layers), lm.num_kv_heads, lm.head_dim
+    return [Coding(round(nominal_bits(one.codec, *shape), 4), digest=one.digest, learnt=one) for one in found]
+
+
 def cells(config: EvalConfig, found: list[Coding]) -> list[Cell]:
     """The grid, contexts outermost; modes that make no sense for the exact cache are left out."""
     return [
@@ -103,7 +130,7 @@ def describe(
     """
     corpus, form = text
     stepwise = cell.mode in STEPWISE
-    header = cell.coding.header
+    header, learnt_from = cell.coding.header, cell.coding.calibration
     cache = config.cache().model_dump(mode="json")
     if not config.paged:
         cache |= {"key_layout": "row", "value_layout": "row", "max_pages": None}
@@ -112,6 +139,8 @@ def describe(
     if cell.mode == "decode":
         cache["decode_tokens"] = config.decode_tokens
     later = recorded_form(lm, corpus, form)
+    if cell.coding.learnt is not None:
+        later["codec"] = cell.coding.learnt.spec.config()
     if cell.coded_sinks:
         later["coded_sinks"] = cell.coded_sinks
     if config.score_after:
@@ -134,8 +163,8 @@ def describe(
         "scope": header.scope if header else None,
         "channels": header.channels if header else None,
         "metric": header.metric if header else None,
-        "codebooks": cell.coding.digest,
-        "calibration": f"{header.calibration.name}/{header.calibration.split}" if header else None,
+        "codebooks": cell.coding.digest,  # or of the codec, with what it learnt from
+        "calibration": f"{learnt_from.name}/{learnt_from.split}" if learnt_from else None,
         "mode": cell.mode,
         "context": cell.context,
         "chunk_size": config.chunk_size if cell.mode == "chunk" else None,
@@ -157,7 +186,7 @@ def check_something_coded(config: EvalConfig) -> None:
     cache = {"page_size": config.page_size, "residual": config.residual, "sink_tokens": config.sink_tokens}
     steps = {"chunk_size": config.chunk_size, "decode_tokens": config.decode_tokens}
     shares = [coded_share(mode, context, **cache, **steps) for mode in config.mode for context in config.context]
-    if any(shares) or (not config.codebooks and not any(config.bits)):
+    if any(shares) or (not config.codebooks and not config.codec and not any(config.bits)):
         return
     first = first_coded(residual=config.residual, sink_tokens=config.sink_tokens)
     raise ConfigError(

@@ -73,13 +73,13 @@ def coding_notes(
     for i, coding in enumerate(found):
         for (context, more), window_set in chosen.items():
             said = notes[i, context, more] = []
-            if coding.header is None:
+            calibration = coding.calibration
+            if calibration is None:
                 continue
-            calibration = coding.header.calibration
             if conflict := regime_conflict(lm, calibration.context, context):
                 raise ConfigError(conflict)
             if seen := check_contamination(
-                coding.header, stream, window_set.starts, context + more, allowed=config.allow_contaminated
+                calibration, stream, window_set.starts, context + more, allowed=config.allow_contaminated
             ):
                 said.append(seen)
             if context > calibration.reach:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from pqkv.codec import Codebook, CodebookSet
+from pqkv.codec.interface import Codec, Pair
+from pqkv.codec.planes import Planes
 
 
 class ShuffledCodebook(Codebook):
@@ -34,8 +36,30 @@ class _ShuffledValues(ShuffledCodebook):
     seed = 1
 
 
-def shuffled(books: CodebookSet) -> CodebookSet:
-    """The control of `books`."""
+class ShuffledCodec(Codec):
+    """Restores what its codec does, then deals it out to the wrong tokens, keys and values apart."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec, self.group, self.looks_below = codec, codec.group, codec.looks_below
+
+    def encode(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor, below: Pair | None) -> Planes:
+        """As its codec does."""
+        return self.codec.encode(layer, keys, values, positions, below)
+
+    def decode(self, layer: int, planes: Planes, positions: Tensor, below: Pair | None) -> Pair:
+        """To the wrong tokens."""
+        keys, values = self.codec.decode(layer, planes, positions, below)
+        orders = [
+            torch.randperm(keys.shape[2], generator=torch.Generator().manual_seed(seed)).to(keys.device)
+            for seed in (0, 1)
+        ]
+        return keys[:, :, orders[0]], values[:, :, orders[1]]
+
+
+def shuffled(books: CodebookSet | Codec) -> CodebookSet | Codec:
+    """The control of `books`, or of a codec."""
+    if isinstance(books, Codec):
+        return ShuffledCodec(books)
     keys, values = (
         tuple(kind(book.centroids, book.channels, book.weights, book.rotation) for book in side)
         for kind, side in ((ShuffledCodebook, books.keys), (_ShuffledValues, books.values))

@@ -12,7 +12,7 @@ from pqkv.env import environment, git_state
 from pqkv.kernels import check_backend
 from pqkv.lm import load_model
 from pqkv.quality.cell_run import Shared
-from pqkv.quality.cells import default_codings, named_codings
+from pqkv.quality.cells import codec_codings, default_codings, named_codings
 from pqkv.quality.checks import check_fault
 from pqkv.quality.jobs import ground, jobs
 from pqkv.record import Record, RecordStore
@@ -55,7 +55,12 @@ def evaluate(
         store.check_writable()
     shared = shared or Shared(load_model(config.model, config.dtype, config.device, config.device_map))
     on = ground(config, shared, named)
-    found = named or default_codings(config, shared.lm, lambda stage, done, of: tell(Progress(stage, done, of)))
+
+    def learning(stage: str, done: int, of: int) -> None:
+        tell(Progress(stage, done, of))
+
+    codings = codec_codings if config.codec else default_codings
+    found = named or codings(config, shared.lm, learning)
     listed = jobs(config, shared, on, found)
     env, git = environment(), git_state()
     for number, job in enumerate(listed, 1):

@@ -108,7 +108,7 @@ def _of_cell(
         notes.append(f"{config.windows} windows asked for, the text has {len(tokens)}")
     about = describe(cell, config, lm, text, len(tokens), on.backend.name)
     expected = estimate(lm, config, cell, len(tokens))
-    trained = cell.coding.books is not None or not cell.coding.bits
+    trained = cell.coding.codes is not None or not cell.coding.bits
 
     def whole(step: Step) -> dict[str, Any]:
         return CellRun(shared, config, cell, on.backend, text, step).measure(tokens)

@@ -59,11 +59,31 @@ def compare(
     KLD is sum p_exact (log p_exact - log p_coded) in nats; where p_exact is 0 a term is 0.
     Coded logits that are not numbers agree with nothing.
     """
+    return compare_all(exact, [coded], targets, ks, head, coded_head=coded_head, budget=budget)[0]
+
+
+def compare_all(
+    exact: Tensor,
+    coded: Sequence[Tensor],
+    targets: Tensor,
+    ks: Sequence[int],
+    head: Head | None = None,
+    *,
+    coded_head: Head | None = None,
+    budget: int = TILE_BYTES,
+) -> list[PositionMeasures]:
+    """`compare` for several coded caches at once: the exact logits of a tile are made once for all of them."""
     size = positions_at_once(exact.shape[-1] if head is None else head.vocab_size, budget, exact.dtype)
-    tiles = [
-        _compare(exact[rows], coded[rows], targets[rows], ks, head, coded_head or head)
-        for rows in (slice(i, i + size) for i in range(0, len(targets), size))
-    ]
+    tiles: list[list[PositionMeasures]] = [[] for _ in coded]
+    for start in range(0, len(targets), size):
+        rows = slice(start, start + size)
+        reference = _Reference.of(_log_softmax(exact[rows], head), targets[rows], ks)
+        for found, states in zip(tiles, coded, strict=True):
+            found.append(_compare(reference, _log_softmax(states[rows], coded_head or head), ks))
+    return [_joined(parts, ks) for parts in tiles]
+
+
+def _joined(tiles: Sequence[PositionMeasures], ks: Sequence[int]) -> PositionMeasures:
     return PositionMeasures(
         nll=torch.cat([t.nll for t in tiles]),
         nll_exact=torch.cat([t.nll_exact for t in tiles]),
@@ -83,14 +103,28 @@ def _log_softmax(values: Tensor, head: Head | None) -> Tensor:
     return logits.to(_compute(logits.dtype)).log_softmax(-1)
 
 
-def _compare(
-    exact: Tensor, coded: Tensor, targets: Tensor, ks: Sequence[int], head: Head | None, coded_head: Head | None
-) -> PositionMeasures:
-    log_p, log_q = _log_softmax(exact, head), _log_softmax(coded, coded_head)
-    column = targets.to(log_p.device)[:, None]
-    nll, nll_exact = (-logs.gather(1, column)[:, 0].double().cpu() for logs in (log_q, log_p))
-    most = min(max(ks), log_p.shape[-1])
-    top_p, top_q = log_p.topk(most).indices, log_q.topk(most).indices
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """What the exact cache says of a tile of positions."""
+
+    log_p: Tensor
+    column: Tensor
+    nll: Tensor
+    top: Tensor
+
+    @classmethod
+    def of(cls, log_p: Tensor, targets: Tensor, ks: Sequence[int]) -> _Reference:
+        column = targets.to(log_p.device)[:, None]
+        top = log_p.topk(min(max(ks), log_p.shape[-1])).indices
+        return cls(log_p, column, -log_p.gather(1, column)[:, 0].double().cpu(), top)
+
+
+def _compare(reference: _Reference, log_q: Tensor, ks: Sequence[int]) -> PositionMeasures:
+    """`log_q` is written over."""
+    log_p, top_p = reference.log_p, reference.top
+    nll = -log_q.gather(1, reference.column)[:, 0].double().cpu()
+    most = top_p.shape[-1]
+    top_q = log_q.topk(most).indices
     sound = (~log_q.sum(-1).isnan()).double().cpu()  # topk takes NaN for the largest
     agreement, inside = {}, {}
     for k in ks:
@@ -102,4 +136,4 @@ def _compare(
     # a token that the exact cache rules out (p = 0: a masked vocabulary) counts nothing, whatever q is;
     # rounding can leave a sum that is zero in exact arithmetic at -1e-8
     kld = terms.masked_fill_(log_p == -torch.inf, 0).sum(-1).clamp(min=0)
-    return PositionMeasures(nll, nll_exact, kld.double().cpu(), agreement, inside)
+    return PositionMeasures(nll, reference.nll, kld.double().cpu(), agreement, inside)

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from pqkv.codec import CodebookSet
 from pqkv.codec.interface import Codec
+from pqkv.codec.sizes import CodedSizes
 from pqkv.config import CacheConfig, Mode
 from pqkv.errors import ConfigError
 from pqkv.lm import LanguageModel, PQKVCache, attach
 from pqkv.lm.plugin import Attended
-from pqkv.quality.schedule import CodedSizes, ScheduleCache
+from pqkv.quality.schedule import ScheduleCache
 from pqkv.quality.softmax_mass import SoftmaxMassProbe
 
 PROBE_EVERY = 64  # steps between two looks of the softmax probe: it costs as much as the step

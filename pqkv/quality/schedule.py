@@ -21,6 +21,7 @@ from pqkv.codec import CodebookSet
 from pqkv.codec.interface import Codec, Pair
 from pqkv.codec.planes import pack_planes, unpack_planes
 from pqkv.codec.product import ProductCodec
+from pqkv.codec.sizes import CodedSizes
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
 from pqkv.lm.layers import layer_plan
@@ -81,21 +82,6 @@ class ScheduleCache(Cache):
 
 
 @dataclass(slots=True)
-class CodedSizes:
-    """What coded vectors took in bytes, by side, and how many elements there were of each."""
-
-    keys: int = 0
-    values: int = 0
-    shared: int = 0
-    elements: int = 0
-
-    def bits(self) -> tuple[float, float, float]:
-        """Bits an element of both sides, of keys and of values; what they share is counted half and half."""
-        keys, values = (8 * (side + self.shared / 2) / max(1, self.elements) for side in (self.keys, self.values))
-        return (keys + values) / 2, keys, values
-
-
-@dataclass(slots=True)
 class _Coding:
     """The codec of a forward, what it restored the layer underneath to, and what counts its bytes."""
 
@@ -109,10 +95,7 @@ class _Coding:
             found = self.codec.restore(layer, keys, values, positions, self.below)
         else:
             packed = pack_planes(self.codec.encode(layer, keys, values, positions, self.below))
-            for name, plane in packed.items():
-                side = name.split(".")[0] if name.startswith(("keys.", "values.")) else "shared"
-                setattr(self.sizes, side, getattr(self.sizes, side) + len(plane.data))
-            self.sizes.elements += keys.numel()
+            self.sizes.add(packed, keys.numel())
             found = self.codec.decode(layer, unpack_planes(packed), positions, self.below)
         if self.codec.looks_below:
             self.below = found

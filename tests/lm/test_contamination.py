@@ -76,8 +76,8 @@ def test_a_document_is_found_in_whatever_form_it_was_calibrated_on_and_is_tested
     trained = header(stream_of(FORMS[seen](prose(1)), prose(2)), 0)
     stream = stream_of(prose(3), FORMS[tested](prose(1)), name="other")
     with pytest.raises(ContaminationError, match=r"^1 document\(s\) of other/all"):
-        check_contamination(trained, stream, starts_of(stream, 1), LENGTH, allowed=False)
-    assert check_contamination(trained, stream, starts_of(stream, 0), LENGTH, allowed=False) is None
+        check_contamination(trained.calibration, stream, starts_of(stream, 1), LENGTH, allowed=False)
+    assert check_contamination(trained.calibration, stream, starts_of(stream, 0), LENGTH, allowed=False) is None
 
 
 @pytest.mark.parametrize("form", [name for name in FORMS if name != "white space after"])
@@ -86,7 +86,7 @@ def test_an_old_digest_of_the_very_bytes_is_found_whatever_stands_around_them(fo
     trained = old_header(stream_of(seen), 0)
     stream = stream_of(seen, prose(3), name="other")
     with pytest.raises(ContaminationError, match=r"^1 document\(s\)"):
-        check_contamination(trained, stream, starts_of(stream, 0), LENGTH, allowed=False)
+        check_contamination(trained.calibration, stream, starts_of(stream, 0), LENGTH, allowed=False)
 
 
 @pytest.mark.parametrize("tested", TOLD_BY_RAW)
@@ -97,13 +97,13 @@ def test_unseen_documents_of_the_calibration_text_are_not_called_clean_in_anothe
     trained = new_header(calibrated, 0)
     stream = stream_of(*(FORMS[tested](prose(number)) for number in range(3)))
     with pytest.raises(ContaminationError, match="is the very text"):
-        check_contamination(trained, stream, starts_of(stream, 2), LENGTH, allowed=False)
+        check_contamination(trained.calibration, stream, starts_of(stream, 2), LENGTH, allowed=False)
 
 
 def test_a_corpus_that_only_shares_its_layout_is_clean():
     trained = new_header(stream_of(prose(1), prose(2)), 0)
     stream = stream_of(prose(1), prose(4))
-    assert check_contamination(trained, stream, starts_of(stream, 1), LENGTH, allowed=False) is None
+    assert check_contamination(trained.calibration, stream, starts_of(stream, 1), LENGTH, allowed=False) is None
 
 
 def test_a_document_is_long_enough_to_identify_by_its_normal_form():
@@ -118,6 +118,6 @@ def test_copies_in_two_forms_are_one_document():
     stream = stream_of(prose(1), FORMS["CRLF"](prose(1)))
     assert len(identifying_documents(stream, starts_of(stream, 0, 1), LENGTH)) == 1
     trained = new_header(stream_of(prose(1)), 0)
-    note = check_contamination(trained, stream, starts_of(stream, 0, 1), LENGTH, allowed=True)
+    note = check_contamination(trained.calibration, stream, starts_of(stream, 0, 1), LENGTH, allowed=True)
     assert note is not None
     assert "1 document(s)" in note

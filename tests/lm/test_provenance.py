@@ -178,7 +178,7 @@ def test_codebooks_serve_the_model_they_were_trained_for_and_no_other(lm, traine
 
 def contaminated(lm, header, folder, *, allowed=False, length=100):
     stream = stream_of(lm, folder)
-    return check_contamination(header, stream, windows(stream, length, None).starts, length, allowed=allowed)
+    return check_contamination(header.calibration, stream, windows(stream, length, None).starts, length, allowed=allowed)
 
 
 def test_text_that_was_calibrated_on_is_refused_and_noted_where_allowed(lm, corpus, trained):
@@ -198,9 +198,9 @@ def test_a_shared_document_outside_the_windows_does_not_count(lm, corpus, traine
     other = write_corpus(tmp_path / "other", ["a.txt"], seed=1)
     (other / "z.txt").write_bytes((corpus / NAMES[0]).read_bytes())
     stream = stream_of(lm, other)
-    assert check_contamination(trained[1], stream, np.array([0]), 100, allowed=False) is None
+    assert check_contamination(trained[1].calibration, stream, np.array([0]), 100, allowed=False) is None
     with pytest.raises(ContaminationError):
-        check_contamination(trained[1], stream, np.array([0, len(stream.tokens) - 100]), 100, allowed=False)
+        check_contamination(trained[1].calibration, stream, np.array([0, len(stream.tokens) - 100]), 100, allowed=False)
 
 
 def test_disjoint_texts_are_clean(lm, trained, tmp_path):
@@ -216,7 +216,7 @@ def test_other_windows_of_the_calibration_text_are_not_called_clean(lm, corpus, 
         if stream.corpus.documents[i].digest not in seen and start + 100 <= len(stream.tokens)
     ]
     with pytest.raises(ContaminationError, match="is the very text"):
-        check_contamination(trained[1], stream, np.array(unseen[:1]), 100, allowed=False)
+        check_contamination(trained[1].calibration, stream, np.array(unseen[:1]), 100, allowed=False)
 
 
 def test_short_documents_that_everybody_has_do_not_count(lm, config, tmp_path):
