@@ -26,8 +26,8 @@ def print_lab(records: Sequence[Record], names: Mapping[str, str], against: str 
             ("method", "bits", "keys", "values", "KLD, nats", "PPL", "top-1", difference),
             [[*_row(name, record), _said(told.get(name))] for name, record in rows],
             words=("method",),
-            title=f"{first['model']} on {first['data']}/{first['split']}: {mode_name(first)}, {first['windows']} windows "
-            f"of {first['context']} tokens",
+            title=f"{first['model']} on {first['data']}/{first['split']}: {mode_name(first)}, "
+            f"{first['windows']} windows of {first['context']} tokens",
             caption="in brackets: 95% bootstrap over windows"
             + (", of differences for all of them together" if told else "")
             + f"; {machine_name(group[0].env)}, {first['dtype']} on {first['device']}",

@@ -171,4 +171,6 @@ def _read(value: str) -> Any:  # noqa: ANN401 - whatever the options take
 def _written(value: Any) -> str:  # noqa: ANN401 - as `_read`
     if isinstance(value, list):
         return "+".join(map(_written, value))
+    if isinstance(value, float):
+        return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from pqkv.codec.codebook import Codebook
-from pqkv.codec.gains import gain_bytes, gains
+from pqkv.codec.gains import gain_bytes, gains, middle_gain
 from pqkv.codec.gaussian import gaussian_codebook
 from pqkv.codec.geometry import code_geometry
 from pqkv.codec.interface import Side, SideCodec, State
@@ -49,6 +49,11 @@ class ComposedOptions(Settings):
     centroids: Literal["float32", "int8"] = Field("float32", description="int8: with a scale a channel")
     rope: Literal["post", "pre"] = Field("post", description="pre: keys are coded as they are before rotary embedding")
     iterations: int = Field(25, ge=1)
+
+    @field_validator("layer_bits", mode="before")
+    @classmethod
+    def _one_layer(cls, given: object) -> object:
+        return (given,) if isinstance(given, int | float) else given
 
     @model_validator(mode="after")
     def _check(self) -> ComposedOptions:
@@ -120,8 +125,9 @@ class Composed(SideCodec):
         framed = (vectors - mean.at(positions).to(vectors.dtype)) @ frame.mT
         planes: dict[str, Plane] = {}
         if self.options.gain:
-            planes["gains"] = Plane(gain_bytes(framed))
-            framed = framed / gains(planes["gains"].values, framed.dtype)[..., None]
+            middle = self.of_layer(layer, "middle_gain")
+            planes["gains"] = Plane(gain_bytes(framed, middle))
+            framed = framed / gains(planes["gains"].values, middle, framed.dtype)[..., None]
         return {"codes": Plane(book.encode(framed), book.nbits), **planes}
 
     def decode(self, layer: int, planes: Planes, positions: Tensor) -> Tensor:
@@ -131,7 +137,8 @@ class Composed(SideCodec):
         book, _, back, mean = self._of(layer, torch.float32)
         restored = book.decode(planes["codes"].values)
         if "gains" in planes:
-            restored = restored * gains(planes["gains"].values, restored.dtype)[..., None]
+            middle = self.of_layer(layer, "middle_gain")
+            restored = restored * gains(planes["gains"].values, middle, restored.dtype)[..., None]
         restored = restored @ back.mT + mean.at(positions).to(restored.dtype)
         return mean.rotary.turn(restored, positions) if self.options.rope == "pre" else restored
 
@@ -192,14 +199,17 @@ def _learn_layer(
     places = order(options.grouping, z, M)
     frame = (turn @ root).gather(1, places[..., None].expand(H, D, D))
     z = z.gather(-1, places[:, None].expand_as(z)).float()
+    middle = middle_gain(z)
     if options.gain:
-        z = z / gains(gain_bytes(z), z.dtype)[..., None]
+        z = z / gains(gain_bytes(z, middle), middle, z.dtype)[..., None]
     state = {
         "mean": constant,
         "turning_mean": turning,
         "frequencies": still.frequencies,
         "back": torch.linalg.inv(frame).float(),
     }
+    if options.gain:
+        state["middle_gain"] = middle
     if options.scope == "universal":
         return state
     return {**state, **_codebook(options, z, M, nbits, seed)}

@@ -6,15 +6,24 @@ import torch
 from torch import Tensor
 
 _STEPS = 16  # of an octave: a gain errs by 2.2% at most, and codes make up for some of it
-_ZERO = 128
+_ZERO = 128  # eight octaves up and down from the middle
 
 
-def gain_bytes(vectors: Tensor) -> Tensor:
-    """Root mean squares of vectors (..., D) as bytes (...), uint8, in sixteenths of an octave around 1."""
-    rms = vectors.square().mean(-1).sqrt().clamp(min=1e-30)
-    return (rms.log2() * _STEPS + _ZERO).round().clamp(0, 255).to(torch.uint8)
+def middle_gain(vectors: Tensor) -> Tensor:
+    """(H,) base-2 logarithm of the median root mean square of vectors (H, N, D): what the middle byte stands for."""
+    return _rms(vectors).log2().median(-1).values
 
 
-def gains(stored: Tensor, dtype: torch.dtype) -> Tensor:
-    """What bytes (...) stand for."""
-    return torch.exp2((stored.to(dtype) - _ZERO) / _STEPS)
+def gain_bytes(vectors: Tensor, middle: Tensor) -> Tensor:
+    """Root mean squares of vectors (..., H, T, D) as bytes (..., H, T), in sixteenths of an octave around `middle`."""
+    steps = (_rms(vectors).log2() - middle[:, None].to(vectors.dtype)) * _STEPS
+    return (steps + _ZERO).round().clamp(0, 255).to(torch.uint8)
+
+
+def gains(stored: Tensor, middle: Tensor, dtype: torch.dtype) -> Tensor:
+    """What bytes (..., H, T) stand for."""
+    return torch.exp2((stored.to(dtype) - _ZERO) / _STEPS + middle[:, None].to(dtype))
+
+
+def _rms(vectors: Tensor) -> Tensor:
+    return vectors.square().mean(-1).sqrt().clamp(min=1e-30)

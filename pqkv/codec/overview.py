@@ -14,7 +14,7 @@ _HEADS, _HEAD_DIM = 8, 128
 
 
 def overview(name: str | None = None) -> list[dict[str, Any]]:
-    """A row a codec: its name, what it is about, bits under its default options, what it learns, modes, source, options.
+    """A row a codec: its name, what it is, bits under its default options, what it learns, modes, source, options.
     Raises `ConfigError` for a name that there is not.
     """
     if name is not None and name not in CODECS:

@@ -1,1 +1,1 @@
-"""The quality lab: many ways of coding on the same windows, with the same exact tokens, at the bits they really take."""
+"""The quality lab: many ways of coding on the same windows, with the same exact tokens, at the bits they take."""

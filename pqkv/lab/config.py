@@ -39,7 +39,7 @@ class LabConfig(Settings):
     exact: tuple[str, ...] = Field(("4/0",), description="exact tokens, SINKS/NEWEST; 0 newest: every other one coded")
     page_size: int = Field(64, ge=1, le=4096)
     methods: dict[str, str] = Field({}, description="names, and codecs as --codec of pqkv eval takes them")
-    grid: dict[str, Grid] = {}
+    grid: dict[str, Grid] = Field({}, description="methods that differ in options of one")
     against: str | None = Field(None, description="the method that the others are compared with, pair by pair")
     seed: int = Field(0, ge=0, lt=2**31)
 
@@ -56,7 +56,8 @@ class LabConfig(Settings):
             raise ValueError(f"{len(self.windows)} numbers of windows for {len(self.context)} contexts")
         if not self.methods and not self.grid:
             raise ValueError("nothing to measure: name methods, or a grid")
-        if self.against is not None and self.against not in self.all_methods():
+        methods = self.all_methods()
+        if self.against is not None and self.against not in methods:
             raise ValueError(f"against: there is no method '{self.against}'")
         return self
 

@@ -24,7 +24,7 @@ from pqkv.keeping import cache_place
 from pqkv.lm.calibrate import Calibrated, Progress, calibrate_codecs
 from pqkv.lm.model import LanguageModel
 
-_RECIPE = 1  # raised when what is learnt changes, so that what was kept is not taken for it
+_RECIPE = 2  # raised when what is learnt changes, so that what was kept is not taken for it
 _KEY = "pqkv-codec"
 
 
@@ -44,8 +44,8 @@ def learnt_codecs(
     config: CodecCalibration,
     progress: Progress | None = None,
 ) -> list[LearntCodec]:
-    """Every one of `specs` made for `lm`. Sides are learnt and kept apart, so two codecs that code keys alike learn that
-    once; the calibration text is run through the model only if something is not kept yet. Raises `CodebookError` where
+    """Every one of `specs` made for `lm`. Sides are learnt and kept apart: two codecs that code keys alike learn that
+    once. The calibration text is run through the model only if something is not kept yet. Raises `CodebookError` where
     nothing can be written.
     """
     report = progress or (lambda stage, done, total: None)
@@ -90,7 +90,10 @@ def _kept(
     calibrated = samples(learning)
     state = learning.learn(calibrated.samples, config.seed)
     _write(path, state, calibrated.text)
-    return state, calibrated.text
+    written = _read(path)  # what is used is what is kept, today as tomorrow
+    if written is None:
+        raise CodebookError(f"cannot read {path}, which was written just now; check the disk")
+    return written
 
 
 def _write(path: Path, state: State, text: Calibration) -> None:

@@ -27,7 +27,7 @@ def layer_rotaries(lm: LanguageModel) -> tuple[Rotary, ...]:
     ids = np.random.default_rng(0).integers(1, lm.embedding_rows, (1, _TOKENS))
     here, ahead = (capture(lm, ids, _TOKENS, 0, starts=np.array([start])) for start in (0, _AHEAD))
     known = [Rotary(torch.empty(0).double()), *_frequencies(lm)]
-    close = _ROUNDINGS * torch.finfo(lm.dtype).eps
+    close = _ROUNDINGS * max(torch.finfo(dtype).eps for dtype in (lm.dtype, torch.float32))  # samples are float32
     found = []
     for layer, before, after in zip(lm.coded_layers, here.keys, ahead.keys, strict=True):
         fitting = (rotary for rotary in known if _apart(rotary, before, after) < close)

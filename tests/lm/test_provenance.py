@@ -178,7 +178,8 @@ def test_codebooks_serve_the_model_they_were_trained_for_and_no_other(lm, traine
 
 def contaminated(lm, header, folder, *, allowed=False, length=100):
     stream = stream_of(lm, folder)
-    return check_contamination(header.calibration, stream, windows(stream, length, None).starts, length, allowed=allowed)
+    starts = windows(stream, length, None).starts
+    return check_contamination(header.calibration, stream, starts, length, allowed=allowed)
 
 
 def test_text_that_was_calibrated_on_is_refused_and_noted_where_allowed(lm, corpus, trained):
