@@ -239,8 +239,6 @@ class EvalConfig(Settings):
         exact_only = [mode for mode in self.mode if mode not in STEPWISE]
         if self.codec and self.codebooks:
             raise ValueError("give codec or codebooks: a codebook file is a codec of its own")
-        if self.codec and len(exact_only) < len(self.mode):
-            raise ValueError("codec is measured in one forward: use --mode exact-schedule or all-coded")
         if not self.codebooks and not self.codec and 0 in self.bits and exact_only:
             raise ValueError(
                 f"bits 0 is the exact cache: it has nothing to show in mode {exact_only[0]}; "

@@ -12,10 +12,12 @@ from pqkv.cache.coded import CodedLayer
 from pqkv.cache.exact import PagedExactLayer
 from pqkv.cache.layer import Geometry, Layer
 from pqkv.cache.pool import PagePool
+from pqkv.cache.restored import RestoredStore
 from pqkv.cache.rotated import RotatedLayer
 from pqkv.cache.store import CodeSide, CodeStore, ContiguousCodeStore, PagedCodeStore
 from pqkv.cache.table import PageTable
 from pqkv.codec import Codebook, CodebookSet
+from pqkv.codec.interface import Codec
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
 from pqkv.kernels import AttentionBackend, ChosenBackend, choose_backend
@@ -49,7 +51,8 @@ class CacheMemory:
 
 
 class KVCache:
-    """Keys and values of `num_layers` layers. With codebooks they are coded, without they are exact (paged).
+    """Keys and values of `num_layers` layers. With codebooks they are coded, without they are exact (paged). With any
+    other codec they are what it restores, for measuring: see `RestoredStore`.
 
     Not tied to a model library: `layers[i].attend(query, keys, values, scale=...)` is all a model needs.
     """
@@ -59,11 +62,13 @@ class KVCache:
         config: CacheConfig,
         geometry: Geometry,
         num_layers: int,
-        codebooks: CodebookSet | None = None,
+        codebooks: CodebookSet | Codec | None = None,
         backend: AttentionBackend | None = None,
     ) -> None:
-        if codebooks is not None and codebooks.num_layers != num_layers:
+        if isinstance(codebooks, CodebookSet) and codebooks.num_layers != num_layers:
             raise CacheError(f"codebooks for {codebooks.num_layers} layers cannot serve {num_layers} layers")
+        if isinstance(codebooks, Codec) and not config.paged:
+            raise CacheError("a codec is measured on pages; use paged=True")
         if codebooks is None and not config.paged:
             raise CacheError("a contiguous exact cache is transformers' own DynamicCache; use paged=True or codebooks")
         self.config, self.geometry = config, geometry
@@ -119,9 +124,14 @@ class KVCache:
             residual=sum(residual for residual, _ in exact),
             sinks=sum(sinks for _, sinks in exact),
             tables=self.table.nbytes(),
-            codebooks=self.codebooks.nbytes() if self.codebooks else 0,
+            codebooks=self._fixed_bytes(),
             spare=sum(spare for _, spare in pages),
         )
+
+    def _fixed_bytes(self) -> int:
+        if isinstance(self.codebooks, Codec):
+            return self.codebooks.fixed_bytes()
+        return self.codebooks.nbytes() if self.codebooks else 0
 
     def use(self, backend: ChosenBackend) -> None:
         """Attend with another backend from now on."""
@@ -157,6 +167,9 @@ class KVCache:
     def _layer(self, index: int, backend: AttentionBackend, geometry: Geometry) -> Layer:
         if self.codebooks is None:
             return PagedExactLayer(self.table, self.config.page_size, geometry, backend, self._copy_page)
+        if isinstance(self.codebooks, Codec):
+            restored = RestoredStore(self.table, self.codebooks, index, self.config, geometry)
+            return CodedLayer(restored, self.config, geometry, backend)
         books = self.codebooks.keys[index], self.codebooks.values[index]
         if all(book.rotation is None for book in books):
             return CodedLayer(self._store(index, books, geometry), self.config, geometry, backend)

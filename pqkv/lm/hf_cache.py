@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from pqkv.cache import Geometry, KVCache
 from pqkv.cache.layer import Layer
 from pqkv.codec import CodebookSet
+from pqkv.codec.interface import Codec
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
 from pqkv.lm.layers import layer_plan
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 
 class PQKVCache(Cache):
-    """Coded (with codebooks) or paged exact (without) cache of a transformers model made ready by `attach`.
+    """Coded (with codebooks, or another codec to measure) or paged exact (without) cache of a transformers model made
+    ready by `attach`.
 
         attach(model)
         cache = PQKVCache(model.config, codebooks)
@@ -35,7 +37,7 @@ class PQKVCache(Cache):
     def __init__(
         self,
         model_config: PreTrainedConfig,
-        codebooks: CodebookSet | None = None,
+        codebooks: CodebookSet | Codec | None = None,
         config: CacheConfig | None = None,
     ) -> None:
         plan = layer_plan(model_config)
@@ -50,7 +52,7 @@ class PQKVCache(Cache):
         B, Hkv, _, D = keys.shape
         if self.kv is None:
             books = self.codebooks
-            if books is not None and books.num_layers != len(self.coded_layers):
+            if isinstance(books, CodebookSet) and books.num_layers != len(self.coded_layers):
                 raise CacheError(
                     f"codebooks for {books.num_layers} layers, but the model has {len(self.coded_layers)} to code"
                 )

@@ -287,7 +287,6 @@ class CellRun:
             self.step(self._done, self._total)
 
         if self.newest:
-            assert not isinstance(books, Codec), "refused by the configuration"
             name = f"{self.cell.coding.digest}{'' if books is self.cell.coding.codes else ' control'}"
             cache = self.prefills(self.lm, ids[:, : -self.newest], books, self.cache, self.backend, name)
             shift = self.fault.position_shift if self.fault else 0

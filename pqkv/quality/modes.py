@@ -81,9 +81,10 @@ def coded_states(
     step: Step | None = None,
     attended: Attended | None = None,
 ) -> Tensor:
-    """Run ids (B, T) with the cache `config` describes; `books` None is the paged exact cache (token, chunk only).
-    Mode decode is `decoded_states`. `coded_sinks` are exact in mode all-coded; in the modes of one forward `sides` says
-    of each coded layer whether keys and values are coded. What the rows saw is added to `attended`.
+    """Run ids (B, T) with the cache `config` describes; `books` are codebooks or another codec, None is the paged exact
+    cache (token, chunk only). Mode decode is `decoded_states`. `coded_sinks` are exact in mode all-coded; in the modes
+    of one forward `sides` says of each coded layer whether keys and values are coded, and `sizes` counts bytes. What
+    the rows saw is added to `attended`.
     """
     attach(lm.model)
     if mode in ("exact-schedule", "all-coded"):
@@ -100,8 +101,6 @@ def coded_states(
         )
         states, used = lm.states(ids, schedule), schedule.attended
     else:
-        if isinstance(books, Codec):
-            raise ConfigError(f"a codec is measured in modes exact-schedule and all-coded, not {mode}")
         cache = PQKVCache(lm.model.config, books, config)
         states = _through_cache(lm, ids, cache, 1 if mode == "token" else chunk_size, probe, step)
         used = cache.attended

@@ -7,12 +7,13 @@ import copy
 from torch import Tensor
 
 from pqkv.codec import CodebookSet
+from pqkv.codec.interface import Codec
 from pqkv.config import CacheConfig
 from pqkv.kernels import ChosenBackend
 from pqkv.lm import LanguageModel, PQKVCache, attach
 
 
-def prefill(lm: LanguageModel, ids: Tensor, books: CodebookSet | None, config: CacheConfig) -> PQKVCache:
+def prefill(lm: LanguageModel, ids: Tensor, books: CodebookSet | Codec | None, config: CacheConfig) -> PQKVCache:
     """A cache that holds ids (B, T), taken in one step: exact attention among themselves, as a prefill does it."""
     attach(lm.model)
     cache = PQKVCache(lm.model.config, books, config)
@@ -36,7 +37,7 @@ class Prefills:
         self,
         lm: LanguageModel,
         ids: Tensor,
-        books: CodebookSet | None,
+        books: CodebookSet | Codec | None,
         config: CacheConfig,
         backend: ChosenBackend,
         coding: str,
