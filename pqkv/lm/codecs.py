@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from pqkv.allocator import give_back
 from pqkv.codec.catalog import CodecSpec, Learning
 from pqkv.codec.codebook_file import Calibration, tensors_checksum
 from pqkv.codec.interface import Codec, State
@@ -88,8 +89,8 @@ def _kept(
     if known is not None:
         return known
     calibrated = samples(learning)
-    state = learning.learn(calibrated.samples, config.seed)
-    _write(path, state, calibrated.text)
+    _write(path, learning.learn(calibrated.samples, config.seed), calibrated.text)
+    give_back()
     written = _read(path)  # what is used is what is kept, today as tomorrow
     if written is None:
         raise CodebookError(f"cannot read {path}, which was written just now; check the disk")
