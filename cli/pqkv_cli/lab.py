@@ -29,10 +29,13 @@ def lab(
     """Hold many ways of coding to each other: the same windows, the same exact tokens, the bits they really take.
 
     Windows are outermost, so what is exact is computed once for all methods; each method's window is kept as it is
-    done, and the same command goes on from there.
+    done, and the same command goes on from there. Beside the records lie methods.csv, methods.md and Pareto plots.
     """
     from pqkv.config import read_config_file
     from pqkv.lab.config import LabConfig
+    from pqkv.lab.outcome import groups, write_outcome
+    from pqkv.lab.pareto import write_pareto
+    from pqkv_cli.lab_tables import print_lab
 
     config = LabConfig.parse(read_config_file(file), source=file.name)
     names: dict[str, str] = {}
@@ -46,10 +49,9 @@ def lab(
 
     records = gather(cells, output)
 
-    def table(ran: list[Record]) -> None:
-        from pqkv_cli.lab_tables import print_lab
-
-        print_lab(ran, names, config.against)
-
-    print_records(records, format, output, table)
+    found = groups(records, names, config.against)
+    if output is not None and found:
+        write_outcome(found, output)
+        write_pareto(found, output)
+    print_records(records, format, output, lambda ran: print_lab(found))
     raise_if_failed(records)
