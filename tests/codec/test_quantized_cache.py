@@ -10,12 +10,12 @@ keys by channel (axis -1) are KIVI's.
 
 import pytest
 import torch
+from models import random_ids, tiny_model, untouched
 from transformers.cache_utils import QuantizedCache
 
 from pqkv.codec.catalog import CodecSpec
 from pqkv.codec.samples import Samples
 from pqkv.lm.step import cache_argument
-from tests.models import random_ids, tiny_model, untouched
 
 PREFILL, WINDOW = 64, 32
 
@@ -68,7 +68,7 @@ def steps_of(x, axis, group, bits):
     return reach.flatten(-2) if axis == 0 else reach.movedim(-1, 3).flatten(2, 3)
 
 
-@pytest.mark.parametrize("sizes", [[PREFILL] + [1] * 70, [PREFILL, 32, 32, 32], [PREFILL, 16, 8, 8, 16, 16, 5]])
+@pytest.mark.parametrize("sizes", [[PREFILL] + [1] * 40, [PREFILL, 32, 32, 32], [PREFILL, 16, 8, 8, 16, 16, 5]])
 @pytest.mark.parametrize(("text", "axis", "group", "bits"), [
     ("int:bits=4", 0, 64, 4), ("int:bits=2", 0, 64, 2), ("int:bits=4,group=32", 0, 32, 4),
     ("kivi:bits=2", -1, 32, 2), ("kivi:bits=4", -1, 32, 4),
@@ -89,8 +89,8 @@ def test_a_model_is_handed_what_transformers_hands_it(text, axis, group, bits, s
                 if coded:
                     gaps = (theirs[side] - ours[side])[:, :, :coded].abs()
                     gaps = gaps / steps_of(exact[side][:, :, :coded], along, group, bits)
-                    assert gaps.max() < 1.03  # one level
-                    assert (gaps > 0.03).float().mean() < 0.01
+                    assert gaps.max() < 1.02  # one level
+                    assert (gaps > 0.02).float().mean() < 0.005
 
 
 @pytest.mark.parametrize(("text", "axis", "group", "bits"), [("int:bits=4", 0, 64, 4), ("kivi:bits=2", -1, 32, 2)])
@@ -106,8 +106,8 @@ def test_coding_once_is_what_quantizing_again_and_again_comes_to(text, axis, gro
         for side, along in ((0, axis), (1, 0)):
             gaps = (layer.handed_out[-1][side][:, :, :-1] - ours[side]).abs()
             gaps = gaps / steps_of(exact[side], along, group, bits)
-            assert gaps.max() < 1.03
-            assert (gaps > 0.03).float().mean() < 0.01
+            assert gaps.max() < 1.02
+            assert (gaps > 0.02).float().mean() < 0.005
 
 
 @pytest.mark.parametrize("sizes", [[PREFILL] + [1] * 20, [PREFILL, 32, 7]])
