@@ -13,6 +13,13 @@ from torch import Tensor
 
 from pqkv.codec.composed import Composed
 from pqkv.codec.interface import Codec, Exact, Side, SideCodec, Sides, State, WholeCodec
+from pqkv.codec.peers.fp8 import Fp8
+from pqkv.codec.peers.integer import Integer
+from pqkv.codec.peers.kivi import Kivi
+from pqkv.codec.peers.mxfp4 import Mxfp4
+from pqkv.codec.peers.nvfp4 import Nvfp4
+from pqkv.codec.peers.q4_0 import Q4_0
+from pqkv.codec.peers.q8_0 import Q8_0
 from pqkv.codec.samples import Samples
 from pqkv.config import Settings
 from pqkv.errors import ConfigError
@@ -20,6 +27,13 @@ from pqkv.errors import ConfigError
 CODECS: dict[str, type[SideCodec] | type[WholeCodec]] = {
     "exact": Exact,
     "composed": Composed,
+    "int": Integer,
+    "kivi": Kivi,
+    "q8_0": Q8_0,
+    "q4_0": Q4_0,
+    "fp8": Fp8,
+    "mxfp4": Mxfp4,
+    "nvfp4": Nvfp4,
 }
 
 
