@@ -11,6 +11,14 @@ from typing import Any
 
 from pqkv.codec.composed import Composed
 from pqkv.codec.interface import Codec, Exact, Side, SideCodec, Sides, State, WholeCodec
+from pqkv.codec.peers.aqua import Aqua
+from pqkv.codec.peers.cq import CQ
+from pqkv.codec.peers.kvarn import KVarN
+from pqkv.codec.peers.kvquant import KVQuant
+from pqkv.codec.peers.million import Million
+from pqkv.codec.peers.nsn import NSN
+from pqkv.codec.peers.oscar import Oscar
+from pqkv.codec.peers.turboquant import TurboQuant
 from pqkv.codec.samples import Samples
 from pqkv.config import Settings
 from pqkv.errors import ConfigError
@@ -18,6 +26,14 @@ from pqkv.errors import ConfigError
 CODECS: dict[str, type[SideCodec] | type[WholeCodec]] = {
     "exact": Exact,
     "composed": Composed,
+    "turboquant": TurboQuant,
+    "kvquant": KVQuant,
+    "cq": CQ,
+    "oscar": Oscar,
+    "kvarn": KVarN,
+    "aqua": Aqua,
+    "nsn": NSN,
+    "million": Million,
 }
 
 
