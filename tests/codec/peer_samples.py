@@ -1,4 +1,4 @@
-"""Made-up samples that every recipe can learn from: heavy-tailed, correlated between layers, with an outlying channel."""
+"""Made-up samples that every recipe can learn from: heavy tails, layers alike, a channel far out."""
 
 import torch
 
