@@ -13,13 +13,21 @@ from torch import Tensor
 
 from pqkv.codec.composed import Composed
 from pqkv.codec.interface import Codec, Exact, Side, SideCodec, Sides, State, WholeCodec
+from pqkv.codec.peers.aqua import Aqua
+from pqkv.codec.peers.cq import CQ
 from pqkv.codec.peers.fp8 import Fp8
 from pqkv.codec.peers.integer import Integer
 from pqkv.codec.peers.kivi import Kivi
+from pqkv.codec.peers.kvarn import KVarN
+from pqkv.codec.peers.kvquant import KVQuant
+from pqkv.codec.peers.million import Million
 from pqkv.codec.peers.mxfp4 import Mxfp4
+from pqkv.codec.peers.nsn import NSN
 from pqkv.codec.peers.nvfp4 import Nvfp4
+from pqkv.codec.peers.oscar import Oscar
 from pqkv.codec.peers.q4_0 import Q4_0
 from pqkv.codec.peers.q8_0 import Q8_0
+from pqkv.codec.peers.turboquant import TurboQuant
 from pqkv.codec.samples import Samples
 from pqkv.config import Settings
 from pqkv.errors import ConfigError
@@ -34,6 +42,14 @@ CODECS: dict[str, type[SideCodec] | type[WholeCodec]] = {
     "fp8": Fp8,
     "mxfp4": Mxfp4,
     "nvfp4": Nvfp4,
+    "turboquant": TurboQuant,
+    "kvquant": KVQuant,
+    "cq": CQ,
+    "oscar": Oscar,
+    "kvarn": KVarN,
+    "aqua": Aqua,
+    "nsn": NSN,
+    "million": Million,
 }
 
 
@@ -69,7 +85,7 @@ class Learning:
     @property
     def gradients(self) -> bool:
         """Whether it learns from gradients too, which take a backward pass."""
-        return self.part.kind.learns_from_gradients
+        return self.part.kind.wants_gradients(self.part.options)
 
     def config(self) -> dict[str, Any]:
         """For digests."""

@@ -59,7 +59,6 @@ class WholeCodec(Codec):
 
     Options: ClassVar[type[Settings]] = Settings
     calibrated: ClassVar[str] = ""
-    learns_from_gradients: ClassVar[bool] = False
     source: ClassVar[str] = ""
 
     def __init__(self, options: Settings, state: State) -> None:
@@ -69,6 +68,11 @@ class WholeCodec(Codec):
     def learn(cls, options: Settings, samples: Samples, seed: int) -> State:
         """Tensors by name, those of a layer named `<layer>.<name>`."""
         return {}
+
+    @classmethod
+    def wants_gradients(cls, options: Settings) -> bool:
+        """Whether samples must hold gradients, which take a backward pass over the calibration text."""
+        return False
 
     def to(self, device: torch.device) -> Self:
         """The codec with what it learnt on another device."""
@@ -89,7 +93,6 @@ class SideCodec(ABC):
     Options: ClassVar[type[Settings]] = Settings
     sides: ClassVar[tuple[Side, ...]] = ("keys", "values")  # that it can code
     calibrated: ClassVar[str] = ""  # what it learns from samples, in a few words; empty for nothing
-    learns_from_gradients: ClassVar[bool] = False
     source: ClassVar[str] = ""  # where the recipe is from
     group: int = 1
 
@@ -100,6 +103,11 @@ class SideCodec(ABC):
     def learn(cls, options: Settings, side: Side, samples: Samples, seed: int) -> State:
         """Tensors by name, those of a layer named `<layer>.<name>`."""
         return {}
+
+    @classmethod
+    def wants_gradients(cls, options: Settings) -> bool:
+        """Whether samples must hold gradients, which take a backward pass over the calibration text."""
+        return False
 
     @classmethod
     def learnt(cls, options: Settings, side: Side, samples: Samples, seed: int = 0) -> Self:

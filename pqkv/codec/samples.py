@@ -17,8 +17,9 @@ class Samples:
     What only some codecs ask for is None unless it was captured: `positions` (N,) of the sampled tokens and the layers'
     `rotary`; `query_moments` (Hkv, D, D), the mean of q q^T over tokens and the query heads of a group; `outputs`
     (Hkv, D, D), the sum over the group of W^T W with W the output projection of a head, so that e^T W^T W e is what an
-    error e of a value does to the layer's output; `key_gradients` and `value_gradients` (Hkv, N, D), squared gradients
-    of the text's log-likelihood (the diagonal of the empirical Fisher information).
+    error e of a value does to the layer's output; `key_gradients` and `value_gradients` (Hkv, N, D), gradients of the
+    text's negative log-likelihood by these keys and values. They have their signs: squared they are the diagonal of the
+    empirical Fisher information, in the frame in which they are squared, so rotary embedding is taken off before.
     """
 
     keys: tuple[Tensor, ...]

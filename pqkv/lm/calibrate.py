@@ -15,6 +15,7 @@ from pqkv.config import CodecCalibration, TrainConfig
 from pqkv.errors import ConfigError, DataError
 from pqkv.lm.capture import capture
 from pqkv.lm.contamination import identifying_documents
+from pqkv.lm.gradients import capture_gradients
 from pqkv.lm.model import LanguageModel
 from pqkv.lm.positions import positions_refusal
 from pqkv.lm.rope import same_factors_up_to
@@ -58,11 +59,22 @@ def calibrate_codecs(
     """Run the calibration text through the model and keep all that codecs learn from: every token but the first
     `leave_out` of each window, with positions, rotary embedding, metrics, and `gradients` where they are asked for.
     """
+    report = progress or (lambda stage, done, total: None)
     laid = _lay_out(lm, config, progress)
-    samples = _captured(lm, laid, laid.tokens.size, config.seed, progress, leave_out=config.leave_out, moments=True)
+    count = laid.tokens.size
+    samples = _captured(lm, laid, count, config.seed, progress, leave_out=config.leave_out, moments=True)
     samples = replace(samples, rotary=layer_rotaries(lm))
     if gradients:
-        raise NotImplementedError
+        samples = capture_gradients(
+            lm,
+            samples,
+            laid.tokens,
+            count,
+            config.seed,
+            lambda done, of: report("gradients", done, of),
+            starts=laid.starts,
+            leave_out=config.leave_out,
+        )
     return Calibrated(samples, 0, laid.text)
 
 

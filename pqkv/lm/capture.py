@@ -39,9 +39,7 @@ def capture(
     """
     attach(lm.model)
     n, T = windows.shape
-    generator = np.random.default_rng(seed)
-    order = generator.permutation(n * T)
-    chosen = np.sort(order[order % T >= leave_out][:count])
+    chosen = drawn_positions(n, T, count, seed, leave_out)
     plan = layer_plan(lm.model.config)
     attended = Attended()
     layers = [_CaptureLayer(attended, len(chosen), moments=moments) for _ in plan.coded]
@@ -65,6 +63,12 @@ def capture(
         query_moments=tuple((layer.moments / (n * T)).float().cpu() for layer in layers) if moments else None,
         outputs=tuple(outputs) if len(outputs) == len(layers) else None,
     )
+
+
+def drawn_positions(windows: int, length: int, count: int, seed: int, leave_out: int) -> np.ndarray:
+    """Which of windows * length tokens `capture` keeps, ascending, int64."""
+    order = np.random.default_rng(seed).permutation(windows * length)
+    return np.sort(order[order % length >= leave_out][:count])
 
 
 class _CaptureCache(Cache):

@@ -26,7 +26,11 @@ def _scaled(logits: Tensor, config: Any) -> Tensor:  # noqa: ANN401 - each famil
 
 def _capped(logits: Tensor, config: Any) -> Tensor:  # noqa: ANN401 - each family has its own configuration class
     cap = config.final_logit_softcapping
-    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+    if cap is None:
+        return logits
+    if logits.requires_grad:  # a tangent's gradient is made of the tangent: it must stay
+        return logits.div(cap).tanh().mul(cap)
+    return logits.div_(cap).tanh_().mul_(cap)
 
 
 # what a family's forward does with the output of `lm_head`; the others do nothing
@@ -70,13 +74,17 @@ class Head:
             )
         self._held = bool(numbers.any())  # where there were no numbers nothing is shown
 
-    def _logits(self, states: Tensor) -> Tensor:
+    def differentiable(self, states: Tensor) -> Tensor:
+        """Logits of `states` through which gradients flow; `check` is the caller's."""
         config: Any = self._model.config
         text = config.get_text_config(decoder=True)
         after = _AFTER.get(text.model_type, lambda logits, _: logits)
+        logits: Tensor = self._model.get_output_embeddings()(states)  # type: ignore[operator] # of PreTrainedModel
+        return after(logits, text).to(states.device)
+
+    def _logits(self, states: Tensor) -> Tensor:
         with torch.inference_mode():
-            logits: Tensor = self._model.get_output_embeddings()(states)  # type: ignore[operator] # of PreTrainedModel
-            return after(logits, text).to(states.device)
+            return self.differentiable(states)
 
 
 def last_states(model: nn.Module, ids: Tensor, *args: Any, **more: Any) -> Tensor:  # noqa: ANN401 - those of `forward`

@@ -66,7 +66,7 @@ def signed(tensors, **changes):
     from pqkv.codec import codebook_file
 
     content = {**make_header().model_dump(mode="json"), **changes}
-    content["checksum"] = codebook_file._checksum(content, tensors)
+    content["checksum"] = codebook_file.tensors_checksum(content, tensors)
     return save(tensors, metadata={KEY: json.dumps(content, sort_keys=True)})
 
 
@@ -445,9 +445,9 @@ def test_the_header_says_where_the_codebooks_come_from(saved):
 
 
 def test_signatures_differ_for_names_dtypes_shapes_and_values():
-    from pqkv.codec.codebook_file import _checksum
+    from pqkv.codec.codebook_file import tensors_checksum
 
     base = torch.arange(4, dtype=torch.int32)
     contents = [{"a": base}, {"b": base}, {"a": base.float()}, {"a": base.view(2, 2)}, {"a": base + 1}, {}]
     for one, other in itertools.combinations(contents, 2):
-        assert _checksum({}, one) != _checksum({}, other)
+        assert tensors_checksum({}, one) != tensors_checksum({}, other)

@@ -1,1 +1,1 @@
-"""Other people's ways of coding keys and values, one file each: what pqkv's own is compared with."""
+"""Ways of coding keys and values that others have published, one file each."""
