@@ -17,6 +17,7 @@ from pqkv_cli.evaluate import evaluate
 from pqkv_cli.lab import lab
 from pqkv_cli.models import models
 from pqkv_cli.output import discard, echo, make_encodable
+from pqkv_cli.recommend import recommend
 from pqkv_cli.report import report
 from pqkv_cli.reproduce import reproduce
 from pqkv_cli.train_codebooks import train_codebooks
@@ -39,6 +40,7 @@ app.command("train-codebooks")(train_codebooks)
 app.command("eval")(evaluate)
 app.command("lab")(lab)
 app.command("codecs")(codecs)
+app.command("recommend")(recommend)
 app.command("bench")(bench)
 app.command("report")(report)
 app.command("reproduce")(reproduce)

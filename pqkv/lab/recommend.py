@@ -1,0 +1,136 @@
+"""The smallest recipe that was measured and that does what is asked: no figure here is made, all are looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pqkv.codec.catalog import CodecSpec, part_of
+from pqkv.errors import ConfigError
+from pqkv.record import Metric, Record
+from pqkv.report.series import mode_name
+
+STATED = (2048, 32768, 131072)
+_HALF = 2  # bytes an element has in the caches people run
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a recipe has to do; None is not asked. Ratios are of perplexity, over 1: 0.01 is one per cent."""
+
+    max_ppl: float | None = None
+    max_kld: float | None = None
+    bits: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_ppl is None and self.max_kld is None and self.bits is None:
+            raise ConfigError("nothing is asked: give --max-ppl, --max-kld or --bits")
+
+    def __str__(self) -> str:
+        parts = [
+            None if self.max_ppl is None else f"perplexity within {self.max_ppl:+.2%}",
+            None if self.max_kld is None else f"KLD within {self.max_kld:g} nats",
+            None if self.bits is None else f"at most {self.bits:g} bits an element",
+        ]
+        return " and ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A way of coding with everything that was measured of it, by text and context."""
+
+    name: str
+    records: tuple[Record, ...]
+
+    @property
+    def code_bits(self) -> float:
+        """The most that any record counted."""
+        return max(record.metrics["code_bits"].value or 0.0 for record in self.records)
+
+    @property
+    def longest(self) -> int:
+        """The longest context it was measured at."""
+        return max(int(record.config["context"]) for record in self.records)
+
+    def worst(self, metric: str) -> Metric:
+        """The figure whose interval reaches highest."""
+        return max((record.metrics[metric] for record in self.records), key=_upper)
+
+    def does(self, wanted: Wanted) -> bool:
+        """Whether the upper ends of all its intervals are within what is asked."""
+        return (
+            (wanted.bits is None or self.code_bits <= wanted.bits + 1e-9)
+            and (wanted.max_ppl is None or _upper(self.worst("perplexity_ratio")) - 1 <= wanted.max_ppl)
+            and (wanted.max_kld is None or _upper(self.worst("kld_mean")) <= wanted.max_kld)
+        )
+
+    def bytes_at(self, tokens: int) -> float:
+        """Bytes of one sequence's cache: what its record states at two lengths, and the line through them."""
+        rows = {row["tokens"]: row["cache_bytes"] for row in self.records[0].tables["memory"]}
+        (a, at_a), (b, at_b) = sorted(rows.items())[-2:]
+        return float(at_a + (at_b - at_a) * (tokens - a) / (b - a))
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What fits into memory beside the weights."""
+
+    longest_context: int
+    largest_batch: dict[int, int]
+
+
+def recipes(records: Iterable[Record], fingerprint: str, mode: str) -> list[Recipe]:
+    """Every code measured of this model in a mode (as `mode_name` has it), the cheapest first."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        c = record.config
+        if record.status != "ok" or c.get("model_weights") != fingerprint or not c.get("bits") or c.get("floor"):
+            continue
+        if mode_name(c) == mode and {"perplexity_ratio", "kld_mean", "code_bits"} <= set(record.metrics):
+            found.setdefault(recipe_name(record), []).append(record)
+    made = [
+        Recipe(name, tuple(sorted(measured, key=lambda record: (record.config["data"], record.config["context"]))))
+        for name, measured in found.items()
+    ]
+    return sorted(made, key=lambda recipe: (recipe.code_bits, _upper(recipe.worst("kld_mean"))))
+
+
+def recipe_name(record: Record) -> str:
+    """What a record was coded with: the codec as `--codec` takes it, or the bits of codebooks."""
+    codec = record.config.get("codec")
+    if codec:
+        return str(CodecSpec.of(part_of(codec["keys"]), part_of(codec["values"])))
+    return f"codebooks of {record.config['bits']:g} bits, {record.config['codebooks']}"
+
+
+def recommended(found: Sequence[Recipe], wanted: Wanted) -> Recipe | None:
+    """The cheapest that was measured wherever the most thoroughly measured one was, and does what is asked; asked for
+    bits alone, the one that loses least. None if nothing does.
+    """
+    most = max((len(recipe.records) for recipe in found), default=0)
+    able = [recipe for recipe in found if len(recipe.records) == most and recipe.does(wanted)]
+    if wanted.max_ppl is None and wanted.max_kld is None:
+        return min(able, key=lambda recipe: _upper(recipe.worst("kld_mean")), default=None)
+    return able[0] if able else None
+
+
+def room(recipe: Recipe, memory: int, weights: int, contexts: Sequence[int] = STATED) -> Room:
+    """What `memory` bytes hold beside `weights`. Raises `ConfigError` where the weights alone do not fit."""
+    free = memory - weights
+    if free <= 0:
+        raise ConfigError(f"the weights take {weights / 2**30:.1f} GiB, and {memory / 2**30:.1f} GiB are given")
+    per_token = recipe.bytes_at(131072) - recipe.bytes_at(131071)
+    longest = int(max(0.0, (free - recipe.bytes_at(0)) / per_token))
+    return Room(longest, {context: int(free // recipe.bytes_at(context)) for context in contexts})
+
+
+def exact_bytes(record: Record, tokens: int) -> int:
+    """A cache of two bytes an element."""
+    row = record.tables["memory"][-1]
+    elements = 8 * row["cache_bytes"] / row["effective_bits"] / row["tokens"]
+    return round(elements * tokens * _HALF)
+
+
+def _upper(metric: Metric) -> float:
+    value = metric.high if metric.high is not None else metric.value
+    return float("inf") if value is None else value

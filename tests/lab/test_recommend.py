@@ -1,0 +1,103 @@
+"""What is recommended was measured, is the smallest that does what is asked, and says where nobody looked."""
+
+import json
+
+import pytest
+
+from pqkv.config import digest_of
+from pqkv.errors import ConfigError
+from pqkv.lab.recommend import Wanted, exact_bytes, recipes, recommended, room
+from pqkv.record import Metric, Record
+
+LAYERS, HEADS, D = 2, 2, 16
+
+
+def record(
+    bits, ppl, kld, *, context=1024, data="a.txt", codec="int", model="m", mode="all-coded", sinks=4, spread=0.1
+):
+    part = {"codec": codec, "bits": bits}
+    config = {
+        "model": "tiny", "model_weights": model, "data": data, "split": "all", "bits": float(bits), "context": context,
+        "windows": 4, "mode": mode, "codec": {"keys": part, "values": part}, "codebooks": "0",
+        **({"coded_sinks": sinks} if sinks else {}),
+    }  # fmt: skip
+    elements = 2 * LAYERS * HEADS * D
+    memory = [
+        {"tokens": t, "cache_bytes": 5000 + t * elements * bits // 8,
+         "effective_bits": 8 * (5000 + t * elements * bits // 8) / (t * elements)}
+        for t in (2048, 32768, 131072)
+    ]  # fmt: skip
+
+    def metric(value, up):
+        return Metric(value=value, low=value - up, high=value + up)
+
+    return Record(
+        kind="eval", config=config, digest=digest_of(json.loads(json.dumps(config))), env={}, git={}, seed=0,
+        status="ok", started_at="2026-01-01T00:00:00Z", seconds=1,
+        metrics={"code_bits": Metric(value=bits), "perplexity_ratio": metric(1 + ppl, ppl * spread),
+                 "kld_mean": metric(kld, kld * spread), "agreement_at_1": Metric(value=0.9)},
+        tables={"memory": memory},
+    )  # fmt: skip
+
+
+MEASURED = [
+    record(2, 0.2, 0.2), record(3, 0.03, 0.05), record(4, 0.01, 0.01), record(8, 0.001, 0.0001),
+    record(3, 0.028, 0.04, context=4096), record(4, 0.012, 0.012, context=4096), record(2, 0.3, 0.3, context=4096),
+    record(8, 0.001, 0.0001, context=4096),
+]  # fmt: skip
+MODE = "all-coded, 4 sinks"
+
+
+def best(wanted, records=MEASURED, mode=MODE):
+    return recommended(recipes(records, "m", mode), wanted)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "bits"),
+    [
+        (Wanted(max_ppl=0.5), 2), (Wanted(max_ppl=0.034), 3), (Wanted(max_ppl=0.032), 4), (Wanted(max_kld=0.0133), 4),
+        (Wanted(max_kld=0.0131), 8), (Wanted(bits=4.06), 4), (Wanted(max_ppl=0.5, bits=3.5), 2),
+        (Wanted(max_kld=1e-6), None),
+        (Wanted(bits=1), None),
+    ],
+)  # fmt: skip
+def test_the_upper_end_of_every_interval_decides(wanted, bits):
+    found = best(wanted)
+    assert (None if found is None else found.code_bits) == bits
+
+
+def test_what_was_measured_in_fewer_places_is_not_taken_for_better():
+    lucky = record(2, 0.0001, 0.0001, codec="kivi")
+    assert best(Wanted(max_ppl=0.034), [*MEASURED, lucky]).code_bits == 3
+
+
+def test_other_models_modes_and_failures_do_not_count():
+    foreign = [
+        record(2, 0.0, 0.0, model="other"),
+        record(2, 0.0, 0.0, sinks=0),
+        record(2, 0.0, 0.0, mode="token", sinks=0),
+    ]
+    assert best(Wanted(max_ppl=0.034), [*MEASURED, *foreign]).code_bits == 3
+    assert best(Wanted(max_ppl=0.034), foreign) is None
+
+
+def test_bytes_are_the_line_through_what_records_state():
+    found = best(Wanted(bits=4))
+    assert found.bytes_at(0) == pytest.approx(5000)
+    assert found.bytes_at(2048) == pytest.approx(5000 + 2048 * 64)
+    assert exact_bytes(found.records[0], 1000) == 1000 * 2 * LAYERS * HEADS * D * 2
+    assert found.longest == 4096
+
+
+def test_room_is_what_memory_holds_beside_the_weights():
+    found = best(Wanted(bits=4))
+    held = room(found, memory=1_000_000, weights=400_000, contexts=(1000, 100_000))
+    assert held.longest_context == (600_000 - 5000) // 64
+    assert held.largest_batch == {1000: 600_000 // (5000 + 64_000), 100_000: 0}
+    with pytest.raises(ConfigError, match="the weights take"):
+        room(found, memory=400_000, weights=400_000)
+
+
+def test_something_has_to_be_asked():
+    with pytest.raises(ConfigError, match="give --max-ppl"):
+        Wanted()
