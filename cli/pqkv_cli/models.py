@@ -48,12 +48,12 @@ def models(
         return
     print_table(
         console(),
-        ("model", "family", "parameters", "licence", "weights", "on disk", "kept copy", "codebooks"),
+        ("model", "family", "parameters", "licence", "weights", "on disk", "kept copy", "codebooks", "codecs"),
         [
             (
                 str(row["model"]), str(row["family"]), _millions(int(row["parameters"])), str(row["licence"]),
                 str(row["weights"]),
-                *(_size(int(row[key])) for key in ("weights_bytes", "kept_bytes", "codebooks_bytes")),
+                *(_size(int(row[key])) for key in ("weights_bytes", "kept_bytes", "codebooks_bytes", "codecs_bytes")),
             )
             for row in rows
         ],
@@ -75,6 +75,7 @@ def _fields(entry: Entry) -> dict[str, str | int]:
         "weights_bytes": size_of(entry.weights),
         "kept_bytes": size_of(entry.copy),
         "codebooks_bytes": size_of(entry.codebooks),
+        "codecs_bytes": size_of(entry.codecs),
     }
 
 
@@ -87,6 +88,7 @@ def _say_removed(removed: list[tuple[Entry, int]], format: ModelsFormat) -> None
         what = [
             *(["the dequantized copy"] if entry.copy else []),
             *([f"default codebooks ({len(entry.codebooks)})"] if entry.codebooks else []),
+            *([f"codecs ({len(entry.codecs)})"] if entry.codecs else []),
         ]
         echo(f"{entry.name}: removed {' and '.join(what)}, {_size(size)}")
     if not removed:

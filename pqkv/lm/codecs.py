@@ -89,7 +89,7 @@ def _kept(
     if known is not None:
         return known
     calibrated = samples(learning)
-    _write(path, learning.learn(calibrated.samples, config.seed), calibrated.text)
+    _write(path, learning.learn(calibrated.samples, config.seed), calibrated.text, lm)
     give_back()
     written = _read(path)  # what is used is what is kept, today as tomorrow
     if written is None:
@@ -97,9 +97,9 @@ def _kept(
     return written
 
 
-def _write(path: Path, state: State, text: Calibration) -> None:
+def _write(path: Path, state: State, text: Calibration, lm: LanguageModel) -> None:
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}
-    content: dict[str, Any] = {"calibration": text.model_dump(mode="json")}
+    content: dict[str, Any] = {"calibration": text.model_dump(mode="json"), "model": lm.identity()}
     content["checksum"] = tensors_checksum(content, tensors)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -115,6 +115,27 @@ def _write(path: Path, state: State, text: Calibration) -> None:
 
 def _read(path: Path) -> tuple[State, Calibration] | None:
     """What a file keeps; None where there is none, or a damaged one, which is learnt again."""
+    found = _content(path)
+    if found is None:
+        return None
+    content, tensors = found
+    try:
+        return tensors, Calibration(**content["calibration"])
+    except (KeyError, TypeError, ValidationError):
+        return None
+
+
+def model_of(path: Path) -> str | None:
+    """The name of the model that a kept file was learnt for; None for a damaged file."""
+    found = _content(path)
+    try:
+        return None if found is None else str(found[0]["model"]["name"])
+    except (KeyError, TypeError):
+        return None
+
+
+def _content(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """What a file says and holds, if its checksum is right."""
     if not path.is_file():
         return None
     try:
@@ -122,8 +143,6 @@ def _read(path: Path) -> tuple[State, Calibration] | None:
             content = json.loads((file.metadata() or {})[_KEY])
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
         checksum = content.pop("checksum")
-        if checksum != tensors_checksum(content, tensors):
-            return None
-        return tensors, Calibration(**content["calibration"])
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ValidationError):
+        return (content, tensors) if checksum == tensors_checksum(content, tensors) else None
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError):
         return None

@@ -11,7 +11,7 @@ from pqkv.record import load_records
 
 ROOT = Path(__file__).parents[2]
 READMES = [ROOT / "README.md", *sorted((ROOT / "experiments").glob("*/README.md"))]
-COMMAND = re.compile(r"^    python (experiments/\w+/tables\.py)(.*)$", re.MULTILINE)
+COMMAND = re.compile(r"^    python (experiments/[\w-]+/tables\.py)(.*)$", re.MULTILINE)
 CITED = [
     pytest.param(readme, *found, id=f"{readme.parent.name}: {found[1]}")
     for readme in READMES
