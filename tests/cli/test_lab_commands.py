@@ -99,8 +99,9 @@ def test_eval_takes_a_codec_by_name_and_finds_what_the_lab_measured(capsys, lab_
     assert record["config"]["codec"]["keys"] == {"codec": "int", "bits": 4, "group": 8}
     assert set(tmp_path.glob("*.json")) == files
     for mode in ("exact-schedule", "token", "chunk"):
-        code, out, err = run(capsys, *words, "--codec", "kivi:group=8", "--mode", mode, "--windows", "1", "--chunk-size",
-                             "16", "--residual", "16", "--page-size", "16", "--metrics", "kld")  # fmt: skip
+        code, out, err = run(capsys, *words, "--codec", "kivi:group=8", "--mode", mode, "--windows", "1",
+                             "--chunk-size", "16", "--residual", "16", "--page-size", "16",
+                             "--metrics", "kld")  # fmt: skip
         assert code == 0, err
         assert json.loads(out)[0]["metrics"]["coded_share"]["value"] > 0
 
