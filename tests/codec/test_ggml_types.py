@@ -54,8 +54,17 @@ def test_halves_and_equal_magnitudes_fall_as_in_gguf(name, numbers, divisor):
 
 
 @pytest.mark.parametrize("name", ["q8_0", "q4_0"])
+def test_double_precision_is_rounded_to_single_first(name):
+    """Halves and sixteenths of the largest lie between two codes: in which precision they are computed decides."""
+    x = torch.zeros(1, 1, 200, 32)
+    x[..., :3] = torch.tensor([2.0, 1.0, 0.125]) / torch.arange(1, 201)[:, None]
+    assert torch.equal(restored(side(name), x.double()), theirs(name, x))
+
+
+@pytest.mark.parametrize("name", ["q8_0", "q4_0"])
 def test_their_bytes_hold_the_same_scales_and_codes(name):
     x = vectors(1, 1, 5, 64, seed=2)
+    x[0, 0, 3, :32] = 0
     rows = gguf.quants.quantize(x.numpy(), TYPES[name]).reshape(5, 2, -1)  # (T, blocks, bytes)
     planes = side(name).encode(0, x, torch.arange(5))
     assert np.array_equal(planes["scales"].values.numpy().reshape(5, 2), rows[..., :2].copy().view(np.float16)[..., 0])

@@ -71,6 +71,17 @@ def test_keys_of_kivi_go_by_channels_and_values_by_tokens(bits, tokens):
     assert np.array_equal(values, by_channels(x.numpy(), 32, bits))
 
 
+@pytest.mark.parametrize("offset", [1000.3, -1000.3, 3001.0, -3001.0])
+def test_a_zero_that_float16_rounds_far_leaves_integers_in_their_bits(offset):
+    """float16 is 1 or 2 apart there, and a level 1/8."""
+    x = (vectors(33) / 4 + offset).float()
+    for text in ("int:bits=4,group=32", "kivi:bits=4"):
+        keys, values = restored(text, x)
+        expected = by_channels(x.numpy(), 32, 4)
+        assert np.array_equal(keys, expected if text.startswith("int") else by_tokens(x.numpy(), 32, 4))
+        assert np.array_equal(values, expected)
+
+
 @pytest.mark.parametrize("text", ["int:bits=4", "int:bits=2", "kivi:bits=2", "kivi:bits=4"])
 def test_what_is_restored_is_coded_again_without_loss(text):
     """Why requantizing a whole cache, as transformers does, adds next to nothing."""

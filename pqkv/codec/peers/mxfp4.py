@@ -26,8 +26,7 @@ class Mxfp4(SideCodec):
         """Codes (B, Hkv, T, D/32, 32); biased exponents (B, Hkv, T, D/32, 1), uint8."""
         blocks = grouped(vectors.float(), _BLOCK, "mxfp4", "take int with a group that divides them")
         largest = blocks.abs().amax(-1, keepdim=True)
-        octaves = torch.frexp(largest)[1] - 1
-        exponents = (octaves - _OCTAVE).where(largest > 0, -_BIAS).clamp(-_BIAS, _BIAS)
+        exponents = (torch.frexp(largest)[1] - 1 - _OCTAVE).clamp(min=-_BIAS)  # of a float32 no more than 125
         codes = e2m1_codes(torch.ldexp(blocks, -exponents))
         return {"codes": Plane(codes, 4), "exponents": Plane((exponents + _BIAS).byte())}
 
