@@ -12,7 +12,8 @@ from pqkv.lab.costs import costs
 
 D, N = 16, 400
 RECIPES = [
-    {"bits": 4, "nbits": None}, {"bits": 3, "gain": True}, {"bits": 4, "mean": "turning", "transform": "klt", "metric": "full"},
+    {"bits": 4, "nbits": None}, {"bits": 3, "gain": True},
+    {"bits": 4, "mean": "turning", "transform": "klt", "metric": "full"},
     {"bits": 4, "mean": "turning", "turning_pairs": 3, "centroids": "int8"},
     {"bits": 4, "gain": True, "transform": "hadamard", "scope": "universal", "mean": "constant"},
 ]  # fmt: skip
@@ -43,8 +44,11 @@ def test_centroids_that_are_kept_are_counted():
 
 
 def test_what_a_part_takes_grows_with_what_it_does():
-    turning = {n: costs(ComposedOptions.parse({"bits": 4, "mean": "turning", **n_options}), "keys", 64)
-               for n, n_options in (("all", {}), ("8", {"turning_pairs": 8}), ("16th", {"turning_every": 16}))}  # fmt: skip
+    given = {"all": {}, "8": {"turning_pairs": 8}, "16th": {"turning_every": 16}}
+    turning = {
+        n: costs(ComposedOptions.parse({"bits": 4, "mean": "turning", **options}), "keys", 64)
+        for n, options in given.items()
+    }
     per_token = {n: sum(c.per_token for c in found if c.part == "mean that turns") for n, found in turning.items()}
     assert per_token == {"all": 32, "8": 8, "16th": 2}
     plain, coded = (
