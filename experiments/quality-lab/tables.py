@@ -7,11 +7,11 @@ import sys
 import tomllib
 from pathlib import Path
 
-from pqkv.codec.catalog import CodecSpec, part_of
 from pqkv.lab.config import LabConfig
 from pqkv.lab.differences import differences
 from pqkv.lab.outcome import Group, groups, markdown
 from pqkv.record import load_records
+from pqkv.report.series import codec_name
 
 ROOT = Path(__file__).parents[2]
 OURS = ("pqkv", "codebooks")  # what names of our own begin with
@@ -30,8 +30,7 @@ def found(text: str, context: int, lab: str = "smollm2", folder: Path = ROOT / "
     records = [r for r in load_records(folder) if r.config.get("codec") and r.config["model"] == config.model]
     by_digest = {}
     for record in records:
-        codec = record.config["codec"]
-        spec = str(CodecSpec.of(part_of(codec["keys"]), part_of(codec["values"])))
+        spec = codec_name(record.config)
         if spec in names:
             by_digest[record.digest] = names[spec]
     every = groups(records, by_digest, config.against)

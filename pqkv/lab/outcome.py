@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pqkv.lab.differences import Difference, differences
 from pqkv.record import Metric, Record, atomic_write
-from pqkv.report.series import machine_of, mode_name
+from pqkv.report.series import codec_name, machine_of, mode_name
 
 _SAME = ("model", "data", "split", "context", "windows", "mode", "coded_sinks", "sink_tokens", "residual", "page_size")
 
@@ -128,8 +128,6 @@ def _gap(difference: Difference | None) -> str:
 
 
 def _csv(found: Sequence[Group]) -> str:
-    from pqkv.codec.catalog import CodecSpec, part_of
-
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     metrics = ("code_bits", "key_bits", "value_bits", "kld_mean", "perplexity_ratio", "agreement_at_1", "cache_bytes")
@@ -137,8 +135,7 @@ def _csv(found: Sequence[Group]) -> str:
     writer.writerow([*_SAME, "method", "codec", "digest", *columns, "difference", "difference_low", "difference_high"])
     for group in found:
         for row in group.rows:
-            codec = row.record.config["codec"]
-            spec = CodecSpec.of(part_of(codec["keys"]), part_of(codec["values"]))
+            spec = codec_name(row.record.config)
             figures = [
                 getattr(row.record.metrics[m], part)
                 for m in metrics

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pqkv.codec.catalog import CodecSpec, part_of
 from pqkv.errors import ConfigError
 from pqkv.record import Metric, Record
-from pqkv.report.series import mode_name
+from pqkv.report.series import codec_name, mode_name
 
 STATED = (2048, 32768, 131072)
 _HALF = 2  # bytes an element has in the caches people run
@@ -97,10 +96,7 @@ def recipes(records: Iterable[Record], fingerprint: str, mode: str) -> list[Reci
 
 def recipe_name(record: Record) -> str:
     """What a record was coded with: the codec as `--codec` takes it, or the bits of codebooks."""
-    codec = record.config.get("codec")
-    if codec:
-        return str(CodecSpec.of(part_of(codec["keys"]), part_of(codec["values"])))
-    return f"codebooks of {record.config['bits']:g} bits, {record.config['codebooks']}"
+    return codec_name(record.config) or f"codebooks of {record.config['bits']:g} bits, {record.config['codebooks']}"
 
 
 def recommended(found: Sequence[Recipe], wanted: Wanted) -> Recipe | None:

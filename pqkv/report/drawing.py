@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from typing import TYPE_CHECKING
 
 from pqkv.report.axes import ROOM, scale_x, scale_y
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 144
+_FOLD = 34  # characters of a line of the legend
 
 
 def draw(plot: Plot) -> bytes | None:
@@ -116,11 +118,16 @@ def _legend(plot: Plot, visible: list[Line], figure: Figure) -> None:
             elif sample.label == EXACT:
                 handles.append(Line2D([], [], color=GREY, linestyle="--", label=EXACT))
             else:
-                handles.append(Line2D([], [], color=sample.colour, linewidth=2.5, label=sample.label))
+                handles.append(Line2D([], [], color=sample.colour, linewidth=2.5, label=_folded(sample.label)))
     drawn = figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
     for text in drawn.get_texts():
         if text.get_text() in (plot.hue_title, "mode", "variant"):
             text.set_fontweight("bold")
+
+
+def _folded(name: str) -> str:
+    """The name of a codec with all its options, on lines that leave room for the picture."""
+    return name if len(name) <= _FOLD else textwrap.fill(name.replace(",", ", ").replace("/", " / "), _FOLD)
 
 
 def _wrapped(variant: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pqkv.metrics import metric_order
 from pqkv.record import Record, atomic_write
-from pqkv.report.series import as_text, cells, machine_of
+from pqkv.report.series import as_text, cells, codec_name, machine_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # The configuration keys that matter, with the pandas type that keeps a missing value from turning ints into floats.
 CONFIG_COLUMNS = {
     "model": "string", "data": "string", "split": "string", "bits": "Float64", "num_subspaces": "Int64",
-    "nbits": "Int64", "scope": "string", "mode": "string", "context": "Int64", "page_size": "Int64",
+    "nbits": "Int64", "scope": "string", "codec": "string", "mode": "string", "context": "Int64", "page_size": "Int64",
     "residual": "Int64", "sink_tokens": "Int64", "key_layout": "string", "value_layout": "string",
     "paged": "boolean", "backend": "string", "dtype": "string", "device": "string", "seed": "Int64", "bos": "Int64",
     "special_tokens": "string", "chat": "string",
@@ -55,6 +55,8 @@ def write_csv(records: Iterable[Record], path: Path) -> Path:
 
 
 def _lookup(record: Record, key: str) -> Any:  # noqa: ANN401 - any JSON scalar
+    if key == "codec":
+        return codec_name(record.config) or None
     value = record.config.get(key, record.seed if key == "seed" else None)
     return as_text(value) if isinstance(value, list | dict) else value
 

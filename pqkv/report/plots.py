@@ -13,7 +13,7 @@ from pqkv.record import Record, atomic_write
 from pqkv.report.axes import tokens
 from pqkv.report.drawing import draw
 from pqkv.report.plot import EXACT, Line, Plot, Point
-from pqkv.report.series import Cell, cells
+from pqkv.report.series import Cell, cells, codec_name
 
 BY_CONTEXT = (
     "perplexity_ratio", "kld_mean", "agreement_at_1", "recall", "latency_ms", "speedup", "charged_speedup",
@@ -92,6 +92,8 @@ def _by_context(ran: list[Cell], metric: str) -> Plot:
 def _by_code_bits(ran: list[Cell], metric: str) -> Plot:
     points: dict[tuple[str, int, str, str], list[Point]] = defaultdict(list)
     for cell in ran:
+        if codec_name(cell.record.config):  # a line through different ways of coding would say nothing: see pqkv lab
+            continue
         point = _point(cell, metric, cell.value("code_bits"))
         if point is not None and cell.context is not None:
             points[cell.group, cell.context, cell.mode, cell.variant].append(point)

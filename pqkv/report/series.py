@@ -9,8 +9,10 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from pqkv.codec.catalog import CodecSpec, part_of
 from pqkv.derived import with_derived
 from pqkv.env import machine_name
+from pqkv.errors import ConfigError
 from pqkv.record import Record
 
 # Tried in this order until no two cells of a group look alike; any other key of the configs comes after these.
@@ -18,7 +20,7 @@ _TELLING = (
     "scope", "residual", "sink_tokens", "page_size", "key_layout", "value_layout", "paged", "backend", "split",
     "dtype", "device", "num_subspaces", "nbits", "seed",
 )  # fmt: skip
-_OWN_COLUMN = ("model", "data", "bits", "mode", "context", "coded_sinks", "floor")
+_OWN_COLUMN = ("model", "data", "bits", "mode", "context", "coded_sinks", "floor", "codec")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +60,28 @@ def cells(records: Iterable[Record]) -> list[Cell]:
 
 
 def shape_name(config: dict[str, Any]) -> str:
-    """The code shape in words: `4 bits`, `16 x 8 bits` for 16 subspaces of 8 bits, `exact` for no codes; of a noise
-    floor what it rounds.
+    """The code shape in words: `4 bits`, `16 x 8 bits` for 16 subspaces of 8 bits, `exact` for no codes; of a codec its
+    name and options, of a noise floor what it rounds.
     """
     if floor := config.get("floor"):
         return str(floor)
+    if codec := codec_name(config):
+        return codec
     bits, subspaces, nbits = (config.get(key) for key in ("bits", "num_subspaces", "nbits"))
     if _is_number(bits):
         return f"{bits:g} bit{'' if bits == 1 else 's'}" if bits else "exact"
     return f"{subspaces} x {nbits} bits" if subspaces and nbits else "bits not stated"
+
+
+def codec_name(config: dict[str, Any]) -> str:
+    """The codec of a cell as `--codec` takes it; empty for codebooks, and the JSON of what this pqkv does not know."""
+    codec = config.get("codec")
+    if not isinstance(codec, dict):
+        return ""
+    try:
+        return str(CodecSpec.of(part_of(codec["keys"]), part_of(codec["values"])))
+    except (ConfigError, KeyError, TypeError):
+        return as_text(codec)
 
 
 def machine_of(record: Record) -> str:

@@ -12,7 +12,7 @@ from itertools import groupby
 from pqkv.derived import nothing_coded
 from pqkv.metrics import PARTS, metric_info, metric_order, part_metric
 from pqkv.record import Metric, Record
-from pqkv.report.series import Cell, machine_of
+from pqkv.report.series import Cell, codec_name, machine_of
 
 # Columns of metrics and their number formats. A table shows those that one of its cells has.
 QUALITY = {
@@ -75,6 +75,8 @@ def cell_columns(members: Sequence[Cell]) -> list[Column]:
         Column("mode", lambda cell: Entry(cell.mode or "-"), is_number=False),
         Column("context", lambda cell: Entry("-" if cell.context is None else str(cell.context))),
     ]
+    if any(codec_name(cell.record.config) for cell in members):
+        columns.append(Column("codec", lambda cell: Entry(codec_name(cell.record.config) or "-"), is_number=False))
     if any(cell.variant for cell in members):
         columns.append(Column("variant", lambda cell: Entry(cell.variant or "-"), is_number=False))
     return columns
@@ -82,7 +84,8 @@ def cell_columns(members: Sequence[Cell]) -> list[Column]:
 
 def _bits(cell: Cell) -> Entry:
     """The code shape; of cells that were to show what codes cost and had none, that."""
-    shape = re.sub(" bits?$", "", cell.shape)
+    bits = cell.record.config.get("bits")
+    shape = f"{bits:g}" if codec_name(cell.record.config) and bits else re.sub(" bits?$", "", cell.shape)
     return Entry(f"{shape}, nothing coded" if nothing_coded(cell.record) else shape)
 
 
