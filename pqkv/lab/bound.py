@@ -20,7 +20,7 @@ def distortion_at(eigenvalues: Tensor, bits: float) -> float:
     logs = lam.log2().cumsum(0)
     for k in range(D, 0, -1):  # k components above the water: the level at which they take all the bits
         level = 2 ** ((float(logs[k - 1]) - 2 * bits * D) / k)
-        if level <= float(lam[k - 1]):
+        if level <= float(lam[k - 1]) * (1 + 1e-9):  # equal where no bits are dealt out
             return (k * level + float(lam[k:].sum())) / D
     raise AssertionError("one component alone is always above the water")
 
