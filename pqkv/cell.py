@@ -27,8 +27,8 @@ def run_cell(
     """The record of the cell that `config` describes: the one `store` holds (unless `force`), or what `measure` finds
     now, which goes to `store`.
 
-    `measure` returns fields of a `Record`: metrics, tables, samples, notes. `notes` stand after its own, and in a
-    failed record too. A cell that fails for a reason of its own (a `PqkvError`, memory that runs short) is a failed
+    `measure` returns fields of a `Record`: metrics, tables, samples, notes; and `seconds` where the work was done before
+    it was called. `notes` stand after its own, and in a failed record too. A cell that fails for a reason of its own (a `PqkvError`, memory that runs short) is a failed
     record; any other error is raised.
     """
     digest = digest_of(config)
@@ -43,9 +43,9 @@ def run_cell(
     seconds = time.perf_counter() - clock
 
     def record_of(outcome: dict[str, Any]) -> Record:
-        said = [*outcome.pop("notes", []), *notes]
+        said, took = [*outcome.pop("notes", []), *notes], outcome.pop("seconds", seconds)
         return Record(
-            kind=kind, config=config, digest=digest, env=env, git=git, seed=seed, started_at=started, seconds=seconds,
+            kind=kind, config=config, digest=digest, env=env, git=git, seed=seed, started_at=started, seconds=took,
             notes=said, **outcome,
         )  # fmt: skip
 
