@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import suppress
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -16,7 +16,17 @@ from pqkv.codec.sizes import CodedSizes
 from pqkv.lm.plugin import Attended
 from pqkv.quality.measures import PositionMeasures
 
-Window = tuple[PositionMeasures, CodedSizes, Attended]
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One window of a method: its measures, what its batch took in bytes and columns (they stand with the first window
+    of the batch; the others have none), and its share of the time.
+    """
+
+    measures: PositionMeasures
+    sizes: CodedSizes
+    attended: Attended
+    seconds: float
 
 
 class Partials:
@@ -72,12 +82,13 @@ class Partials:
 
 
 def _arrays(measured: Window) -> dict[str, np.ndarray]:
-    measures, sizes, attended = measured
+    measures = measured.measures
     named = {"nll": measures.nll, "nll_exact": measures.nll_exact, "kld": measures.kld}
     named |= {f"agreement.{k}": part for k, part in measures.agreement.items()}
     named |= {f"inside.{k}": part for k, part in measures.top1_in_topk.items()}
     arrays = {name: tensor.numpy() for name, tensor in named.items()}
-    return {**arrays, "sizes": np.array(astuple(sizes)), "attended": np.array(astuple(attended))}
+    counted = {"sizes": np.array(astuple(measured.sizes)), "attended": np.array(astuple(measured.attended))}
+    return {**arrays, **counted, "seconds": np.array(measured.seconds)}
 
 
 def _window(arrays: dict[str, np.ndarray]) -> Window:
@@ -87,4 +98,5 @@ def _window(arrays: dict[str, np.ndarray]) -> Window:
         return {int(name.partition(".")[2]): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
 
     measures = PositionMeasures(tensors["nll"], tensors["nll_exact"], tensors["kld"], by_k("agreement"), by_k("inside"))
-    return measures, CodedSizes(*map(int, arrays["sizes"])), Attended(*map(int, arrays["attended"]))
+    sizes, attended = CodedSizes(*map(int, arrays["sizes"])), Attended(*map(int, arrays["attended"]))
+    return Window(measures, sizes, attended, float(arrays["seconds"]))

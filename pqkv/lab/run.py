@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -137,9 +138,9 @@ def _batch(
 ) -> None:
     """Some windows through some methods."""
     exact = shared.exact(ids)
-    ran: list[tuple[_Method, torch.Tensor, CodedSizes, Attended]] = []
+    ran: list[tuple[_Method, torch.Tensor, CodedSizes, Attended, float]] = []
     for method in methods:
-        sizes, attended = CodedSizes(), Attended()
+        sizes, attended, clock = CodedSizes(), Attended(), time.perf_counter()
         try:
             states = coded_states(
                 shared.lm,
@@ -154,18 +155,19 @@ def _batch(
         except PqkvError as error:
             method.failure = error
             continue
-        ran.append((method, states, sizes, attended))
+        ran.append((method, states, sizes, attended, (time.perf_counter() - clock) / len(rows)))
     for b, row in enumerate(rows):
         targets = torch.from_numpy(inputs.targets[row]).to(shared.lm.device)
         scored = slice(inputs.first[row], inputs.first[row] + len(targets))
-        found = compare_all(
-            exact[b, scored], [states[b, scored] for _, states, _, _ in ran], targets, config.topk, shared.lm.head
-        )
-        for (method, _, sizes, attended), measures in zip(ran, found, strict=True):
+        clock = time.perf_counter()
+        coded = [states[b, scored] for _, states, _, _, _ in ran]
+        found = compare_all(exact[b, scored], coded, targets, config.topk, shared.lm.head)
+        compared = (time.perf_counter() - clock) / max(1, len(ran))
+        for (method, _, sizes, attended, seconds), measures in zip(ran, found, strict=True):
             shared.exact.check(measures.nll_exact)
             # bytes and columns are those of the batch: they stand with its first window
             counted = (CodedSizes(), Attended()) if b else (sizes, attended)
-            parts.write(method.digest, row, (measures, *counted))
+            parts.write(method.digest, row, Window(measures, *counted, seconds + compared))
 
 
 def _outcome(method: _Method, tokens: np.ndarray, parts: Partials) -> dict[str, Any]:
@@ -178,6 +180,7 @@ def _outcome(method: _Method, tokens: np.ndarray, parts: Partials) -> dict[str, 
             raise PqkvError(f"the part of window {row} was lost; run the lab again")
         windows.append(window)
     attended = Attended()
-    for _, _, columns in windows:
-        attended.add(columns)
-    return method.run.outcome(tokens, [measures for measures, _, _ in windows], windows[0][1], attended)
+    for window in windows:
+        attended.add(window.attended)
+    outcome = method.run.outcome(tokens, [window.measures for window in windows], windows[0].sizes, attended)
+    return {**outcome, "seconds": sum(window.seconds for window in windows)}
