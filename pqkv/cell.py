@@ -27,7 +27,7 @@ def run_cell(
     """The record of the cell that `config` describes: the one `store` holds (unless `force`), or what `measure` finds
     now, which goes to `store`.
 
-    `measure` returns fields of a `Record`: metrics, tables, samples, notes; and `seconds` where the work was done before.
+    `measure` returns fields of a `Record`: metrics, tables, samples, notes; `seconds` if the work was done before.
     `notes` stand after its own, and in a failed record too. A cell that fails for a reason of its own (a `PqkvError`,
     memory that runs short) is a failed record; any other error is raised.
     """
