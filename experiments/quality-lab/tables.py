@@ -1,13 +1,17 @@
 """The tables of experiments/quality-lab/README.md: python experiments/quality-lab/tables.py WHAT TEXT CONTEXT
 
-methods: every way of coding, the cheapest first; bars: ours beside the best peer that takes up to 1.25 bits more.
+methods: every way of coding, the cheapest first; bars: ours beside the best peer that takes up to 1.25 bits more;
+ablation: one block of the recipe at a time, left out and added alone; costs (no text): what each part would cost.
 """
 
 import sys
 import tomllib
 from pathlib import Path
 
+from pqkv.codec.catalog import part_of
+from pqkv.codec.composed import ComposedOptions
 from pqkv.lab.config import LabConfig
+from pqkv.lab.costs import costs
 from pqkv.lab.differences import differences
 from pqkv.lab.outcome import Group, groups, markdown
 from pqkv.record import load_records
@@ -17,6 +21,23 @@ ROOT = Path(__file__).parents[2]
 OURS = ("pqkv", "codebooks")  # what names of our own begin with
 WIDER = 1.25  # bits that a peer may take more
 BARS = {"pqkv 4": 0.012, "pqkv 3": 0.045, "pqkv 2": 0.16}
+GRIDS = {
+    "keys": "Keys (values exact): the recipe with one option changed",
+    "keys alone": "Keys: product codes with one option added",
+    "values": "Values (keys exact): the recipe with one option changed",
+    "values learnt": "Values: the recipe with learnt codebooks, and one option changed",
+    "values alone": "Values: product codes with one option added",
+}
+RECIPE = {
+    "keys": {"bits": 4, "mean": "turning", "metric": "full", "transform": "klt", "centroids": "int8"},
+    "values": {"bits": 4, "mean": "constant", "gain": True, "transform": "hadamard", "scope": "universal"},
+}
+ABLATION_HEAD = """\
+| option | KLD, nats | times | difference |
+|---|---|---|---|"""
+COST_HEAD = """\
+| side | part | bytes a token | bytes fixed | operations a token | operations a step |
+|---|---|---|---|---|---|"""
 BAR_HEAD = """\
 | method | bits | KLD, nats | bar | best peer up to 1.25 bits more | its bits | its KLD | KLD less that of the peer |
 |---|---|---|---|---|---|---|---|"""
@@ -56,10 +77,44 @@ def bars(group: Group) -> str:
     return "\n".join(lines)
 
 
+def ablation(group: Group) -> str:
+    """A table for each grid: what changing one option of its base does, with intervals of the paired difference."""
+    records = {row.method: row.record for row in group.rows}
+    bases = sorted((name for name in records if ":" not in name), key=list(GRIDS).index)
+    parts = []
+    for base in bases:
+        own = {name: record for name, record in records.items() if name == base or name.startswith(f"{base}: ")}
+        gaps = differences(own, base)
+        mean = {name: sum(r.samples["kld_mean"]) / len(r.samples["kld_mean"]) for name, r in own.items()}
+        lines = [f"{GRIDS[base]}:", "", ABLATION_HEAD, f"| as it stands | {mean[base]:#.3g} | | |"]
+        for name in sorted(gaps, key=mean.__getitem__):
+            gap, change = gaps[name], name.removeprefix(f"{base}: ").partition(".")[2]
+            told = f"{gap.value:+.2g} [{gap.low:+.2g}, {gap.high:+.2g}]"
+            lines.append(f"| {change} | {mean[name]:#.3g} | {mean[name] / mean[base]:.2f} | {told} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def cost_table(head_dim: int = 64) -> str:
+    """What each part of the recipe would take where it is served, for heads of `head_dim` at 4 bits."""
+    lines = [COST_HEAD]
+    for side, text in RECIPE.items():
+        options = part_of({"codec": "composed", **text}).options
+        assert isinstance(options, ComposedOptions)
+        for cost in costs(options, side, head_dim):
+            lines.append(
+                f"| {side} | {cost.part} | {cost.bytes_per_token:g} | {cost.fixed_bytes:,} | {cost.per_token:g} | "
+                f"{cost.per_step:,} |"
+            )
+    return "\n".join(lines)
+
+
 def printed(words: list[str]) -> str:
+    if words[0] == "costs":
+        return cost_table()
     what, text, context = words
-    group = found(text, int(context))
-    return bars(group) if what == "bars" else markdown(group)
+    group = found(text, int(context), "ablation" if what == "ablation" else "smollm2")
+    return {"bars": bars, "ablation": ablation, "methods": markdown}[what](group)
 
 
 if __name__ == "__main__":

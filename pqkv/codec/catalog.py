@@ -65,6 +65,11 @@ class Part:
         """Its class."""
         return CODECS[self.name]
 
+    @property
+    def learns(self) -> bool:
+        """Whether it learns from samples."""
+        return self.kind.learns(self.options)
+
     def __str__(self) -> str:
         given = self.options.model_dump(mode="json", exclude_defaults=True)
         return self.name + (":" + ",".join(f"{k}={_written(v)}" for k, v in given.items()) if given else "")
@@ -131,7 +136,7 @@ class CodecSpec:
     @property
     def calibrated(self) -> bool:
         """Whether it learns from samples."""
-        return bool(self.keys.kind.calibrated or self.values.kind.calibrated)
+        return self.keys.learns or self.values.learns
 
     def config(self) -> dict[str, Any]:
         """For digests and records: names and all options."""
@@ -141,9 +146,9 @@ class CodecSpec:
     def learnings(self) -> list[Learning]:
         """What has to be learnt, each apart."""
         if issubclass(self.keys.kind, WholeCodec):
-            return [Learning(self.keys, None)] if self.keys.kind.calibrated else []
+            return [Learning(self.keys, None)] if self.keys.learns else []
         sides: list[tuple[Side, Part]] = [("keys", self.keys), ("values", self.values)]
-        return [Learning(part, side) for side, part in sides if part.kind.calibrated]
+        return [Learning(part, side) for side, part in sides if part.learns]
 
     def learn(self, samples: Samples, seed: int = 0) -> State:
         """All of `learnings`: what `make` takes."""

@@ -70,6 +70,11 @@ class WholeCodec(Codec):
         return {}
 
     @classmethod
+    def learns(cls, options: Settings) -> bool:
+        """Whether it learns from samples under these options."""
+        return bool(cls.calibrated)
+
+    @classmethod
     def wants_gradients(cls, options: Settings) -> bool:
         """Whether samples must hold gradients, which take a backward pass over the calibration text."""
         return False
@@ -103,6 +108,11 @@ class SideCodec(ABC):
     def learn(cls, options: Settings, side: Side, samples: Samples, seed: int) -> State:
         """Tensors by name, those of a layer named `<layer>.<name>`."""
         return {}
+
+    @classmethod
+    def learns(cls, options: Settings) -> bool:
+        """Whether it learns from samples under these options."""
+        return bool(cls.calibrated)
 
     @classmethod
     def wants_gradients(cls, options: Settings) -> bool:

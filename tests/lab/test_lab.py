@@ -168,3 +168,16 @@ def test_digests_name_what_was_coded_and_what_it_learnt(settings, folder):
     assert configs[1]["calibration"] == "stdlib/calibration"
     assert len({config["codebooks"] for config in configs}) == 3
     assert np.isfinite(found["four"].samples["kld_mean"]).all()
+
+
+def test_a_codec_that_learns_nothing_under_its_options_needs_no_samples():
+    from pqkv.codec.catalog import CodecSpec
+
+    assert [len(CodecSpec.parse(text).learnings()) for text in ("fp8", "fp8:scale=one", "nvfp4:scale=one", "aqua")] == [
+        2,
+        0,
+        0,
+        1,
+    ]
+    assert CodecSpec.parse("kvquant").learnings()[0].gradients
+    assert not CodecSpec.parse("kvquant:fisher=false").learnings()[0].gradients

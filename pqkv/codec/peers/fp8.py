@@ -34,10 +34,15 @@ class Fp8(SideCodec):
     options: Fp8Options
 
     @classmethod
+    def learns(cls, options: Settings) -> bool:
+        """A scale of 1 is not learnt."""
+        assert isinstance(options, Fp8Options)
+        return options.scale == "learnt"
+
+    @classmethod
     def learn(cls, options: Settings, side: Side, samples: Samples, seed: int) -> State:
         """`scale` of each layer, a float32 scalar."""
-        assert isinstance(options, Fp8Options)
-        return {} if options.scale == "one" else largest_scales(samples, side, _LARGEST)
+        return largest_scales(samples, side, _LARGEST)
 
     def encode(self, layer: int, vectors: Tensor, positions: Tensor) -> Planes:
         """float8_e4m3fn (B, Hkv, T, D)."""

@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pqkv.codec.interface import SideCodec
-from pqkv.codec.peers.groups import grouped, to_half
+from pqkv.codec.peers.groups import grouped
+from pqkv.codec.peers.minmax import half
 from pqkv.codec.planes import Plane, Planes
 from pqkv.config import Settings
 from pqkv.errors import ConfigError
@@ -56,7 +57,7 @@ class BlockCodec(SideCodec):
         scales = self.scales_of(blocks)
         # codes are of the float32 scale, though its float16 decodes; a subnormal one is no scale, and decodes to 0
         inverse = (1 / scales).where(scales.abs() >= torch.finfo(torch.float32).tiny, 0)
-        return {"codes": Plane(self.codes_of(blocks * inverse), self.width), "scales": Plane(to_half(scales))}
+        return {"codes": Plane(self.codes_of(blocks * inverse), self.width), "scales": Plane(half(scales))}
 
     def decode(self, layer: int, planes: Planes, positions: Tensor) -> Tensor:
         """(B, Hkv, T, D) float32."""

@@ -6,8 +6,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pqkv.codec.interface import SideCodec
-from pqkv.codec.peers.affine import affine, affine_restored
 from pqkv.codec.peers.groups import grouped
+from pqkv.codec.peers.minmax import put_back, round_min_max
 from pqkv.codec.planes import Plane, Planes
 from pqkv.config import Settings
 
@@ -34,9 +34,9 @@ class Integer(SideCodec):
         """Codes (B, Hkv, T, D/g, g); scales and zeros (B, Hkv, T, D/g, 1), float16."""
         size = self.options.group or vectors.shape[-1]
         groups = grouped(vectors, size, "int", "take a divisor, or group=null for whole heads")
-        codes, scales, zeros = affine(groups, self.options.bits, -1)
+        codes, scales, zeros = round_min_max(groups, self.options.bits, -1)
         return {"codes": Plane(codes, self.options.bits), "scales": Plane(scales), "zeros": Plane(zeros)}
 
     def decode(self, layer: int, planes: Planes, positions: Tensor) -> Tensor:
         """(B, Hkv, T, D) float32."""
-        return affine_restored(planes["codes"].values, planes["scales"].values, planes["zeros"].values).flatten(-2)
+        return put_back(planes["codes"].values, planes["scales"].values, planes["zeros"].values).flatten(-2)

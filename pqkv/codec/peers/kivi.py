@@ -7,8 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pqkv.codec.interface import Side, SideCodec, State
-from pqkv.codec.peers.affine import affine, affine_restored
 from pqkv.codec.peers.groups import grouped
+from pqkv.codec.peers.minmax import put_back, round_min_max
 from pqkv.codec.planes import Plane, Planes
 from pqkv.config import Settings
 
@@ -37,22 +37,22 @@ class Kivi(SideCodec):
     def encode(self, layer: int, vectors: Tensor, positions: Tensor) -> Planes:
         """Codes (B, Hkv, T, D) of keys, (B, Hkv, T, D/g, g) of values; float16 scales and zeros, one a group."""
         if self.side == "keys":
-            codes, scales, zeros = affine(_by_tokens(vectors, self.group), self.options.bits, -2)
+            codes, scales, zeros = round_min_max(_by_tokens(vectors, self.group), self.options.bits, -2)
             codes = codes.flatten(2, 3)[:, :, : vectors.shape[2]]
             scales, zeros = scales.squeeze(-2), zeros.squeeze(-2)  # (B, Hkv, groups, D)
         else:
             groups = grouped(vectors, self.options.group, "kivi", "take a divisor for group")
-            codes, scales, zeros = affine(groups, self.options.bits, -1)
+            codes, scales, zeros = round_min_max(groups, self.options.bits, -1)
         return {"codes": Plane(codes, self.options.bits), "scales": Plane(scales), "zeros": Plane(zeros)}
 
     def decode(self, layer: int, planes: Planes, positions: Tensor) -> Tensor:
         """(B, Hkv, T, D) float32."""
         codes, scales, zeros = (planes[name].values for name in ("codes", "scales", "zeros"))
         if self.side == "values":
-            return affine_restored(codes, scales, zeros).flatten(-2)
+            return put_back(codes, scales, zeros).flatten(-2)
         T = codes.shape[2]
         scales, zeros = (part.repeat_interleave(self.group, 2)[:, :, :T] for part in (scales, zeros))
-        return affine_restored(codes, scales, zeros)
+        return put_back(codes, scales, zeros)
 
 
 def _by_tokens(vectors: Tensor, size: int) -> Tensor:

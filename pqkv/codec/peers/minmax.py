@@ -9,7 +9,7 @@ _LARGEST = 65504.0  # of float16
 
 
 def half(numbers: Tensor) -> Tensor:
-    """Numbers in float16, none of them infinite."""
+    """Numbers in float16; what is past its largest is that, as an infinite scale would restore NaN."""
     return numbers.clamp(-_LARGEST, _LARGEST).half()
 
 
@@ -18,9 +18,12 @@ def safe(divisors: Tensor) -> Tensor:
     return torch.where(divisors == 0, torch.ones_like(divisors), divisors)
 
 
-def round_min_max(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (..., n) uint8 of x (..., n), and a scale and a zero (..., 1) float16 that they are of."""
-    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+def round_min_max(x: Tensor, bits: int, axis: int = -1) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes like x, uint8, and float16 scales and zeros of size 1 along `axis`, whose elements share them.
+
+    The zero is the least of them, the scale their range over 2**bits - 1; codes are of the float16 ones that decode.
+    """
+    low, high = x.amin(axis, keepdim=True), x.amax(axis, keepdim=True)
     scale, zero = half((high - low) / (2**bits - 1)), half(low)
     codes = ((x - zero.to(x.dtype)) / safe(scale.to(x.dtype))).round()
     return codes.clamp(0, 2**bits - 1).to(torch.uint8), scale, zero

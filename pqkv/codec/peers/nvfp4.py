@@ -38,10 +38,15 @@ class Nvfp4(SideCodec):
     options: Nvfp4Options
 
     @classmethod
+    def learns(cls, options: Settings) -> bool:
+        """A scale of 1 is not learnt."""
+        assert isinstance(options, Nvfp4Options)
+        return options.scale == "learnt"
+
+    @classmethod
     def learn(cls, options: Settings, side: Side, samples: Samples, seed: int) -> State:
         """`scale` of each layer, a float32 scalar."""
-        assert isinstance(options, Nvfp4Options)
-        return {} if options.scale == "one" else largest_scales(samples, side, LARGEST * _LARGEST_SCALE)
+        return largest_scales(samples, side, LARGEST * _LARGEST_SCALE)
 
     def encode(self, layer: int, vectors: Tensor, positions: Tensor) -> Planes:
         """Codes (B, Hkv, T, D/16, 16), scales (B, Hkv, T, D/16, 1), float8_e4m3fn."""
