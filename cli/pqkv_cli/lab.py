@@ -33,8 +33,9 @@ def lab(
     """
     from pqkv.config import read_config_file
     from pqkv.lab.config import LabConfig
-    from pqkv.lab.outcome import groups, write_outcome
+    from pqkv.lab.outcome import floors, groups, write_outcome
     from pqkv.lab.pareto import write_pareto
+    from pqkv.record import RecordStore
     from pqkv_cli.lab_tables import print_lab
 
     config = LabConfig.parse(read_config_file(file), source=file.name)
@@ -52,6 +53,6 @@ def lab(
     found = groups(records, names, config.against)
     if output is not None and found:
         write_outcome(found, output)
-        write_pareto(found, output)
+        write_pareto(found, output, floors=floors(RecordStore(output).load_all(), found))
     print_records(records, format, output, lambda ran: print_lab(found))
     raise_if_failed(records)

@@ -12,6 +12,7 @@ from pqkv.lab.differences import Difference, differences
 from pqkv.record import Metric, Record, atomic_write
 from pqkv.report.series import codec_name, machine_of, mode_name
 
+_FLOOR = "bfloat16 arithmetic"
 _SAME = ("model", "data", "split", "context", "windows", "mode", "coded_sinks", "sink_tokens", "residual", "page_size")
 
 
@@ -85,6 +86,20 @@ def _group(by_name: dict[str, Record], against: str | None) -> Group:
     rows = [Row(name, record, told.get(name)) for name, record in by_name.items()]
     rows.sort(key=lambda row: (row.value("code_bits"), row.value("kld_mean")))
     return Group(tuple(rows), against if told else None)
+
+
+def floors(records: Sequence[Record], found: Sequence[Group]) -> dict[str, float]:
+    """KLD of bfloat16 arithmetic by the name of a group, where a record has it of the same text, context and windows
+    (`pqkv eval --noise-floor`): under it nothing can be told.
+    """
+    keys = ("model", "data", "split", "context", "windows")
+    known = {
+        tuple(record.config.get(key) for key in keys): record.metrics["kld_mean"].value
+        for record in records
+        if record.status == "ok" and record.config.get("floor") == _FLOOR
+    }
+    own = {group.name: known.get(tuple(group.config[key] for key in keys)) for group in found}
+    return {name: kld for name, kld in own.items() if kld is not None}
 
 
 def write_outcome(found: Sequence[Group], folder: Path) -> list[Path]:
