@@ -54,12 +54,37 @@ class Codec(ABC):
         return self
 
 
-class WholeCodec(Codec):
-    """A codec of both sides, or across layers, that has `Options`, learns a `State` and is made of both."""
+class Learnt:
+    """What codecs with options have in common: where the recipe is from, and what they learn from samples."""
 
     Options: ClassVar[type[Settings]] = Settings
-    calibrated: ClassVar[str] = ""
+    calibrated: ClassVar[str] = ""  # what it learns, in a few words; empty for nothing
     source: ClassVar[str] = ""
+    state: State
+
+    @classmethod
+    def learns(cls, options: Settings) -> bool:
+        """Whether it learns from samples under these options."""
+        return bool(cls.calibrated)
+
+    @classmethod
+    def wants_gradients(cls, options: Settings) -> bool:
+        """Whether samples must hold gradients, which take a backward pass over the calibration text."""
+        return False
+
+    def fixed_bytes(self) -> int:
+        """Bytes of what was learnt; what is shared is counted once."""
+        return state_bytes(self.state)
+
+    def on(self, device: torch.device) -> State | None:
+        """What was learnt on another device; None where it is there."""
+        if all(tensor.device == device for tensor in self.state.values()):
+            return None
+        return {name: tensor.to(device) for name, tensor in self.state.items()}
+
+
+class WholeCodec(Learnt, Codec):
+    """A codec of both sides, or across layers, that has `Options`, learns a `State` and is made of both."""
 
     def __init__(self, options: Settings, state: State) -> None:
         self.options, self.state = options, state
@@ -69,36 +94,18 @@ class WholeCodec(Codec):
         """Tensors by name, those of a layer named `<layer>.<name>`."""
         return {}
 
-    @classmethod
-    def learns(cls, options: Settings) -> bool:
-        """Whether it learns from samples under these options."""
-        return bool(cls.calibrated)
-
-    @classmethod
-    def wants_gradients(cls, options: Settings) -> bool:
-        """Whether samples must hold gradients, which take a backward pass over the calibration text."""
-        return False
-
     def to(self, device: torch.device) -> Self:
         """The codec with what it learnt on another device."""
-        if all(tensor.device == device for tensor in self.state.values()):
-            return self
-        return type(self)(self.options, {name: tensor.to(device) for name, tensor in self.state.items()})
-
-    def fixed_bytes(self) -> int:
-        """Bytes of what was learnt; what is shared is counted once."""
-        return state_bytes(self.state)
+        moved = self.on(device)
+        return self if moved is None else type(self)(self.options, moved)
 
 
-class SideCodec(ABC):
+class SideCodec(Learnt, ABC):
     """A way of coding one side, keys or values. A subclass has `Options`, learns a `State` from samples of its side
     with `learn` and is made of both.
     """
 
-    Options: ClassVar[type[Settings]] = Settings
     sides: ClassVar[tuple[Side, ...]] = ("keys", "values")  # that it can code
-    calibrated: ClassVar[str] = ""  # what it learns from samples, in a few words; empty for nothing
-    source: ClassVar[str] = ""  # where the recipe is from
     group: int = 1
 
     def __init__(self, options: Settings, side: Side, state: State) -> None:
@@ -108,16 +115,6 @@ class SideCodec(ABC):
     def learn(cls, options: Settings, side: Side, samples: Samples, seed: int) -> State:
         """Tensors by name, those of a layer named `<layer>.<name>`."""
         return {}
-
-    @classmethod
-    def learns(cls, options: Settings) -> bool:
-        """Whether it learns from samples under these options."""
-        return bool(cls.calibrated)
-
-    @classmethod
-    def wants_gradients(cls, options: Settings) -> bool:
-        """Whether samples must hold gradients, which take a backward pass over the calibration text."""
-        return False
 
     @classmethod
     def learnt(cls, options: Settings, side: Side, samples: Samples, seed: int = 0) -> Self:
@@ -138,17 +135,12 @@ class SideCodec(ABC):
 
     def to(self, device: torch.device) -> Self:
         """The codec with what it learnt on another device."""
-        if all(tensor.device == device for tensor in self.state.values()):
-            return self
-        return type(self)(self.options, self.side, {name: tensor.to(device) for name, tensor in self.state.items()})
+        moved = self.on(device)
+        return self if moved is None else type(self)(self.options, self.side, moved)
 
     def of_layer(self, layer: int, name: str) -> Tensor:
         """A learnt tensor."""
         return self.state[f"{layer}.{name}"]
-
-    def fixed_bytes(self) -> int:
-        """Bytes of what was learnt; what is shared is counted once."""
-        return state_bytes(self.state)
 
 
 class Exact(SideCodec):
