@@ -28,6 +28,7 @@ from pqkv.codec.peers.oscar import Oscar
 from pqkv.codec.peers.q4_0 import Q4_0
 from pqkv.codec.peers.q8_0 import Q8_0
 from pqkv.codec.peers.turboquant import TurboQuant
+from pqkv.codec.predicted import Predicted
 from pqkv.codec.samples import Samples
 from pqkv.config import Settings
 from pqkv.errors import ConfigError
@@ -35,6 +36,7 @@ from pqkv.errors import ConfigError
 CODECS: dict[str, type[SideCodec] | type[WholeCodec]] = {
     "exact": Exact,
     "composed": Composed,
+    "predicted": Predicted,
     "int": Integer,
     "kivi": Kivi,
     "q8_0": Q8_0,

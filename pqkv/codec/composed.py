@@ -107,13 +107,19 @@ class Composed(SideCodec):
                 raise ConfigError(f"metric {options.metric} of {side}: the samples do not say what their errors cost")
             rotary = samples.rotary[layer] if samples.rotary is not None else None
             moments = metric[layer] if metric is not None else None
-            found = _learn_layer(options, shape, vectors, samples.positions, rotary, moments, seed)
+            found = learn_layer(options, shape, vectors, samples.positions, rotary, moments, seed)
             state |= {f"{layer}.{name}": tensor for name, tensor in found.items()}
-            if options.scope == "universal":
-                M, nbits = code_geometry(shape, vectors.shape[-1])
-                name = _universal(vectors.shape[-1] // M, nbits)
-                state[name] = state[name] if name in state else gaussian_codebook(vectors.shape[-1] // M, nbits)
+            state |= cls.universals(options, shape, vectors)
         return state
+
+    @staticmethod
+    def universals(options: ComposedOptions, shape: CodeShape, vectors: Tensor) -> State:
+        """The codebook that all layers of a shape share, by its name; nothing in other scopes."""
+        if options.scope != "universal":
+            return {}
+        M, nbits = code_geometry(shape, vectors.shape[-1])
+        d_sub = vectors.shape[-1] // M
+        return {_universal(d_sub, nbits): gaussian_codebook(d_sub, nbits)}
 
     def encode(self, layer: int, vectors: Tensor, positions: Tensor) -> Planes:
         """Codes (B, Hkv, T, M), and gains (B, Hkv, T) in bytes."""
@@ -170,7 +176,7 @@ class Composed(SideCodec):
         return self._books[layer, dtype]
 
 
-def _learn_layer(
+def learn_layer(
     options: ComposedOptions,
     shape: CodeShape,
     vectors: Tensor,

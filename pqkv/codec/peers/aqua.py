@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pqkv.codec.gaussian import gaussian_codebook
 from pqkv.codec.interface import Pair, State, WholeCodec
+from pqkv.codec.linear import linear
 from pqkv.codec.nearest import nearest
 from pqkv.codec.peers.minmax import half, safe
 from pqkv.codec.planes import Plane, Planes
@@ -20,7 +21,6 @@ from pqkv.config import Settings
 from pqkv.errors import ConfigError
 
 _GROUP = 1024  # channels of all heads that share a norm, at most
-_RIDGE = 1e-3  # of the mean variance of what is predicted from
 
 
 class AquaOptions(Settings):
@@ -148,14 +148,3 @@ def grid_vectors(codes: Tensor, norms: Tensor, bits: int) -> Tensor:
 def _groups(width: int) -> int:
     """How many groups of even size, of at most 1,024 channels, a row makes: as few as there can be."""
     return next(n for n in range(1, width + 1) if width % n == 0 and width // n <= _GROUP and width // n % 2 == 0)
-
-
-def linear(seen: Tensor, wanted: Tensor) -> Pair:
-    """Weight (in, out) and bias (out,) of the ridge regression of wanted (1, N, out) on seen (1, N, in)."""
-    x, y = seen[0].double(), wanted[0].double()
-    x_mean, y_mean = x.mean(0), y.mean(0)
-    x, y = x - x_mean, y - y_mean
-    gram = x.mT @ x
-    ridge = _RIDGE * gram.diagonal().mean().clamp(min=1e-30) * torch.eye(len(gram), dtype=gram.dtype)
-    weight = torch.linalg.solve(gram + ridge, x.mT @ y)
-    return weight.float(), (y_mean - x_mean @ weight).float()
