@@ -29,7 +29,7 @@ Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Metric = Literal["perplexity", "agreement", "kld", "recall", "softmax-mass"]
 
 # bits per element -> (channels per subspace, nbits)
-BIT_CHOICES: dict[float, tuple[int, int]] = {4: (2, 8), 3: (2, 6), 2: (4, 8), 1.5: (4, 6), 1: (8, 8)}
+BIT_CHOICES: dict[float, tuple[int, int]] = {6: (1, 6), 4: (2, 8), 3: (2, 6), 2: (4, 8), 1.5: (4, 6), 1: (8, 8)}
 ALL_METRICS: tuple[Metric, ...] = ("perplexity", "agreement", "kld", "recall", "softmax-mass")
 NBITS_RANGE = (1, 12)
 
@@ -55,7 +55,7 @@ class Settings(BaseModel):
 class CodeShape(Settings):
     """How many codes a vector gets and how wide they are; `bits` is the marginal cost per element."""
 
-    bits: float | None = Field(None, description="bits per element: 4, 3, 2, 1.5 or 1")
+    bits: float | None = Field(None, description="bits per element: 6, 4, 3, 2, 1.5 or 1")
     num_subspaces: int | None = Field(None, ge=1)
     nbits: int | None = Field(None, ge=NBITS_RANGE[0], le=NBITS_RANGE[1])
 

@@ -36,7 +36,7 @@ def bench(
     ] = None,
     batch: Annotated[str | None, option("Sequences at once, by commas.", _GRID, "1")] = None,
     bits: Annotated[
-        str | None, option("Of 4, 3, 2, 1.5 and 1 an element, by commas; 0 is the paged exact cache.", _GRID, "4,2")
+        str | None, option("Of 6, 4, 3, 2, 1.5 and 1 an element, by commas; 0 is the paged exact cache.", _GRID, "4,2")
     ] = None,
     num_subspaces: Annotated[int | None, option("Codes per vector, instead of --bits.", _GRID, False)] = None,
     nbits: Annotated[int | None, option("Bits of a code, with --num-subspaces.", _GRID, False)] = None,

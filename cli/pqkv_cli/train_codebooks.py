@@ -16,7 +16,7 @@ _CODES, _CALIBRATION = "Codes", "Calibration"
 def train_codebooks(
     output: Annotated[Path, option("Where the codebook file goes.", OUTPUT, False, "-o", "--output")],
     model: Model = None,
-    bits: Annotated[float | None, option("Bits per element: 4, 3, 2, 1.5 or 1.", _CODES, "4")] = None,
+    bits: Annotated[float | None, option("Bits per element: 6, 4, 3, 2, 1.5 or 1.", _CODES, "4")] = None,
     num_subspaces: Annotated[int | None, option("Codes per vector (M), with --nbits.", _CODES, False)] = None,
     nbits: Annotated[int | None, option("Bits per code, 1 to 12.", _CODES, False)] = None,
     scope: Annotated[str | None, option("One codebook per head, layer or global.", _CODES, "head")] = None,

@@ -30,7 +30,7 @@ from pqkv.errors import ConfigError
 class ComposedOptions(Settings):
     """What the parts do."""
 
-    bits: float | None = Field(None, description="of codes, an element: 4, 3, 2, 1.5, 1")
+    bits: float | None = Field(None, description="of codes, an element: 6, 4, 3, 2, 1.5, 1")
     num_subspaces: int | None = Field(None, ge=1)
     nbits: int | None = Field(None, ge=1, le=12)
     layer_bits: tuple[float, ...] = Field((), description="bits of each coded layer, 0 exact; empty: bits everywhere")

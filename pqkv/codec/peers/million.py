@@ -20,7 +20,7 @@ from pqkv.config import CodeShape, Settings
 class MillionOptions(Settings):
     """Published with 64 x 8 to 64 x 12 and 32 x 8 to 32 x 12 for heads of 128."""
 
-    bits: float | None = Field(None, description="of codes, an element: 4, 3, 2, 1.5, 1")
+    bits: float | None = Field(None, description="of codes, an element: 6, 4, 3, 2, 1.5, 1")
     num_subspaces: int | None = Field(None, ge=1)
     nbits: int | None = Field(None, ge=1, le=12)
     iterations: int = Field(25, ge=1)
