@@ -32,7 +32,7 @@ def test_subspaces_and_nbits_are_taken_as_given():
 
 @pytest.mark.parametrize("bits", [5, 0, -4, 2.5, 3.001, 1.499])
 def test_unknown_bits_are_refused_with_the_known_ones(bits):
-    with pytest.raises(ConfigError, match=r"pick 4, 3, 2, 1\.5, 1"):
+    with pytest.raises(ConfigError, match=r"pick 6, 4, 3, 2, 1\.5, 1"):
         code_geometry(CodeShape(bits=bits), 64)
 
 
