@@ -1,11 +1,13 @@
 """Bits dealt out to layers and sides: python experiments/quality-lab/allocate.py FOLDER BITS...
 
-FOLDER has the records of
+FOLDER has the records of these two, RECIPE being our 4 bits:
+
     pqkv lab experiments/quality-lab/widths.toml -o FOLDER
-    pqkv eval --model smollm2 --data wikitext2-validation.txt --mode all-coded --coded-sinks 4 --context 1024 --windows 2 \
-      --metrics kld --by-layer --calibration-data wikipedia.jsonl --codec RECIPE -o FOLDER
-with RECIPE our 4 bits. What each layer loses alone comes from the second, by how much more or less a side loses at other
-widths from the first; printed are methods for a lab's file, with the loss that is expected of them.
+    pqkv eval --model smollm2 --data wikitext2-validation.txt --mode all-coded --coded-sinks 4 --context 1024
+      --windows 2 --metrics kld --by-layer --calibration-data wikipedia.jsonl --codec RECIPE -o FOLDER
+
+What each layer loses alone comes from the second, by how much more or less a side loses at other widths from the first.
+Printed are methods for a lab's file, with the loss that is expected of them.
 """
 
 import sys

@@ -1,0 +1,76 @@
+"""Figures in the prose of experiments/quality-lab are those of its records."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TEXT = " ".join((ROOT / "experiments/quality-lab/README.md").read_text().split())
+
+
+@pytest.fixture(scope="module")
+def rows():
+    spec = importlib.util.spec_from_file_location("lab_tables", ROOT / "experiments/quality-lab/tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    return {row.method: row for row in tables.found("wikitext2-test.txt", 1024).rows}
+
+
+def said(pattern):
+    """The numbers that the prose has where the pattern says."""
+    found = re.search(pattern, TEXT)
+    assert found, pattern
+    return [float(number) for number in found.groups()]
+
+
+RATIOS = [
+    (r"ours loses ([\d.]+) of today's codebooks", "pqkv 4", "codebooks 4"),
+    (r"underneath, loses ([\d.]+) of ours at 4 bits", "AQUA-KV 4", "pqkv 4"),
+    (r"of ours at 4 bits, ([\d.]+) at 3", "AQUA-KV 3", "pqkv 3"),
+    (r"at 3, ([\d.]+) at 2\.", "AQUA-KV 2", "pqkv 2"),
+    (r"nearest relative, lose ([\d.]+) times ours", "CQ 2c8b", "pqkv 4"),
+    (r"for all heads: ([\d.]+) times", "MILLION 4", "pqkv 4"),
+    (r"is close\*\* \(([\d.]+) times\)", "KIVI 4", "pqkv 4"),
+    (r"it loses ([\d.]+) times what our 3 bits do", "KIVI 2", "pqkv 3"),
+]
+
+
+@pytest.mark.parametrize(("pattern", "method", "over"), RATIOS)
+def test_ratios_of_losses(rows, pattern, method, over):
+    (number,) = said(pattern)
+    digits = len(str(number).partition(".")[2]) if number < 10 and number % 1 else 0
+    assert number == pytest.approx(rows[method].kld.value / rows[over].kld.value, abs=0.51 * 10**-digits)
+
+
+def test_ranges_and_bars(rows):
+    ours = rows["pqkv 4"]
+    low, high = said(r"nvfp4 and mxfp4 lose (\d+) to (\d+) times")
+    found = [rows[name].kld.value / ours.kld.value for name in ("int4", "q4_0", "nvfp4", "mxfp4")]
+    assert (round(min(found)), round(max(found))) == (low, high)
+    assert all(rows[name].value("code_bits") > ours.value("code_bits") for name in ("int4", "q4_0", "nvfp4", "mxfp4"))
+    assert said(r"perplexity at 4 bits \+([\d.]+)%") == [
+        pytest.approx(100 * (ours.value("perplexity_ratio") - 1), abs=0.006)
+    ]
+    assert said(r"is not\*\* \(([\d.]+), bar 0\.16\)") == [pytest.approx(rows["pqkv 2"].kld.value, abs=6e-4)]
+    assert ours.kld.value <= 0.012
+    assert rows["pqkv 3"].kld.value <= 0.045
+    assert rows["pqkv 2"].kld.value > 0.16
+
+
+def test_who_stands_in_the_way(rows):
+    """Less than every peer up to 5.25 bits but one; at 3 bits two."""
+
+    def better(name, upto):
+        bits = int(rows[name].value("code_bits"))
+        peers = [m for m in rows if not m.startswith(("pqkv", "codebooks"))]
+        return {m for m in peers if bits <= rows[m].value("code_bits") < upto
+                and rows[m].kld.value < rows[name].kld.value}  # fmt: skip
+
+    assert better("pqkv 4", 5.25) == {"AQUA-KV 4"}
+    assert better("pqkv 3", 4.25) == {"AQUA-KV 3", "AQUA-KV 4", "CQ 2c8b"}
+    assert better("pqkv 2", 3.25) == {"AQUA-KV 2", "AQUA-KV 3"}
+    assert 0.4 < rows["q4_0 rotated"].kld.value / rows["q4_0"].kld.value < 0.55
+    assert rows["fp8"].kld.value / rows["pqkv 4"].kld.value == pytest.approx(2 / 3, abs=0.02)
+    assert rows["q8_0"].kld.value / rows["fp8"].kld.value == pytest.approx(1 / 20, abs=0.01)
