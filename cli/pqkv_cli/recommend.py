@@ -69,7 +69,8 @@ def _print(best: Recipe | None, found: list[Recipe], wanted: Wanted, lm: Languag
             f"nothing that was measured of {lm.name} has {wanted}; of {len(found)} recipes the one that loses least is "
             f"{closest.name} with {_loss(closest)} at {closest.code_bits:.3g} bits"
         )
-    said = f"{best.name}: {best.code_bits:.4g} bits an element, the smallest of {len(found)} measured with {wanted}"
+    kind = "smallest" if wanted.max_ppl is not None or wanted.max_kld is not None else "one that loses least"
+    said = f"{best.name}: {best.code_bits:.4g} bits an element, the {kind} of {len(found)} measured with {wanted}"
     print_lines(out, said)
     print_table(
         out,
@@ -83,7 +84,10 @@ def _print(best: Recipe | None, found: list[Recipe], wanted: Wanted, lm: Languag
     print_table(out, columns, _savings(best), title="what it saves", words=("quality",))
     if memory is not None:
         _print_room(best, lm, memory)
-    codec = f"--codec '{best.name}'" if best.records[0].config.get("codec") else "--codebooks FILE"
+    coded = best.records[0].config.get("codec")
+    codec = f"--codec '{best.name}'" if coded else "--codebooks FILE"
+    if coded:
+        print_lines(out, "measured, not served: pages and kernels hold the codes of codebooks alone so far")
     print_lines(out, f"learn and use it: pqkv eval --model {lm.name} {codec}")
 
 

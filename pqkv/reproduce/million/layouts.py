@@ -38,7 +38,7 @@ _LAYOUTS: tuple[tuple[Layout, Layout], ...] = (
 _ACCESSES = "accesses"  # kind of the records that count
 _CPU_BLOCK = 8  # subspaces that the CPU's kernels take at a time at most
 _COUNTED = (  # where the addresses that are counted come from
-    "speed/accesses.py", "kernels/packing.py", "kernels/cuda/backend.py", "kernels/cuda/coded.py",
+    "speed/accesses.py", "packing.py", "kernels/cuda/backend.py", "kernels/cuda/coded.py",
     "kernels/cuda/lookups.py", "kernels/cuda/steps.py",
 )  # fmt: skip
 
