@@ -20,7 +20,14 @@ from pqkv.report.series import codec_name
 ROOT = Path(__file__).parents[2]
 OURS = ("pqkv", "codebooks")  # what names of our own begin with
 WIDER = 1.25  # bits that a peer may take more
-BARS = {"pqkv 4": 0.012, "pqkv 3": 0.045, "pqkv 2": 0.16}
+BARS = {
+    "pqkv 4": 0.012,
+    "pqkv 4, dealt": 0.012,
+    "pqkv 3": 0.045,
+    "pqkv 3, dealt": 0.045,
+    "pqkv 2": 0.16,
+    "pqkv 2, dealt": 0.16,
+}
 GRIDS = {
     "keys": "Keys (values exact): the recipe with one option changed",
     "keys alone": "Keys: product codes with one option added",

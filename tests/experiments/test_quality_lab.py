@@ -53,7 +53,7 @@ def test_ranges_and_bars(rows):
     assert said(r"perplexity at 4 bits \+([\d.]+)%") == [
         pytest.approx(100 * (ours.value("perplexity_ratio") - 1), abs=0.006)
     ]
-    assert said(r"is not\*\* \(([\d.]+), bar 0\.16\)") == [pytest.approx(rows["pqkv 2"].kld.value, abs=6e-4)]
+    assert said(r"is not\*\* \(([\d.]+), bar 0\.16;") == [pytest.approx(rows["pqkv 2"].kld.value, abs=6e-4)]
     assert ours.kld.value <= 0.012
     assert rows["pqkv 3"].kld.value <= 0.045
     assert rows["pqkv 2"].kld.value > 0.16
@@ -74,3 +74,12 @@ def test_who_stands_in_the_way(rows):
     assert 0.4 < rows["q4_0 rotated"].kld.value / rows["q4_0"].kld.value < 0.55
     assert rows["fp8"].kld.value / rows["pqkv 4"].kld.value == pytest.approx(2 / 3, abs=0.02)
     assert rows["q8_0"].kld.value / rows["fp8"].kld.value == pytest.approx(1 / 20, abs=0.01)
+
+
+def test_what_dealing_out_bits_gains(rows):
+    told = said(r"gain (\d+)% at 4 bits, (\d+)% at 3 and (\d+)% at 2")
+    gains = [1 - rows[f"pqkv {b}, dealt"].kld.value / rows[f"pqkv {b}"].kld.value for b in (4, 3, 2)]
+    assert told == [pytest.approx(100 * gain, abs=0.51) for gain in gains]
+    more = rows["pqkv 2, dealt"].value("code_bits") - rows["pqkv 2"].value("code_bits")
+    assert said(r"where they are ([\d.]+) bits more") == [pytest.approx(more, abs=0.006)]
+    assert said(r"; ([\d.]+) with bits dealt out") == [pytest.approx(rows["pqkv 2, dealt"].kld.value, abs=6e-4)]
