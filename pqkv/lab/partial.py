@@ -37,8 +37,8 @@ class Partials:
         self._kept: dict[tuple[str, int], Window] = {}
 
     def has(self, digest: str, window: int) -> bool:
-        """Whether a window of a cell was measured."""
-        return (digest, window) in self._kept if self._folder is None else self._path(digest, window).is_file()
+        """Whether a window of a cell was measured; a damaged file holds none, and is measured again."""
+        return self.read(digest, window) is not None
 
     def read(self, digest: str, window: int) -> Window | None:
         """A window; None where it was not measured, or its file is damaged (which is removed)."""

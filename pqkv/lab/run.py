@@ -120,9 +120,9 @@ def _measure(
         ids = torch.from_numpy(inputs.ids[start : rows.stop]).to(shared.lm.device)
         for first in range(0, len(methods), METHODS_TOGETHER):
             group = methods[first : first + METHODS_TOGETHER]
-            todo = [m for m in group if not all(parts.has(m.digest, row) for row in rows)]
-            if todo:
-                _batch(todo, ids, rows, inputs, shared, config, parts)
+            unmeasured = [m for m in group if not all(parts.has(m.digest, row) for row in rows)]
+            if unmeasured:
+                _batch(unmeasured, ids, rows, inputs, shared, config, parts)
             done += len(group) * len(rows)
             tell(label, done, total)
 

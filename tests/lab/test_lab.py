@@ -102,6 +102,24 @@ def test_it_goes_on_from_the_window_where_it_was_stopped(settings, folder, tmp_p
     assert not (tmp_path / "partial").exists()
 
 
+def test_a_damaged_window_is_measured_again_where_all_others_are_there(settings, folder, tmp_path, monkeypatch):
+    from pqkv.lab import run
+
+    real = run.run_cell
+    monkeypatch.setattr(run, "run_cell", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        dict(run_lab(LabConfig.parse(settings), RecordStore(tmp_path)))
+    parts = sorted((tmp_path / "partial").glob("*/*.npz"))
+    assert len(parts) == 5 * len(SPECS)
+    parts[7].write_bytes(parts[7].read_bytes()[:200])
+    monkeypatch.setattr(run, "run_cell", real)
+    again = dict(run_lab(LabConfig.parse(settings), RecordStore(tmp_path)))
+    whole = dict(run_lab(LabConfig.parse(settings), RecordStore(folder)))
+    for name, record in again.items():
+        assert record.status == "ok"
+        assert record.samples["nll"] == pytest.approx(whole[name].samples["nll"], rel=1e-6)
+
+
 def test_records_that_are_there_are_not_measured_again(settings, folder, monkeypatch):
     monkeypatch.setattr("pqkv.lab.run.compare_all", None)
     assert len(dict(run_lab(LabConfig.parse(settings), RecordStore(folder)))) == len(SPECS)
