@@ -162,7 +162,7 @@ def _measure(
     scale, copied = config.head_dim**-0.5, bandwidth()
 
     def inputs_of(seed: int) -> DecodeInputs:
-        return decode_inputs(config, cell.context, cell.batch, cell.shape, seed).to(device)
+        return decode_inputs(config, cell.context, cell.batch, cell.shape, seed, device)
 
     first = inputs_of(config.seed)
     error = relative_error(backend.run, first, scale, config.window)

@@ -47,7 +47,7 @@ def _measure(
     source, scale = part_source(backend.name), config.head_dim**-0.5
 
     def inputs_of(seed: int) -> DecodeInputs:
-        return decode_inputs(config, cell.context, cell.batch, cell.shape, seed).to(device)
+        return decode_inputs(config, cell.context, cell.batch, cell.shape, seed, device)
 
     first = inputs_of(config.seed)
     error, limit = relative_error(backend.run, first, scale, config.window), TOLERANCE[first.query.dtype]

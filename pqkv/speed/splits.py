@@ -45,7 +45,7 @@ def _measure(
     scale = config.head_dim**-0.5
 
     def inputs_of(seed: int) -> DecodeInputs:
-        return decode_inputs(config, cell.context, cell.batch, cell.shape, seed).to(device)
+        return decode_inputs(config, cell.context, cell.batch, cell.shape, seed, device)
 
     first = inputs_of(config.seed)
     inputs = [first] + [inputs_of(config.seed + i) for i in range(1, copies_beyond_cache(first.read, device))]

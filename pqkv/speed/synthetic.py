@@ -12,6 +12,8 @@ from pqkv.config import BenchConfig
 from pqkv.kernels import ExactTokens, PagedSide, PagedTokens
 from pqkv.packing import packed_size
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeInputs:
@@ -39,16 +41,23 @@ def lengths_of(batch: int, context: int, ragged: bool) -> list[int]:
 
 
 def decode_inputs(
-    config: BenchConfig, context: int, batch: int, shape: tuple[int, int] | None, seed: int
+    config: BenchConfig,
+    context: int,
+    batch: int,
+    shape: tuple[int, int] | None,
+    seed: int,
+    device: torch.device = _CPU,
 ) -> DecodeInputs:
-    """A cache of `context` tokens a sequence, as `config` schedules them; shape (M, nbits), None for exact pages."""
-    draw = torch.Generator().manual_seed(seed)
+    """A cache of `context` tokens a sequence, as `config` schedules them; shape (M, nbits), None for exact pages. Drawn
+    where it is used: a processor takes minutes to draw what fills a GPU.
+    """
+    draw = torch.Generator(device).manual_seed(seed)
     dtype = getattr(torch, config.dtype)
     Hkv, D, P = config.kv_heads, config.head_dim, config.page_size
     lengths = lengths_of(batch, context, config.ragged)
     sinks, coded, residual = ([parts[i] for parts in (parts_of(config, n, shape) for n in lengths)] for i in range(3))
     used = [-(-n // P) for n in coded]
-    ids = torch.randperm(sum(used), generator=draw).to(torch.int32)
+    ids = torch.randperm(sum(used), generator=draw, device=device).to("cpu", torch.int32)
     table = torch.full((batch, max(1, *used)), -1, dtype=torch.int32)
     for row, own in zip(table, ids.split(used), strict=True):
         row[: len(own)] = own
@@ -58,7 +67,7 @@ def decode_inputs(
     ]
     pages = PagedTokens(sides[0], sides[1], table, torch.tensor(coded, dtype=torch.int32), P)
     exact = [None if shape is None else _exact(part, batch, Hkv, D, dtype, draw) for part in (sinks, residual)]
-    query = torch.randn(batch, 1, config.heads, D, generator=draw).to(dtype)
+    query = _normal((batch, 1, config.heads, D), dtype, draw)
     per_page = sum(side.pages[0].numel() * side.pages.element_size() for side in sides)
     books = sum(side.centroids.numel() * 4 for side in sides if side.centroids is not None)
     vector = 2 * Hkv * D * dtype.itemsize
@@ -68,7 +77,7 @@ def decode_inputs(
         seen = s + c + r if config.window is None else min(config.window, s + c + r)
         in_residual, in_pages = min(seen, r), min(max(seen - r, 0), c)
         read += in_pages * per_page // P + (in_residual + max(seen - r - c, 0)) * vector
-    return DecodeInputs(query, pages, exact[0], exact[1], held, read)
+    return DecodeInputs(query, pages, exact[0], exact[1], held, read).to(device)
 
 
 def parts_of(config: BenchConfig, n: int, shape: tuple[int, int] | None) -> tuple[int, int, int]:
@@ -91,13 +100,13 @@ def _side(
 ) -> PagedSide:
     Hkv, D, P = config.kv_heads, config.head_dim, config.page_size
     if shape is None:
-        return PagedSide(torch.randn(count, Hkv, P, D, generator=draw).to(dtype))
+        return PagedSide(_normal((count, Hkv, P, D), dtype, draw))
     M, nbits = shape
     lines, codes = (P, M) if layout == "row" else (M, P)
     size = (count, Hkv, lines, packed_size(codes, nbits))
-    centroids = torch.randn(Hkv, M, 2**nbits, D // M, generator=draw)
-    channels = torch.stack([torch.randperm(D, generator=draw) for _ in range(Hkv)])
-    bytes_ = torch.randint(0, 256, size, dtype=torch.uint8, generator=draw)
+    centroids = _normal((Hkv, M, 2**nbits, D // M), torch.float32, draw)
+    channels = torch.stack([torch.randperm(D, generator=draw, device=draw.device) for _ in range(Hkv)])
+    bytes_ = torch.randint(0, 256, size, dtype=torch.uint8, generator=draw, device=draw.device)
     return PagedSide(bytes_, "row" if layout == "row" else "transposed", centroids, channels, nbits)
 
 
@@ -107,5 +116,13 @@ def _exact(
     capacity = max(lengths)
     if not capacity:
         return None
-    keys, values = (torch.randn(batch, Hkv, capacity, D, generator=draw).to(dtype) for _ in range(2))
+    keys, values = (_normal((batch, Hkv, capacity, D), dtype, draw) for _ in range(2))
     return ExactTokens(keys, values, torch.tensor(lengths, dtype=torch.int32))
+
+
+def _normal(shape: tuple[int, ...], dtype: torch.dtype, draw: torch.Generator) -> Tensor:
+    """Numbers of N(0, 1) on the generator's device. A GPU draws them in `dtype`: in float32 they would take twice the
+    memory for a moment.
+    """
+    drawn = dtype if draw.device.type == "cuda" else torch.float32
+    return torch.randn(shape, generator=draw, dtype=drawn, device=draw.device).to(dtype)
