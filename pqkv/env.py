@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 from collections import Counter
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def environment() -> dict[str, Any]:
         "memory_bytes": _memory_bytes(),
         "simd": _simd(info.get("flags", "")),
         **_torch(),
-        "versions": _versions(),
+        "versions": package_versions(),
     }
 
 
@@ -126,9 +127,10 @@ def _torch() -> dict[str, Any]:
     return {"torch_threads": torch.get_num_threads(), "gpus": gpus, "cuda": torch.version.cuda}
 
 
-def _versions() -> dict[str, str]:
+def package_versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Of those that are installed, and of this pqkv, installed or not."""
     versions = {}
-    for name in PACKAGES:
+    for name in names:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from importlib.metadata import version
 from typing import overload
 
 import torch
@@ -14,6 +13,7 @@ from pqkv.codec import CodebookSet, code_geometry
 from pqkv.codec.codebook_file import CodebookHeader, ModelIdentity
 from pqkv.codec.training import relative_error, train_codebooks
 from pqkv.config import TrainConfig
+from pqkv.env import package_versions
 from pqkv.errors import CodebookError
 from pqkv.lm.calibrate import Calibrated, Progress, calibrate
 from pqkv.lm.model import LanguageModel
@@ -92,7 +92,7 @@ def train(
         seed=config.seed,
         errors=tuple(zip(errors["keys"], errors["values"], strict=True)),
         query_errors=tuple(in_metric),
-        versions={name: version(name) for name in ("pqkv", "torch", "numba", "transformers")},
+        versions=package_versions(("torch", "numba", "transformers")),
     )
     return CodebookSet(trained["keys"], trained["values"]), header
 
