@@ -19,9 +19,9 @@ from pqkv.kernels.cuda.centroids import key_words, value_words
 from pqkv.kernels.cuda.coded import CodedVariant, Codes, Phase, coded_kernel, coded_variant
 from pqkv.kernels.cuda.exact import ExactVariant, exact_kernel, fitting
 from pqkv.kernels.cuda.launch import DeviceArray, array, compiled, launch, multiprocessors, words
-from pqkv.kernels.cuda.merge import merge_kernel
+from pqkv.kernels.cuda.merge import merge_block, merge_kernel
 from pqkv.kernels.cuda.plain import PlainVariant, plain_kernel
-from pqkv.kernels.cuda.splits import choose_coded_splits, choose_splits, stretches
+from pqkv.kernels.cuda.splits import SHORTEST_SPLIT, choose_coded_splits, choose_splits, stretches
 from pqkv.kernels.reference import attention as reference
 from pqkv.kernels.types import ExactTokens, PagedSide, PagedTokens
 
@@ -138,7 +138,7 @@ class Step:
         out = torch.empty(self.B, self.Hq, self.D, dtype=torch.float32, device=device)
         lse = torch.empty(self.B, self.Hq, dtype=torch.float32, device=device)
         merge = compiled(merge_kernel, self.D)
-        launch(merge, (self.Hq, self.B), min(128, self.D), array(partial), slots, array(out), array(lse))
+        launch(merge, (self.Hq, self.B), merge_block(self.D), array(partial), slots, array(out), array(lse))
         return out[:, None].to(self.query.dtype), lse[:, None]
 
     def fast(self, pages: PagedTokens) -> CodedVariant | None:
@@ -147,17 +147,19 @@ class Step:
         served = self.query.dtype != torch.float32 and variant.obstacle(pages.page_size) is None
         return variant if served else None
 
-    def _splits(self, tokens: int, *, paged: bool) -> int:
+    def _splits(self, tokens: int, *, paged: bool, shortest: int = SHORTEST_SPLIT) -> int:
         if paged and self.splits is not None:
             return self.splits
         units = self.B * self.kv_heads * self.chunks
-        return choose_splits(units, tokens, multiprocessors(self.query.device))
+        return choose_splits(units, tokens, multiprocessors(self.query.device), shortest=shortest)
 
     def _exact_plan(self, part: int, pages: PagedTokens) -> Plan:
         dtype = pages.keys.pages.dtype
         variant = fitting(ExactVariant(str(dtype).removeprefix("torch."), self.D, self.group))
         kernel = compiled(exact_kernel, variant)
-        splits = self._splits(self._longest(pages), paged=part == _PAGES)
+        # the few tokens of sinks and residual take as long as one block needs for its own, however few blocks there are
+        shortest = SHORTEST_SPLIT if part == _PAGES else variant.at_once
+        splits = self._splits(self._longest(pages), paged=part == _PAGES, shortest=shortest)
         key_words, value_words = words(pages.keys.pages), words(pages.values.pages)
 
         def start(partial: DeviceArray, first: int, slots: int) -> None:

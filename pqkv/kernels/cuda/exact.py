@@ -52,6 +52,11 @@ class ExactVariant:
         return gcd(self.head_dim // self.vector, most)
 
     @property
+    def at_once(self) -> int:
+        """Tokens that a block has in flight."""
+        return self.block // self.lanes * self.tokens
+
+    @property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
         return 4 * (self.block // self.lanes) * self.group * (self.head_dim + 2)

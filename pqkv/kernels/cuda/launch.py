@@ -1,9 +1,15 @@
-"""Tensors and streams of torch as Numba takes them, and each kernel compiled once per variant."""
+"""Tensors and streams of torch as kernels take them, and each kernel compiled once per variant.
+
+Numba's own launch wraps every tensor in an array of its own and looks at the type of every argument: half a millisecond
+for the three launches of a step, where the GPU needs 30 microseconds. Here an argument is the seven words that Numba's
+compiler makes of an array, and the compiled kernel is started as Numba starts it, by `cuda.core`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -17,7 +23,18 @@ from pqkv.reasons import reason
 Factory = Callable[[Any], Callable[..., Any]]
 Kernel = Any  # a Numba dispatcher, or the simulator's stand-in
 _DRIVER = ("numba.cuda.cudadrv", "cuda.")  # where the errors of driver, linker and NVVM come from; they share no base
-DeviceArray = Any  # a Numba device array; under the simulator a NumPy array
+DeviceArray = Any  # `FlatArray`; under the simulator a NumPy array
+Starter = Callable[[int, tuple[int, ...], int, list[int]], None]  # stream, grid, block, words of the arguments
+_INTEGER = "integer"  # what stands for a number among the dtypes of a signature
+
+
+@dataclass(frozen=True, slots=True)
+class FlatArray:
+    """A contiguous tensor as a one-dimensional array; it keeps the memory alive."""
+
+    tensor: Tensor
+    dtype: torch.dtype
+    words: tuple[int, ...]  # to compiled code: no owner, no parent, elements, bytes of one, address, shape, step
 
 
 @cache
@@ -32,14 +49,24 @@ def compiled(factory: Factory, variant: Hashable) -> Kernel:
 
 def array(tensor: Tensor) -> DeviceArray:
     """A contiguous tensor as a flat array of its own dtype."""
-    flat = tensor.detach().reshape(-1)
-    return flat.numpy() if SIMULATED else cuda.as_cuda_array(flat, sync=False)
+    return _flat(tensor, tensor.dtype)
 
 
 def words(tensor: Tensor) -> DeviceArray:
     """A contiguous tensor as a flat array of 32-bit words: the way to bfloat16, and to 128-bit loads."""
-    flat = tensor.detach().reshape(-1).view(torch.int32)
-    return flat.numpy().view("uint32") if SIMULATED else cuda.as_cuda_array(flat, sync=False)
+    return _flat(tensor, torch.int32)
+
+
+def _flat(tensor: Tensor, dtype: torch.dtype) -> DeviceArray:
+    if SIMULATED:
+        flat = tensor.detach().reshape(-1)
+        return flat.numpy() if dtype == flat.dtype else flat.view(torch.int32).numpy().view("uint32")
+    tensor = tensor.detach().contiguous()
+    size = dtype.itemsize
+    count, rest = divmod(tensor.numel() * tensor.element_size(), size)
+    if rest:
+        raise KernelError(f"{tensor.numel()} elements of {tensor.dtype} are no whole number of {size}-byte words")
+    return FlatArray(tensor, dtype, (0, 0, count, size, tensor.data_ptr(), count, size))
 
 
 def launch(kernel: Kernel, grid: tuple[int, ...], block: int, *arguments: DeviceArray | int) -> None:
@@ -49,14 +76,60 @@ def launch(kernel: Kernel, grid: tuple[int, ...], block: int, *arguments: Device
     if SIMULATED:
         kernel[grid, block](*arguments)
         return
-    handle = torch.cuda.current_stream().cuda_stream
-    stream = cuda.external_stream(handle) if handle else 0  # 0 is the default stream in both
+    kinds: list[torch.dtype | str] = []
+    numbers: list[int] = []
+    for argument in arguments:
+        if isinstance(argument, FlatArray):
+            kinds.append(argument.dtype)
+            numbers += argument.words
+        else:
+            kinds.append(_INTEGER)
+            numbers.append(int(argument))
     try:
-        kernel[grid, block, stream](*arguments)
+        start = _starter(kernel, tuple(kinds))
+        start(torch.cuda.current_stream().cuda_stream, grid, block, numbers)
     except Exception as error:
         if not type(error).__module__.startswith(_DRIVER):
             raise
         raise KernelError(f"CUDA: {type(error).__name__}: {reason(error)}") from error
+
+
+@cache
+def _starter(kernel: Kernel, kinds: tuple[torch.dtype | str, ...]) -> Starter:
+    """Compile `kernel` for arguments of these kinds; what starts it on a stream with a grid, a block and its words."""
+    from cuda.core import launch as start
+
+    code = kernel.compile(signature(kinds))
+    entry = code._codelibrary.get_cufunc().kernel  # numba-cuda is pinned: it has no public name for it
+
+    def run(stream: int, grid: tuple[int, ...], block: int, numbers: list[int]) -> None:
+        start(_stream(stream), _shape(grid, block), entry, *numbers)
+
+    return run
+
+
+def signature(kinds: tuple[torch.dtype | str, ...]) -> tuple[Any, ...]:
+    """Numba's types of arguments: an array of each dtype, 64 bits of a number."""
+    from numba import types
+
+    return tuple(
+        types.int64 if isinstance(kind, str) else types.Array(getattr(types, str(kind).removeprefix("torch.")), 1, "C")
+        for kind in kinds
+    )
+
+
+@cache
+def _stream(handle: int) -> Any:  # noqa: ANN401 - of cuda.core, which has no types
+    from cuda.core import Stream
+
+    return Stream.from_handle(handle)
+
+
+@lru_cache(maxsize=1024)
+def _shape(grid: tuple[int, ...], block: int) -> Any:  # noqa: ANN401 - of cuda.core, which has no types
+    from cuda.core import LaunchConfig
+
+    return LaunchConfig(grid=grid, block=block)
 
 
 @cache

@@ -11,36 +11,73 @@ from numba import cuda, float32, uint64
 from pqkv.kernels.cuda.device import LOWEST, power_of_two
 
 _LN2 = math.log(2)
+_ROUND = 128  # slots whose maxima and sums lie in shared memory at a time
+_AHEAD = 8  # values of as many slots are on their way at a time: one after another they take as long as all together
+
+
+def merge_block(head_dim: int) -> int:
+    """Threads of a block."""
+    return min(128, head_dim)
 
 
 def merge_kernel(head_dim: int) -> Callable[..., Any]:
-    """Grid (query heads, sequences), any block. partial (B, Hq, slots, D + 2) as `exact_kernel` writes it -> out
-    (B, Hq, D) float32, lse (B, Hq) float32 in natural units. Heads that saw nothing give 0 and -inf.
+    """Grid (query heads, sequences), blocks of `merge_block`. partial (B, Hq, slots, D + 2) as `exact_kernel` writes it
+    -> out (B, Hq, D) float32, lse (B, Hq) float32 in natural units. Heads that saw nothing give 0 and -inf.
     """
-    D = head_dim
+    D, BLOCK, ROUND, AHEAD = head_dim, merge_block(head_dim), _ROUND, _AHEAD
+    OWN = -(-D // BLOCK)
 
     def kernel(partial, slots, out, lse):
-        head, b = cuda.blockIdx.x, cuda.blockIdx.y
+        masses = cuda.shared.array(ROUND, float32)
+        tops = cuda.shared.array(ROUND, float32)
+        factors = cuda.shared.array(ROUND, float32)
+        value = cuda.local.array(OWN, float32)
+        read = cuda.local.array(AHEAD, float32)
+        head, b, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
         row = b * cuda.gridDim.x + head
-        at = row * slots * (D + 2)
-        top = float32(LOWEST)
-        for slot in range(slots):
-            # a split without tokens has written no maximum to be trusted, only the sum 0
-            if partial[uint64(at + slot * (D + 2) + D + 1)] != 0.0:
-                top = max(top, partial[uint64(at + slot * (D + 2) + D)])
-        total = float32(0.0)
-        for slot in range(slots):
-            mass = partial[uint64(at + slot * (D + 2) + D + 1)]
-            if mass != 0.0:
-                total += mass * power_of_two(partial[uint64(at + slot * (D + 2) + D)] - top)
-        for e in range(cuda.threadIdx.x, D, cuda.blockDim.x):
-            value = float32(0.0)
-            for slot in range(slots):
-                if partial[uint64(at + slot * (D + 2) + D + 1)] != 0.0:
-                    factor = power_of_two(partial[uint64(at + slot * (D + 2) + D)] - top)
-                    value += factor * partial[uint64(at + slot * (D + 2) + e)]
-            out[uint64(row * D + e)] = value / total if total != 0.0 else float32(0.0)
-        if cuda.threadIdx.x == 0:
+        for i in range(OWN):
+            value[i] = 0.0
+        top, total = float32(LOWEST), float32(0.0)
+        for first in range(0, slots, ROUND):
+            at = (row * slots + first) * (D + 2)
+            have = min(ROUND, slots - first)
+            for slot in range(thread, ROUND, BLOCK):
+                mass, highest = float32(0.0), float32(LOWEST)
+                if slot < have:
+                    mass = partial[uint64(at + slot * (D + 2) + D + 1)]
+                    # a split without tokens has written no maximum to be trusted, only the sum 0
+                    if mass != 0.0:
+                        highest = partial[uint64(at + slot * (D + 2) + D)]
+                masses[slot] = mass
+                tops[slot] = highest
+            cuda.syncthreads()
+            before = top
+            for slot in range(have):
+                top = max(top, tops[slot])
+            for slot in range(thread, ROUND, BLOCK):
+                factors[slot] = power_of_two(tops[slot] - top) if masses[slot] != 0.0 else float32(0.0)
+            cuda.syncthreads()
+            shrink = power_of_two(before - top)
+            total *= shrink
+            for slot in range(have):
+                total += masses[slot] * factors[slot]
+            for i in range(OWN):
+                e = thread + i * BLOCK
+                if e < D:
+                    value[i] *= shrink
+                    for slot in range(0, have, AHEAD):
+                        for u in range(AHEAD):
+                            read[u] = float32(0.0)
+                            if masses[slot + u] != 0.0:
+                                read[u] = partial[uint64(at + (slot + u) * (D + 2) + e)]
+                        for u in range(AHEAD):
+                            value[i] += factors[slot + u] * read[u]
+            cuda.syncthreads()
+        for i in range(OWN):
+            e = thread + i * BLOCK
+            if e < D:
+                out[uint64(row * D + e)] = value[i] / total if total != 0.0 else float32(0.0)
+        if thread == 0:
             lse[uint64(row)] = (top + math.log2(total)) * float32(_LN2) if total != 0.0 else float32(-math.inf)
 
     return kernel
