@@ -3,8 +3,9 @@
     python experiments/gpu/run.py [--minutes 30] [--only NAME] [--list] [--again]
 
 Each step is a command of a few minutes. A finished step is not run again (`--again` forgets that); a grid that was cut
-off goes on from its records. Neither FAISS nor a network is needed. Records go to results/bench, results/breakdown and
-results/end-to-end, logs and what was done to results/gpu.
+off goes on from its records. Neither FAISS nor a network is needed. Records go to results/gpu/bench, /breakdown and
+/end-to-end, what the profiler counts, logs and what was done to results/gpu. With pytest-xdist the tests run on every
+core: compiling is what they wait for.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,18 +43,16 @@ def steps() -> Iterator[Step]:
     pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     attention = "tests/kernels/cuda/test_attention.py"
     yield Step("environment", (*PQKV, "env"), 2)
-    for file in sorted((ROOT / "tests" / "kernels" / "cuda").glob("test_*.py")):
-        if file.name != "test_attention.py":
-            yield Step(f"tests-{file.stem.removeprefix('test_')}", (*pytest, str(file.relative_to(ROOT))))
-    yield Step("tests-attention", (*pytest, attention, "-k", "not every_length and not every_layout"))
-    for dtype in ("dtype0", "dtype1", "dtype2"):  # as pytest numbers them: each compiles some 24 kernels
-        yield Step(f"tests-lengths-{dtype}", (*pytest, attention, "-k", f"every_length and {dtype}"))
-    for layouts in ("layouts0", "layouts1", "layouts2"):
-        yield Step(f"tests-{layouts}", (*pytest, attention, "-k", f"every_layout and {layouts}"))
+    if find_spec("xdist") is not None:
+        yield Step("tests", (*pytest, "-n", "auto", "tests/kernels/cuda"))
+    else:
+        yield from test_steps(pytest, attention)
     tool = shutil.which("compute-sanitizer")
+    # errors of the API are what cuda-python gets when it asks the driver for functions that it does not have
+    checked = (tool or "", "--error-exitcode", "9", "--report-api-errors", "no", *pytest, attention)
     yield Step(
         "sanitizer",
-        (tool or "", "--error-exitcode", "9", *pytest, attention, "-k", "exact_pages or fp16_tables or naive_kernel"),
+        (*checked, "-k", "exact_pages or fp16_tables or naive_kernel"),
         missing=None if tool else "compute-sanitizer is not installed",
     )
     for group, (heads, kv_heads) in GROUPS.items():
@@ -63,7 +63,7 @@ def steps() -> Iterator[Step]:
                 (
                     *PQKV, "bench", "--backend", "cuda", "--no-fallback", "--dtype", "float16", "--heads", heads,
                     "--kv-heads", kv_heads, "--batch", str(batch), "--bits", "0,4,3,2", "--lengths", lengths,
-                    "-o", "results/bench",
+                    "-o", "results/gpu/bench",
                 ),
             )  # fmt: skip
     for group, (heads, kv_heads) in GROUPS.items():
@@ -72,7 +72,7 @@ def steps() -> Iterator[Step]:
             (
                 *PQKV, "bench", "--breakdown", "--backend", "cuda", "--no-fallback", "--dtype", "float16", "--heads",
                 heads, "--kv-heads", kv_heads, "--bits", "0,4,3,2", "--lengths", "4096,32768", "-o",
-                "results/breakdown",
+                "results/gpu/breakdown",
             ),
         )  # fmt: skip
     for model, batch, lengths in (
@@ -83,11 +83,28 @@ def steps() -> Iterator[Step]:
             f"end-to-end-{model}",
             (
                 *PQKV, "bench", "--end-to-end", "--model", model, "--backend", "cuda", "--no-fallback", "--dtype",
-                "float16", "--batch", batch, "--bits", "0,4,2", "--lengths", lengths, "-o", "results/end-to-end",
+                "float16", "--batch", batch, "--bits", "0,4,2", "--lengths", lengths, "-o", "results/gpu/end-to-end",
             ),
         )  # fmt: skip
+    profiler = shutil.which("ncu")
+    yield Step(
+        "kernels", (sys.executable, "experiments/gpu/kernels.py"), missing=None if profiler else "ncu is not installed"
+    )
     for folder in ("bench", "end-to-end", "breakdown"):
-        yield Step(f"report-{folder}", (*PQKV, "report", f"results/{folder}", "-o", f"results/{folder}"), 3)
+        of = f"results/gpu/{folder}"
+        yield Step(f"report-{folder}", (*PQKV, "report", of, "-o", of), 3)
+
+
+def test_steps(pytest: tuple[str, ...], attention: str) -> Iterator[Step]:
+    """The tests of the kernels on one core, in steps of minutes."""
+    for file in sorted((ROOT / "tests" / "kernels" / "cuda").glob("test_*.py")):
+        if file.name != "test_attention.py":
+            yield Step(f"tests-{file.stem.removeprefix('test_')}", (*pytest, str(file.relative_to(ROOT))))
+    yield Step("tests-attention", (*pytest, attention, "-k", "not every_length and not every_layout"))
+    for dtype in ("dtype0", "dtype1", "dtype2"):  # as pytest numbers them: each compiles some 24 kernels
+        yield Step(f"tests-lengths-{dtype}", (*pytest, attention, "-k", f"every_length and {dtype}"))
+    for layouts in ("layouts0", "layouts1", "layouts2"):
+        yield Step(f"tests-{layouts}", (*pytest, attention, "-k", f"every_layout and {layouts}"))
 
 
 def run(step: Step) -> int | None:

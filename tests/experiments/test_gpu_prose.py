@@ -1,0 +1,79 @@
+"""Figures in the prose of experiments/gpu, and of README.md on a GPU, are those of the records."""
+
+import csv
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from pqkv.record import load_records
+
+ROOT = Path(__file__).parents[2]
+TEXT = " ".join((ROOT / "experiments/gpu/README.md").read_text().split())
+README = " ".join((ROOT / "README.md").read_text().split())
+
+
+@pytest.fixture(scope="module")
+def tables():
+    spec = importlib.util.spec_from_file_location("gpu_tables", ROOT / "experiments/gpu/tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def speedups(tables):
+    """By (query heads, KV heads, batch, tokens) and bits."""
+    found = tables.by_cell(load_records(tables.FOLDER / "bench"))
+    return {cell: {bits: record.metrics["speedup"].value for bits, record in of.items()} for cell, of in found.items()}
+
+
+def numbers(text, pattern):
+    found = re.search(pattern, text)
+    assert found, pattern
+    return [float(number) for number in found.groups()]
+
+
+def test_speed_ups(speedups):
+    large = speedups[32, 32, 8, 32768]
+    assert numbers(TEXT, r"4 bits are ([\d.]+) times and 2 bits ([\d.]+) times as fast at 32,768") == [
+        round(large[4], 1), round(large[2], 1),
+    ]  # fmt: skip
+    assert numbers(TEXT, r"of one sequence it is ([\d.]+) times") == [round(speedups[32, 32, 1, 32768][4], 1)]
+    grouped = speedups[32, 8, 8, 32768]
+    assert numbers(README, r"is ([\d.]+) times as fast on 4 bits and ([\d.]+) times on 2 bits") == [
+        round(large[4], 1), round(large[2], 1),
+    ]  # fmt: skip
+    assert numbers(README, r"for 32 query heads ([\d.]+) and ([\d.]+) times") == [
+        round(grouped[4], 1), round(grouped[2], 1),
+    ]  # fmt: skip
+    assert numbers(TEXT, r"reach at most ([\d.]+) of the fastest") == [round(max(s[0] for s in speedups.values()), 2)]
+
+
+def test_where_codes_win(speedups):
+    assert all(s[bits] < 1 for (heads, kv, _, _), s in speedups.items() if heads // kv == 8 for bits in (4, 3, 2))
+    alone = {n: s for (heads, kv, batch, n), s in speedups.items() if heads // kv == 4 and batch == 1}
+    assert all(s[bits] < 1 for n, s in alone.items() if n < 131072 for bits in (4, 3, 2))
+    assert all(alone[131072][bits] > 1 for bits in (4, 3, 2))
+
+
+def test_what_bounds_a_step(tables):
+    with (tables.FOLDER / "kernels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert min(float(row["us"]) for row in rows) == pytest.approx(2.4, abs=0.05)
+    assert [sum(row["bits"] == bits for row in rows) for bits in ("4", "2")] == [11, 11]
+    coded = {row["bits"]: row for row in rows if row["kernel"] == "coded"}
+    measured = [round(float(coded[bits]["us"])) for bits in ("4", "2")]
+    assert numbers(TEXT, r"the profiler measures (\d+) and (\d+)") == measured
+    low, high = sorted(
+        us / model for us, model in zip(measured, numbers(TEXT, r"predicted (\d+) microseconds at 4 bits and (\d+) at"),
+                                        strict=True)
+    )  # fmt: skip
+    assert numbers(TEXT, r"by a factor of ([\d.]+) to ([\d.]+)") == [round(low, 1), round(high, 1)]
+    assert numbers(TEXT, r"Memory is used to (\d+)% and (\d+)%") == [
+        round(float(coded[bits]["dram_percent"])) for bits in ("4", "2")
+    ]
+    exact = next(row for row in rows if row["bits"] == "0" and row["kernel"] == "exact")
+    said = numbers(TEXT, r"\((\d+) registers, (\d+)% of the places\) to keep memory busy: (\d+)%")
+    assert said == [round(float(exact[name])) for name in ("registers", "warps_percent", "dram_percent")]
