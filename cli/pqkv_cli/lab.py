@@ -32,6 +32,7 @@ def lab(
     done, and the same command goes on from there. Beside the records lie methods.csv, methods.md and Pareto plots.
     """
     from pqkv.config import read_config_file
+    from pqkv.lab.bound import read_bound
     from pqkv.lab.config import LabConfig
     from pqkv.lab.outcome import floors, groups, write_outcome
     from pqkv.lab.pareto import write_pareto
@@ -53,6 +54,6 @@ def lab(
     found = groups(records, names, config.against)
     if output is not None and found:
         write_outcome(found, output)
-        write_pareto(found, output, floors=floors(RecordStore(output).load_all(), found))
+        write_pareto(found, output, floors=floors(RecordStore(output).load_all(), found), bound=read_bound(output))
     print_records(records, format, output, lambda ran: print_lab(found))
     raise_if_failed(records)

@@ -1,23 +1,26 @@
 """How far our codes are from what a Gaussian with the same spectra allows:
 
-    python experiments/quality-lab/bound.py MODEL DATA
+    python experiments/quality-lab/bound.py MODEL DATA -o results/quality-lab
 
 Prints, by side and bits, the least error over spread in the metric of what meets it, what ours has on the very samples
 it learnt from, and their ratio. The first is reverse water-filling over each head's spectrum: no code of any kind does
 better on a Gaussian; keys and values are none, so real codes may.
 """
 
-import sys
+import argparse
+from pathlib import Path
 
 import torch
 
 from pqkv.codec.catalog import CodecSpec
 from pqkv.codec.samples import Samples
 from pqkv.config import CodecCalibration
-from pqkv.lab.bound import relative_bound
+from pqkv.lab.bound import SideLoss, modelled_kld, relative_bound, write_bound
 from pqkv.lm.calibrate import calibrate_codecs
 from pqkv.lm.load import load_model
+from pqkv.record import load_records
 
+WIDTHS = Path(__file__).parents[2] / "results/quality-lab/widths"
 BITS = (4, 3, 2)
 OURS = (
     "composed:bits={bits},mean=turning,metric=full,transform=klt"
@@ -40,10 +43,23 @@ def relative_error(spec: CodecSpec, samples: Samples) -> dict[str, float]:
     return totals
 
 
-def main(model: str, data: str) -> None:
+def alone() -> dict[tuple[str, float], float]:
+    """KLD in nats by side and bits, the other side exact and every layer coded at one width."""
+    found = {}
+    for record in load_records(WIDTHS):
+        codec = record.config["codec"]
+        for side, other in (("keys", "values"), ("values", "keys")):
+            if codec[other] == {"codec": "exact"} and not codec[side]["layer_bits"]:
+                found[side, codec[side]["bits"]] = record.metrics["kld_mean"].value
+    return found
+
+
+def main(model: str, data: str, folder: Path) -> None:
     samples = calibrate_codecs(load_model(model), CodecCalibration(data=data)).samples
     bounds = {side: relative_bound(samples, side, BITS) for side in ("keys", "values")}
     still = relative_bound(samples, "keys", BITS, pre_rope=True)
+    measured = alone()
+    losses: dict[str, list[SideLoss]] = {side: [] for side in bounds}
     print("| bits | side | Gaussian bound | ours | ours over the bound | bound before rotary embedding |")
     print("|---|---|---|---|---|---|")
     for bits in BITS:
@@ -52,8 +68,18 @@ def main(model: str, data: str) -> None:
             cells = [bound[bits], ours[side], still[bits] if side == "keys" else None]
             least, found, before = ("" if cell is None else f"{cell:.2g}" for cell in cells)
             print(f"| {bits} | {side} | {least} | {found} | {ours[side] / bound[bits]:.1f} | {before} |")
+            losses[side].append(SideLoss(bits, ours[side], bound[bits], measured[side, bits]))
+    for bits, kld in modelled_kld(losses).items():
+        print(f"at {bits:g} bits the bound would lose {kld:.3g} nats, by a model; ours, side by side, "
+              f"{sum(measured[side, bits] for side in bounds):.3g}")  # fmt: skip
+    print(write_bound(folder, modelled_kld(losses)))
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("data", help="calibration text")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for bound.csv")
+    given = parser.parse_args()
     torch.set_grad_enabled(False)
-    main(*sys.argv[1:])
+    main(given.model, given.data, given.output)

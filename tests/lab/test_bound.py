@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from pqkv.codec.composed import Composed, ComposedOptions
 from pqkv.codec.rotary import Rotary
 from pqkv.codec.samples import Samples
-from pqkv.lab.bound import distortion_at, relative_bound
+from pqkv.errors import RecordError
+from pqkv.lab.bound import SideLoss, distortion_at, modelled_kld, read_bound, relative_bound, write_bound
 
 
 def test_one_variance_halves_by_six_decibels_a_bit():
@@ -48,3 +49,22 @@ def test_codes_of_a_gaussian_do_not_fall_below_it():
     spread = (x - x.mean(1, keepdim=True)).double()
     ours = float(((e @ metric.double()) * e).sum() / ((spread @ metric.double()) * spread).sum())
     assert bound < ours < 10 * bound
+
+
+def test_a_loss_that_is_a_power_of_the_error_is_carried_along_it():
+    keys = [SideLoss(b, error, error / 4, 3 * error**2) for b, error in ((2, 0.1), (3, 0.03), (4, 0.01))]
+    values = [SideLoss(b, error, error / 2, 5 * error) for b, error in ((2, 0.2), (4, 0.02))]
+    found = modelled_kld({"keys": keys, "values": values})
+    assert list(found) == [2, 4]
+    assert found[2] == pytest.approx(3 * 0.1**2 / 16 + 5 * 0.2 / 2)
+    assert found[4] == pytest.approx(3 * 0.01**2 / 16 + 5 * 0.02 / 2)
+
+
+def test_the_file_of_a_bound_comes_back(tmp_path):
+    assert read_bound(tmp_path) == {}
+    path = write_bound(tmp_path, {2: 0.05, 4: 0.00123456})
+    assert read_bound(tmp_path) == {2: 0.05, 4: 0.001235}
+    for damaged in ("bits\n2\n", "bits,modelled_kld\n2,much\n", "bits,modelled_kld\n2\n"):
+        path.write_text(damaged)
+        with pytest.raises(RecordError, match="is no table of bits and modelled_kld"):
+            read_bound(tmp_path)
