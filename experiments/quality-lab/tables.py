@@ -8,7 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from pqkv.codec.catalog import part_of
+from pqkv.codec.catalog import CodecSpec, part_of
 from pqkv.codec.composed import ComposedOptions
 from pqkv.lab.config import LabConfig
 from pqkv.lab.costs import costs
@@ -18,6 +18,7 @@ from pqkv.record import load_records
 from pqkv.report.series import codec_name
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results/quality-lab"
 OURS = ("pqkv", "codebooks")  # what names of our own begin with
 WIDER = 1.25  # bits that a peer may take more
 BARS = {
@@ -50,10 +51,15 @@ BAR_HEAD = """\
 |---|---|---|---|---|---|---|---|"""
 
 
-def found(text: str, context: int, lab: str = "smollm2", folder: Path = ROOT / "results/quality-lab") -> Group:
-    """The group of a text and context, named as the lab's file names its methods."""
+def lab_config(lab: str) -> LabConfig:
+    """What experiments/quality-lab/LAB.toml asks for."""
     file = ROOT / f"experiments/quality-lab/{lab}.toml"
-    config = LabConfig.parse(tomllib.loads(file.read_text()), source=file.name)
+    return LabConfig.parse(tomllib.loads(file.read_text()), source=file.name)
+
+
+def found(text: str, context: int, lab: str = "smollm2", folder: Path = RESULTS) -> Group:
+    """The group of a text and context, named as the lab's file names its methods."""
+    config = lab_config(lab)
     names = {str(spec): name for name, spec in config.all_methods().items()}
     records = [r for r in load_records(folder) if r.config.get("codec") and r.config["model"] == config.model]
     by_digest = {}
@@ -87,15 +93,17 @@ def bars(group: Group) -> str:
 def ablation(group: Group) -> str:
     """A table for each grid: what changing one option of its base does, with intervals of the paired difference."""
     records = {row.method: row.record for row in group.rows}
-    bases = sorted((name for name in records if ":" not in name), key=list(GRIDS).index)
+    config = lab_config("ablation")
+    names = {str(spec): name for name, spec in config.all_methods().items()}
     parts = []
-    for base in bases:
-        own = {name: record for name, record in records.items() if name == base or name.startswith(f"{base}: ")}
+    for key, grid in config.grid.items():
+        base = names[str(CodecSpec.parse(grid.base))]  # a codec of several grids has its name from the first
+        own = {name: record for name, record in records.items() if name == base or name.startswith(f"{key}: ")}
         gaps = differences(own, base)
         mean = {name: sum(r.samples["kld_mean"]) / len(r.samples["kld_mean"]) for name, r in own.items()}
-        lines = [f"{GRIDS[base]}:", "", ABLATION_HEAD, f"| as it stands | {mean[base]:#.3g} | | |"]
+        lines = [f"{GRIDS[key]}:", "", ABLATION_HEAD, f"| as it stands | {mean[base]:#.3g} | | |"]
         for name in sorted(gaps, key=mean.__getitem__):
-            gap, change = gaps[name], name.removeprefix(f"{base}: ").partition(".")[2]
+            gap, change = gaps[name], name.removeprefix(f"{key}: ").partition(".")[2]
             told = f"{gap.value:+.2g} [{gap.low:+.2g}, {gap.high:+.2g}]"
             lines.append(f"| {change} | {mean[name]:#.3g} | {mean[name] / mean[base]:.2f} | {told} |")
         parts.append("\n".join(lines))
@@ -120,7 +128,10 @@ def printed(words: list[str]) -> str:
     if words[0] == "costs":
         return cost_table()
     what, text, context = words
-    group = found(text, int(context), "ablation" if what == "ablation" else "smollm2")
+    if what == "ablation":
+        group = found(text, int(context), "ablation", RESULTS / "ablation")
+    else:
+        group = found(text, int(context))
     return {"bars": bars, "ablation": ablation, "methods": markdown}[what](group)
 
 

@@ -83,3 +83,43 @@ def test_what_dealing_out_bits_gains(rows):
     more = rows["pqkv 2, dealt"].value("code_bits") - rows["pqkv 2"].value("code_bits")
     assert said(r"where they are ([\d.]+) bits more") == [pytest.approx(more, abs=0.006)]
     assert said(r"; ([\d.]+) with bits dealt out") == [pytest.approx(rows["pqkv 2, dealt"].kld.value, abs=6e-4)]
+
+
+ABLATION = {  # what the prose says of a changed option: grid, option, digits
+    r"without the turning mean they lose ([\d.]+) times": ("keys", "mean=none", 2),
+    r"without the queries' metric ([\d.]+),": ("keys", "metric=none", 2),
+    r"without balanced groups ([\d.]+)\.": ("keys", "grouping=adjacent", 1),
+    r"alone halves the loss\*\* \(([\d.]+)\)": ("keys alone", "rope=pre", 2),
+    r"values want a gain and nothing else\*\*: ([\d.]+) of the loss": ("values alone", "gain=true", 2),
+}
+
+
+def changes():
+    """Loss over that of the base by (grid, option), of the table in the README."""
+    found, grid = {}, ""
+    titles = {"Keys (": "keys", "Keys:": "keys alone", "Values (": "values", "Values: the": "values learnt",
+              "Values: product": "values alone"}  # fmt: skip
+    for line in (ROOT / "experiments/quality-lab/README.md").read_text().splitlines():
+        grid = next((name for start, name in titles.items() if line.startswith(start)), grid)
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) == 4 and "=" in cells[0]:
+            found[grid, cells[0]] = float(cells[2])
+    return found
+
+
+@pytest.mark.parametrize("pattern", ABLATION)
+def test_what_the_ablation_is_said_to_show(pattern):
+    grid, option, digits = ABLATION[pattern]
+    found = re.search(pattern, TEXT, re.IGNORECASE)
+    assert found, pattern
+    assert float(found[1]) == round(changes()[grid, option], digits)
+
+
+def test_what_serving_would_save():
+    of = changes()
+    assert said(r"16 turning pairs (\d+)%, 8 pairs (\d+)%, turning every 16 tokens (\d+)%") == [
+        round(100 * (of["keys", option] - 1)) for option in ("turning_pairs=16", "turning_pairs=8", "turning_every=16")
+    ]
+    assert of["keys", "centroids=int8"] <= 1
+    assert round(of["values", "transform=none"]) == 15
+    assert round(of["keys", "transform=hadamard"]) == 4
