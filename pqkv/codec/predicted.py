@@ -34,7 +34,7 @@ class PredictedOptions(Settings):
 
 class Predicted(WholeCodec):
     """Keys are predicted, before rotary embedding, from the keys and values that the layer underneath is restored to;
-    values from those values and from the layer's own restored keys. Predictors are ridge regressions on what will be
+    values from those and from the layer's own restored keys. Predictors are ridge regressions on what will be
     decoded, one layer after another.
     """
 
@@ -126,19 +126,15 @@ class Predicted(WholeCodec):
         return (first, *[self.options.bits] * _LAYERS)
 
     def _seen(self, layer: int, below: Pair | None, own: list[Tensor], positions: Tensor) -> Tensor | None:
-        """(B, T, in): what predictions are made of; None for the first layer."""
+        """(B, T, in): what predictions are made of, the layer's `own` sides among them; None for the first layer."""
         if not layer:
             return None
         if below is None:
             raise ConfigError(
                 f"layer {layer} is predicted from the one underneath, which was not coded: code all layers"
             )
-        parts = (
-            [self._rows(layer, "keys", own[0], positions)]
-            if own
-            else [self._rows(layer - 1, "keys", below[0], positions)]
-        )
-        return torch.cat([*parts, self._rows(layer, "values", below[1], positions)], -1)
+        parts = [self._rows(layer - 1, side, x, positions) for side, x in zip(("keys", "values"), below, strict=True)]
+        return torch.cat([*parts, *(self._rows(layer, "keys", x, positions) for x in own)], -1)
 
     def _rows(self, layer: int, side: str, vectors: Tensor, positions: Tensor) -> Tensor:
         """Vectors (B, Hkv, T, D) of all heads side by side, keys before rotary embedding: (B, T, Hkv * D) float32."""

@@ -1,5 +1,7 @@
 """Coding what the layer underneath does not predict."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -76,6 +78,20 @@ def test_what_is_predicted_costs_nothing_to_code(samples):
             for codec in (plain, predicted)
         ]
         assert all(own < other / 4 for other, own in zip(*errors, strict=True))
+
+
+def test_values_are_predicted_from_the_keys_underneath_too(samples):
+    generator = torch.Generator().manual_seed(1)
+    first = ROTARY.take_off(samples.keys[0], samples.positions).transpose(0, 1).flatten(1)
+    mix = torch.randn(H * D, H * D, generator=generator) / (H * D) ** 0.5
+    follow = (first @ mix).unflatten(1, (H, D)).transpose(0, 1)
+    other = torch.randn(H, N, D, generator=generator)  # keys of layer 1 say nothing of its values
+    own = replace(
+        samples, keys=(samples.keys[0], other, other), values=(torch.randn(H, N, D, generator=generator), follow, other)
+    )
+    restored = through(made("predicted:bits=4,universal=false", own), own)[1][0][1]
+    plain = through(made("composed:bits=4", own), own)[1][0][1]
+    assert float((restored - follow).square().mean()) < float((plain - follow).square().mean()) / 4
 
 
 def test_a_layer_alone_is_refused(samples):
