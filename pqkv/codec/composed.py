@@ -15,7 +15,7 @@ from torch import Tensor
 from pqkv.codec.codebook import Codebook
 from pqkv.codec.gains import gain_bytes, gains, middle_gain
 from pqkv.codec.gaussian import gaussian_codebook
-from pqkv.codec.geometry import code_geometry
+from pqkv.codec.geometry import code_geometry, unknown_bits
 from pqkv.codec.interface import Side, SideCodec, State
 from pqkv.codec.kmeans import kmeans
 from pqkv.codec.means import Mean, TurningMean, means
@@ -58,6 +58,8 @@ class ComposedOptions(Settings):
     @model_validator(mode="after")
     def _check(self) -> ComposedOptions:
         CodeShape(bits=self.bits, num_subspaces=self.num_subspaces, nbits=self.nbits)
+        if problem := unknown_bits(self.bits, *(bits for bits in self.layer_bits if bits)):
+            raise ValueError(problem)  # now, not after the samples are captured
         if self.scope == "universal" and not self.gain:
             raise ValueError("scope universal is for vectors of length 1: take gain=true")
         if self.scope == "universal" and self.centroids == "int8":

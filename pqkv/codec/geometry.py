@@ -19,9 +19,8 @@ def code_geometry(shape: CodeShape, head_dim: int) -> tuple[int, int]:
             )
         return shape.num_subspaces, shape.nbits
     bits = 4 if shape.bits is None else shape.bits
-    if bits not in BIT_CHOICES:
-        known = ", ".join(f"{b:g}" for b in BIT_CHOICES)
-        raise ConfigError(f"no default geometry for {bits:g} bits; pick {known}, or give --num-subspaces/--nbits")
+    if problem := unknown_bits(bits):
+        raise ConfigError(f"{problem}, or give --num-subspaces/--nbits")
     d_sub, nbits = BIT_CHOICES[bits]
     if head_dim % d_sub:
         raise ConfigError(
@@ -34,3 +33,11 @@ def code_geometry(shape: CodeShape, head_dim: int) -> tuple[int, int]:
 def code_bits(num_subspaces: int, nbits: int, head_dim: int) -> float:
     """Marginal cost of one element in bits: M * nbits / D."""
     return num_subspaces * nbits / head_dim
+
+
+def unknown_bits(*bits: float | None) -> str | None:
+    """What is wrong with the first of these bits an element that has no geometry; None where all have one."""
+    for b in bits:
+        if b is not None and b not in BIT_CHOICES:
+            return f"no default geometry for {b:g} bits; pick {', '.join(f'{known:g}' for known in BIT_CHOICES)}"
+    return None

@@ -8,10 +8,11 @@ layer underneath, turned to every position, so no look-up serves it.
 from __future__ import annotations
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from pqkv.codec.composed import Composed, ComposedOptions, learn_layer
+from pqkv.codec.geometry import unknown_bits
 from pqkv.codec.interface import Pair, State, WholeCodec
 from pqkv.codec.linear import linear
 from pqkv.codec.planes import Plane, Planes
@@ -30,6 +31,12 @@ class PredictedOptions(Settings):
     metric: Metric = Field("full", description="of keys' errors")
     transform: Transform = Field("klt", description="of keys' residuals")
     universal: bool = Field(True, description="values: gain, Hadamard matrix and a codebook that nobody trained")
+
+    @model_validator(mode="after")
+    def _check(self) -> PredictedOptions:
+        if problem := unknown_bits(self.bits, self.first_bits):
+            raise ValueError(problem)
+        return self
 
 
 class Predicted(WholeCodec):
