@@ -8,7 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pqkv.cache.layer import AttentionObserver, Geometry, checked_crop, checked_finite, checked_padding, length_tensor
+from pqkv.cache.layer import (
+    AttentionObserver,
+    Geometry,
+    checked_crop,
+    checked_finite,
+    checked_padding,
+    length_tensor,
+    length_tensors,
+)
 from pqkv.cache.store import CodeStore
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
@@ -67,12 +75,12 @@ class CodedLayer:
         device = keys.device
         sinks = [min(n, self.config.sink_tokens) for n in lengths]
         exact = [n - s - c for n, s, c in zip(lengths, sinks, before, strict=True)]
+        # in the order in which kernels read them, so that nobody has to put them together
+        in_sinks, in_pages, in_residual = length_tensors((sinks, before, exact), device)
         inputs = (
-            self.store.tokens(length_tensor(before, device)) if any(before) else None,
-            ExactTokens(self._sinks[0], self._sinks[1], length_tensor(sinks, device))
-            if self.config.sink_tokens
-            else None,
-            ExactTokens(staged_keys, staged_values, length_tensor(exact, device)),
+            self.store.tokens(in_pages) if any(before) else None,
+            ExactTokens(self._sinks[0], self._sinks[1], in_sinks) if self.config.sink_tokens else None,
+            ExactTokens(staged_keys, staged_values, in_residual),
         )
         out, lse = self.backend(query, *inputs, scale=scale, window=window)
         if self.observer is not None:

@@ -138,6 +138,12 @@ def checked_crop(lengths: Sequence[int], wanted: Sequence[int]) -> None:
 
 def length_tensor(lengths: Sequence[int], device: torch.device) -> Tensor:
     """(B,) int32. The host does not wait until a GPU has it: it is copied from pinned memory in the stream's order."""
+    return length_tensors([lengths], device)[0]
+
+
+def length_tensors(parts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, ...]:
+    """`length_tensor` of each of `parts`, in one copy and one after another in memory."""
+    rows = [list(lengths) for lengths in parts]
     if device.type == "cuda":
-        return torch.tensor(list(lengths), dtype=torch.int32, pin_memory=True).to(device, non_blocking=True)
-    return torch.tensor(list(lengths), dtype=torch.int32, device=device)
+        return torch.tensor(rows, dtype=torch.int32, pin_memory=True).to(device, non_blocking=True).unbind()
+    return torch.tensor(rows, dtype=torch.int32, device=device).unbind()

@@ -201,7 +201,8 @@ def test_specifications_are_read_as_they_are_written():
         ("kivy", "no codec 'kivy'; there are exact, composed"), ("composed:bits", "no option=value"),
         ("composed:bots=3", "unknown key 'bots'"), ("exact/exact/exact", "one part, or keys/values"),
         ("", "no codec ''"),
-        ("composed:bits=5", "no default geometry for 5 bits; pick 6, 4, 3"), ("composed:layer_bits=4+0+5", "for 5 bits"),
+        ("composed:bits=5", "no default geometry for 5 bits; pick 6, 4, 3"),
+        ("composed:layer_bits=4+0+5", "for 5 bits"),
         ("predicted:first_bits=7", "for 7 bits"),
     ],
 )  # fmt: skip

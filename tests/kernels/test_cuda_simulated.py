@@ -24,6 +24,7 @@ everything = [pytest.mark.slow, pytest.mark.ci, pytest.mark.timeout(1500)]
 @pytest.mark.parametrize(("file", "selection"), [
     pytest.param("test_attention.py", FEW, id="attention, a few"),
     pytest.param("test_attention.py", "", marks=everything, id="attention"),
+    pytest.param("test_launches.py", "", id="launches"),
     pytest.param("test_parts.py", "", marks=everything, id="parts"),
     pytest.param("test_encode.py", "", marks=everything, id="encode"),
     pytest.param("test_faulty_kernels.py", "max or aliased", id="faults, a few"),

@@ -91,14 +91,13 @@ class Step:
         group = self.Hq // self.kv_heads
         self.group = heads_of_block(group)
         self.chunks = group // self.group
-        none = torch.zeros(self.B, dtype=torch.int32, device=query.device)
-        present = {part: tokens.length for part, tokens in self.exact}
-        lengths = [
-            present.get(_SINKS, none),
-            none if pages is None else pages.context_len,
-            present.get(_RESIDUAL, none),
-        ]
-        self.lengths = array(torch.cat(lengths))
+        present: dict[int, Tensor] = {part: tokens.length for part, tokens in self.exact}
+        if pages is not None:
+            present[_PAGES] = pages.context_len
+        if len(present) < 3:
+            none = torch.zeros(self.B, dtype=torch.int32, device=query.device)
+            present = {part: present.get(part, none) for part in (_SINKS, _PAGES, _RESIDUAL)}
+        self.lengths = array(_together([present[part] for part in (_SINKS, _PAGES, _RESIDUAL)]))
         # the kernels' softmax is in powers of two
         self.scaled = array(query.reshape(self.B, self.Hq, self.D).float() * (scale * math.log2(math.e)))
 
@@ -112,14 +111,18 @@ class Step:
 
     def exact_plans(self) -> list[Plan]:
         """Of sinks and residual."""
-        return [self._exact_plan(part, _as_pages(tokens)) for part, tokens in self.exact]
+        return [
+            self._exact_plan(part, _contiguous(tokens.keys), _contiguous(tokens.values)) for part, tokens in self.exact
+        ]
 
     def page_plans(self, last: Phase = "values") -> list[Plan]:
         """Of the pages; where a kernel serves them that has phases, up to the `last`."""
         if self.pages is None or not self.pages.page_table.shape[1]:
             return []
         coded = self.pages.keys.centroids is not None
-        return [self._coded_plan(self.pages, last) if coded else self._exact_plan(_PAGES, self.pages)]
+        if coded:
+            return [self._coded_plan(self.pages, last)]
+        return [self._exact_plan(_PAGES, self.pages.keys.pages, self.pages.values.pages, self.pages)]
 
     def partial(self, slots: int) -> Tensor:
         """Room for the partial results of so many slots, flat."""
@@ -153,20 +156,23 @@ class Step:
         units = self.B * self.kv_heads * self.chunks
         return choose_splits(units, tokens, multiprocessors(self.query.device), shortest=shortest)
 
-    def _exact_plan(self, part: int, pages: PagedTokens) -> Plan:
-        dtype = pages.keys.pages.dtype
-        variant = fitting(ExactVariant(str(dtype).removeprefix("torch."), self.D, self.group))
+    def _exact_plan(self, part: int, keys: Tensor, values: Tensor, pages: PagedTokens | None = None) -> Plan:
+        """Of pages, or of contiguous rows (B, Hkv, capacity, D): pages as large as the row, one for each sequence."""
+        variant = fitting(ExactVariant(str(keys.dtype).removeprefix("torch."), self.D, self.group))
         kernel = compiled(exact_kernel, variant)
         # the few tokens of sinks and residual take as long as one block needs for its own, however few blocks there are
-        shortest = SHORTEST_SPLIT if part == _PAGES else variant.at_once
-        splits = self._splits(self._longest(pages), paged=part == _PAGES, shortest=shortest)
-        key_words, value_words = words(pages.keys.pages), words(pages.values.pages)
+        shortest = variant.at_once if pages is None else SHORTEST_SPLIT
+        longest = keys.shape[2] if pages is None else self._longest(pages)
+        splits = self._splits(longest, paged=pages is not None, shortest=shortest)
+        sides = words(keys), words(values)
+        table = self.lengths if pages is None else array(pages.page_table)
+        paging = _paging(keys.shape[2], 1) if pages is None else _paging(pages.page_size, pages.page_table.shape[1])
 
         def start(partial: DeviceArray, first: int, slots: int) -> None:
             launch(
                 kernel, (splits, self.kv_heads * self.chunks, self.B), variant.block,
-                self.scaled, key_words, value_words, array(pages.page_table), self.lengths, partial,
-                *self._paging(pages), part, self.window, splits, first, slots,
+                self.scaled, *sides, table, self.lengths, partial,
+                *paging, self.kv_heads, self.chunks, part, self.window, splits, first, slots,
             )  # fmt: skip
 
         return splits, start
@@ -205,7 +211,8 @@ class Step:
             launch(
                 kernel, (splits, self.kv_heads * self.chunks, self.B), variant.block,
                 self.scaled, *codes, *books, *map(array, channels), array(pages.page_table), self.lengths,
-                partial, *self._paging(pages), *heads, self.window, share, first, slots,
+                partial, *_paging(pages.page_size, pages.page_table.shape[1]), self.kv_heads, self.chunks, *heads,
+                self.window, share, first, slots,
             )  # fmt: skip
 
         return splits, start
@@ -220,12 +227,6 @@ class Step:
             words(keys.derive("key words", key_words)),
             words(values.derive(("value words", stage), lambda c: value_words(c, stage))),
         ]
-
-    def _paging(self, pages: PagedTokens) -> tuple[int, ...]:
-        size = pages.page_size
-        # a division takes as long as ten look-ups, so kernels shift where they can
-        shift = size.bit_length() - 1 if size.bit_count() == 1 else -1
-        return size, shift, pages.page_table.shape[1], self.kv_heads, self.chunks
 
     def _longest(self, pages: PagedTokens) -> int:
         """Tokens that the longest sequence may have: lengths are on the device, the table's width is known here."""
@@ -250,11 +251,22 @@ def _channels(side: PagedSide, head_dim: int) -> Tensor:
     return side.derive("natural order", lambda c: torch.arange(head_dim, device=c.device).repeat(c.shape[0], 1))
 
 
-def _as_pages(tokens: ExactTokens) -> PagedTokens:
-    """Contiguous rows as pages: one as large as the row for each sequence."""
-    B, _, capacity, _ = tokens.keys.shape
-    table = torch.arange(B, dtype=torch.int32, device=tokens.keys.device)[:, None]
-    keys, values = (
-        (part.float() if part.dtype == torch.float64 else part).contiguous() for part in (tokens.keys, tokens.values)
-    )
-    return PagedTokens(PagedSide(keys), PagedSide(values), table, tokens.length, capacity)
+def _paging(page_size: int, table_stride: int) -> tuple[int, int, int]:
+    """Size of a page, its log2 or -1, and pages of a row of the table."""
+    # a division takes as long as ten look-ups, so kernels shift where they can
+    shift = page_size.bit_length() - 1 if page_size.bit_count() == 1 else -1
+    return page_size, shift, table_stride
+
+
+def _contiguous(rows: Tensor) -> Tensor:
+    """Exact rows as a kernel reads them."""
+    return (rows.float() if rows.dtype == torch.float64 else rows).contiguous()
+
+
+def _together(lengths: list[Tensor]) -> Tensor:
+    """Lengths (B,) of sinks, pages and residual, one after another: as they lie, where a cache made them so."""
+    first = lengths[0]
+    step = first.numel() * first.element_size()
+    if all(part.is_contiguous() and part.data_ptr() == first.data_ptr() + i * step for i, part in enumerate(lengths)):
+        return first.as_strided((len(lengths) * first.numel(),), (1,))
+    return torch.cat(lengths)

@@ -73,9 +73,10 @@ def exact_kernel(variant: ExactVariant) -> Callable[..., Any]:
     """The kernel, not compiled yet. Its grid is (splits, KV heads * chunks of query heads, sequences).
 
     query (B, Hq, D) float32, times scale and log2(e); keys, values: words of pages (pages, Hkv, page_size, D); table
-    (B, table_stride) int32; lengths (3, B) int32 of sinks, pages, residual, of which `part` is read here; partial
-    (B, Hq, slots, D + 2) float32: mixed values, maximum of the scores in powers of two, sum; split i writes slot
-    first_slot + i. The newest `window` columns are seen, all if it is 0. page_shift is log2 of the page size, or -1.
+    (B, table_stride) int32, not read for sinks and residual; lengths (3, B) int32 of sinks, pages, residual, of which
+    `part` is read here; partial (B, Hq, slots, D + 2) float32: mixed values, maximum of the scores in powers of two,
+    sum; split i writes slot first_slot + i. The newest `window` columns are seen, all if it is 0. page_shift is log2 of
+    the page size, or -1.
     """
     D, GROUP, BLOCK, U = variant.head_dim, variant.group, variant.block, variant.tokens
     VECTOR, LANES = variant.vector, variant.lanes
@@ -135,7 +136,8 @@ def exact_kernel(variant: ExactVariant) -> Callable[..., Any]:
                     # past the end the last token is read again and counted with weight 0
                     t = min(token + u, end - 1)
                     number = t >> page_shift if page_shift >= 0 else t // page_size
-                    page = int64(table[uint64(b * table_stride + number)])
+                    # a row of sinks or residual is the page of its sequence
+                    page = int64(table[uint64(b * table_stride + number)]) if part == 1 else int64(b)
                     place[u] = ((page * kv_heads + kv) * page_size + t - number * page_size) * WORDS
                 for u in range(U):
                     for i in range(LOADS):

@@ -1,0 +1,64 @@
+"""What a decoding step asks of a GPU: launches of kernels and operations of torch, each a node of a graph."""
+
+import torch
+from batches import Spec, brute_force, build
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pqkv.cache.layer import length_tensors
+from pqkv.kernels.cuda import backend
+from pqkv.kernels.cuda.backend import attention
+from pqkv.kernels.types import ExactTokens, PagedTokens
+
+FREE = ("empty", "view", "reshape", "detach", "as_strided", "alias", "select", "slice", "unsqueeze", "unbind")
+SPEC = Spec(
+    context=(64, 3), sinks=(1, 4), residual=(2, 3), head_dim=16, heads=1, group=2, subspaces=(8, 8), nbits=4,
+    dtype=torch.float16,
+)  # fmt: skip
+
+
+class Counted(TorchDispatchMode):
+    """Operations of torch that are work for a device, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.name().removeprefix("aten::").partition(".")[0]
+        if not any(free in name for free in FREE):
+            self.found.append(name)
+        return operation(*args, **(kwargs or {}))
+
+
+def counted(monkeypatch, *inputs):
+    """(operations of torch, launches) of a step whose derived tensors are there already, and its output."""
+    attention(*inputs, scale=0.25)
+    launches, launch = [], backend.launch
+    monkeypatch.setattr(backend, "launch", lambda *given: (launches.append(given[0]), launch(*given)))
+    with Counted() as torchs:
+        out, _ = attention(*inputs, scale=0.25)
+    return torchs.found, len(launches), out
+
+
+def test_a_step_of_a_cache_is_seven(device, monkeypatch):
+    query, pages, sinks, residual = (part.to(device) for part in build(SPEC).inputs)
+    lengths = [part.tolist() for part in (sinks.length, pages.context_len, residual.length)]
+    ours = length_tensors(lengths, device)
+    inputs = (
+        query,
+        PagedTokens(pages.keys, pages.values, pages.page_table, ours[1], pages.page_size, trusted=True),
+        ExactTokens(sinks.keys, sinks.values, ours[0]),
+        ExactTokens(residual.keys, residual.values, ours[2]),
+    )
+    torchs, launches, out = counted(monkeypatch, *inputs)
+    assert torchs == ["_to_copy", "mul", "_to_copy"]  # the query to float32, times its scale, the output back
+    assert launches == 4  # sinks, residual, pages, merge
+    expected, _ = brute_force(build(SPEC), 0.25, None)
+    torch.testing.assert_close(out.double().cpu(), torch.from_numpy(expected), atol=3e-3, rtol=3e-3)
+
+
+def test_lengths_that_lie_apart_are_put_together(device, monkeypatch):
+    torchs, _, out = counted(monkeypatch, *(part.to(device) for part in build(SPEC).inputs))
+    assert "cat" in torchs
+    expected, _ = brute_force(build(SPEC), 0.25, None)
+    torch.testing.assert_close(out.double().cpu(), torch.from_numpy(expected), atol=3e-3, rtol=3e-3)
