@@ -59,6 +59,7 @@ class Learnt:
 
     Options: ClassVar[type[Settings]] = Settings
     calibrated: ClassVar[str] = ""  # what it learns, in a few words; empty for nothing
+    recipe: ClassVar[int] = 0  # raised when what it learns changes, so that what was kept before is not taken for it
     source: ClassVar[str] = ""
     state: State
 

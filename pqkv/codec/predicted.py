@@ -48,6 +48,7 @@ class Predicted(WholeCodec):
     Options = PredictedOptions
     calibrated = "linear predictors between layers, frames and centroids"
     source = "pqkv, after AQUA-KV"
+    recipe = 1  # values see the keys underneath
     looks_below = True
 
     options: PredictedOptions

@@ -25,7 +25,7 @@ from pqkv.keeping import cache_place
 from pqkv.lm.calibrate import Calibrated, Progress, calibrate_codecs
 from pqkv.lm.model import LanguageModel
 
-_RECIPE = 2  # raised when what is learnt changes, so that what was kept is not taken for it
+_RECIPE = 2  # as a codec's own `recipe`, of all that learn: raised when samples change
 _KEY = "pqkv-codec"
 
 
@@ -66,10 +66,16 @@ def learnt_codecs(
             part, seen = _kept(lm, learning, config, samples)
             state |= {f"{learning.prefix}.{name}": tensor for name, tensor in part.items()}
             text = seen
-        key = digest_of([_RECIPE, spec.config(), _calibration_key(lm, config) if text else None])
+        key = digest_of([_recipe(spec.learnings()), spec.config(), _calibration_key(lm, config) if text else None])
         found.append(LearntCodec(spec, spec.make(state), text, key))
     report("learn codecs", len(specs), len(specs))
     return found
+
+
+def _recipe(learnings: Sequence[Learning]) -> int | list[int]:
+    """What a digest says of how parts learn; a codec whose recipe never changed keeps the digest that it had."""
+    own = [learning.part.kind.recipe for learning in learnings if learning.part.kind.recipe]
+    return [_RECIPE, *own] if own else _RECIPE
 
 
 def _calibration_key(lm: LanguageModel, config: CodecCalibration) -> list[object]:
@@ -80,7 +86,7 @@ def _kept(
     lm: LanguageModel, learning: Learning, config: CodecCalibration, samples: Callable[[Learning], Calibrated]
 ) -> tuple[State, Calibration]:
     """What is kept of a part, or learnt now and kept."""
-    key = digest_of([_RECIPE, learning.config(), _calibration_key(lm, config)])
+    key = digest_of([_recipe([learning]), learning.config(), _calibration_key(lm, config)])
     folder = cache_place().folder
     if folder is None:
         raise CodebookError("no folder can be written to keep codecs in; set PQKV_CACHE to one that can")
