@@ -173,3 +173,9 @@ def test_what_is_learnt_is_kept_and_what_is_damaged_is_learnt_again(tmp_path, mo
     codecs.learnt_codecs(lm, specs, CodecCalibration())
     assert len(calls) == 3
     assert files[0].read_bytes() != bytes(data)
+    kept = {one.spec: one.digest for one in codecs.learnt_codecs(lm, specs, CodecCalibration())}
+    monkeypatch.setattr(specs[0].keys.kind, "recipe", 1)  # learns differently from now on
+    later = {one.spec: one.digest for one in codecs.learnt_codecs(lm, specs, CodecCalibration())}
+    assert len(calls) == 4
+    assert [spec for spec in specs if later[spec] == kept[spec]] == [specs[2]]
+    assert len(list((tmp_path / "codecs").iterdir())) == 2 * len(files) + 2  # those of seed 1 among them
