@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from pqkv.errors import ConfigError, KernelError
 from pqkv.kernels.faults.catalog import FAULTS, PREFIX, Fault, canonical_name
 from pqkv.kernels.types import AttentionBackend, ExactTokens, PagedTokens
+from pqkv.reasons import reason
 
 if TYPE_CHECKING:
     from pqkv.kernels.cpu.decode import Way
@@ -185,9 +186,10 @@ def _cuda_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def _numba_obstacle() -> str | None:
     """Why Numba cannot compile for and reach the GPU that torch has, or None."""
-    from numba import cuda
-    from numba.cuda.cudadrv import driver, nvvm
-
+    try:
+        cuda, driver, nvvm = _numba_cuda()
+    except (ImportError, AttributeError) as error:  # of a NumPy that is newer than it, say
+        return f"numba-cuda cannot be imported ({reason(error)}); pip install 'pqkv[cuda]' has what fits"
     if cuda.is_available():
         return None
     try:
@@ -199,6 +201,13 @@ def _numba_obstacle() -> str | None:
     if not nvvm.is_available():
         return "Numba finds no NVVM to compile with; pip install 'pqkv[cuda]'"
     return "Numba cannot use this CUDA driver; `numba -s` says more"
+
+
+def _numba_cuda() -> tuple[Any, Any, Any]:
+    from numba import cuda
+    from numba.cuda.cudadrv import driver, nvvm
+
+    return cuda, driver, nvvm
 
 
 def _register_fault(name: str, fault: Fault) -> None:

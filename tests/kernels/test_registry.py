@@ -47,6 +47,16 @@ def test_without_a_driver_that_is_what_is_said(monkeypatch):
         choose_backend("cuda", torch.device("cuda"), torch.float16, fallback=False)
 
 
+def test_a_numba_that_cannot_be_imported_is_told_in_a_line(monkeypatch):
+    def broken():
+        raise AttributeError("module 'numpy' has no attribute 'row_stack'")  # numba-cuda 0.30 under NumPy 2.5
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(registry, "_numba_cuda", broken)
+    with pytest.raises(KernelError, match=r"cannot be imported \(.*'row_stack'\); pip install 'pqkv\[cuda\]'"):
+        choose_backend("cuda", torch.device("cuda"), torch.float16, fallback=False)
+
+
 def test_auto_is_no_backend_of_its_own():
     with pytest.raises(ConfigError, match="use choose_backend"):
         get_backend("auto")
