@@ -55,6 +55,7 @@ def recommend(
 
 def _print(best: Recipe | None, found: list[Recipe], wanted: Wanted, lm: LanguageModel, memory: int | None) -> None:
     from pqkv.errors import PqkvError
+    from pqkv.lab.recommend import recommended
     from pqkv_cli.table import print_lines, print_table
 
     out = console()
@@ -86,6 +87,14 @@ def _print(best: Recipe | None, found: list[Recipe], wanted: Wanted, lm: Languag
         _print_room(best, lm, memory)
     coded = best.records[0].config.get("codec")
     codec = f"--codec '{best.name}'" if coded else "--codebooks FILE"
+    if best.looks_below:
+        print_lines(
+            out, "it predicts each layer from the one underneath: attention would have to restore every key first"
+        )
+        lookable = recommended([recipe for recipe in found if not recipe.looks_below], wanted)
+        if lookable is not None:
+            said = f"the {kind} that could be looked up: {lookable.name} at {lookable.code_bits:.4g} bits"
+            print_lines(out, f"{said}, {_loss(lookable)}")
     if coded:
         print_lines(out, "measured, not served: pages and kernels hold the codes of codebooks alone so far")
     print_lines(out, f"learn and use it: pqkv eval --model {lm.name} {codec}")

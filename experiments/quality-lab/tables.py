@@ -22,6 +22,9 @@ RESULTS = ROOT / "results/quality-lab"
 OURS = ("pqkv", "codebooks")  # what names of our own begin with
 WIDER = 1.25  # bits that a peer may take more
 BARS = {
+    "pqkv 4, predicted": 0.012,
+    "pqkv 3, predicted": 0.045,
+    "pqkv 2, predicted": 0.16,
     "pqkv 4": 0.012,
     "pqkv 4, dealt": 0.012,
     "pqkv 3": 0.045,

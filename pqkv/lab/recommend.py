@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pqkv.codec.catalog import part_of
+from pqkv.codec.interface import WholeCodec
 from pqkv.errors import ConfigError
 from pqkv.record import Metric, Record
 from pqkv.report.series import codec_name, mode_name
@@ -50,6 +52,23 @@ class Recipe:
     def longest(self) -> int:
         """The longest context it was measured at."""
         return max(int(record.config["context"]) for record in self.records)
+
+    @property
+    def places(self) -> frozenset[tuple[str, str, int]]:
+        """Where it was measured: text, split and context, however often."""
+        return frozenset((str(c["data"]), str(c["split"]), int(c["context"])) for c in (r.config for r in self.records))
+
+    @property
+    def windows(self) -> int:
+        """Of all records."""
+        return sum(int(record.config["windows"]) for record in self.records)
+
+    @property
+    def looks_below(self) -> bool:
+        """Whether it predicts a layer from the one underneath, so that attention would have to restore every key."""
+        coded = self.records[0].config.get("codec")
+        kind = part_of(coded["keys"]).kind if coded else None
+        return kind is not None and issubclass(kind, WholeCodec) and kind.looks_below
 
     def worst(self, metric: str) -> Metric:
         """The figure whose interval reaches highest."""
@@ -100,11 +119,13 @@ def recipe_name(record: Record) -> str:
 
 
 def recommended(found: Sequence[Recipe], wanted: Wanted) -> Recipe | None:
-    """The cheapest that was measured wherever the most thoroughly measured one was, and does what is asked; asked for
-    bits alone, the one that loses least. None if nothing does.
+    """The cheapest that was measured wherever the most thoroughly measured one was (in most places, then on most
+    windows), and does what is asked; asked for bits alone, the one that loses least. None if nothing does.
     """
-    most = max((len(recipe.records) for recipe in found), default=0)
-    able = [recipe for recipe in found if len(recipe.records) == most and recipe.does(wanted)]
+    if not found:
+        return None
+    thorough = max(found, key=lambda recipe: (len(recipe.places), recipe.windows)).places
+    able = [recipe for recipe in found if recipe.places >= thorough and recipe.does(wanted)]
     if wanted.max_ppl is None and wanted.max_kld is None:
         return min(able, key=lambda recipe: _upper(recipe.worst("kld_mean")), default=None)
     return able[0] if able else None

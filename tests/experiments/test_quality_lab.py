@@ -22,14 +22,18 @@ def said(pattern):
     """The numbers that the prose has where the pattern says."""
     found = re.search(pattern, TEXT)
     assert found, pattern
-    return [float(number) for number in found.groups()]
+    return [float(number.replace(",", "")) for number in found.groups()]
 
 
 RATIOS = [
+    (r"predictions ours loses ([\d.]+) of the best peer", "pqkv 4, predicted", "AQUA-KV 4"),
+    (r"of its size at 4 bits, ([\d.]+) at 3", "pqkv 3, predicted", "AQUA-KV 3"),
+    (r"([\d.]+) at 2\*\* \(AQUA-KV", "pqkv 2, predicted", "AQUA-KV 2"),
     (r"ours loses ([\d.]+) of today's codebooks", "pqkv 4", "codebooks 4"),
     (r"underneath, loses ([\d.]+) of ours at 4 bits", "AQUA-KV 4", "pqkv 4"),
     (r"of ours at 4 bits, ([\d.]+) at 3", "AQUA-KV 3", "pqkv 3"),
     (r"at 3, ([\d.]+) at 2\.", "AQUA-KV 2", "pqkv 2"),
+    (r"where it loses ([\d.]+) times what CQ does at 4", "pqkv 2, predicted", "CQ 2c8b"),
     (r"nearest relative, lose ([\d.]+) times ours", "CQ 2c8b", "pqkv 4"),
     (r"for all heads: ([\d.]+) times", "MILLION 4", "pqkv 4"),
     (r"is close\*\* \(([\d.]+) times\)", "KIVI 4", "pqkv 4"),
@@ -50,10 +54,16 @@ def test_ranges_and_bars(rows):
     found = [rows[name].kld.value / ours.kld.value for name in ("int4", "q4_0", "nvfp4", "mxfp4")]
     assert (round(min(found)), round(max(found))) == (low, high)
     assert all(rows[name].value("code_bits") > ours.value("code_bits") for name in ("int4", "q4_0", "nvfp4", "mxfp4"))
-    assert said(r"perplexity at 4 bits \+([\d.]+)%") == [
+    assert said(r"perplexity at 4 bits \+([\d.]+)%, bar") == [
         pytest.approx(100 * (ours.value("perplexity_ratio") - 1), abs=0.006)
     ]
     assert said(r"is not\*\* \(([\d.]+), bar 0\.16;") == [pytest.approx(rows["pqkv 2"].kld.value, abs=6e-4)]
+    for name, bar in (("pqkv 4, predicted", 0.008), ("pqkv 3, predicted", 0.03), ("pqkv 2, predicted", 0.1)):
+        assert rows[name].kld.high <= bar
+    assert said(r"perplexity \+([\d.]+)% at 4 bits, \+([\d.]+)% at 2\.13 bits") == [
+        pytest.approx(100 * (rows[name].value("perplexity_ratio") - 1), abs=0.006)
+        for name in ("pqkv 4, predicted", "pqkv 2, predicted")
+    ]
     assert ours.kld.value <= 0.012
     assert rows["pqkv 3"].kld.value <= 0.045
     assert rows["pqkv 2"].kld.value > 0.16
@@ -123,3 +133,16 @@ def test_what_serving_would_save():
     assert of["keys", "centroids=int8"] <= 1
     assert round(of["values", "transform=none"]) == 15
     assert round(of["keys", "transform=hadamard"]) == 4
+
+
+def test_what_predictions_take(rows):
+    width = 3 * 64  # channels of all KV heads
+    per_token = width * (2 * width) + width * (3 * width)  # keys see both sides underneath, values their own keys too
+    assert said(r"\(([\d,]+) a token and layer") == [per_token]
+    assert said(r"takes (\d+) times the multiply-adds of attention") == [per_token // (2 * 64 * 9)]
+    fixed = []
+    for bits in (4, 3, 2):
+        a, b = rows[f"pqkv {bits}, predicted"].record.tables["memory"][-2:]
+        each = (b["cache_bytes"] - a["cache_bytes"]) / (b["tokens"] - a["tokens"])
+        fixed.append((a["cache_bytes"] - each * a["tokens"]) / 1e6)
+    assert said(r"are (\d+) to (\d+) MB in float32") == [round(min(fixed)), round(max(fixed))]

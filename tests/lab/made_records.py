@@ -9,12 +9,23 @@ LAYERS, HEADS, D = 2, 2, 16
 
 
 def record(
-    bits, ppl, kld, *, context=1024, data="a.txt", codec="int", model="m", mode="all-coded", sinks=4, spread=0.1
+    bits,
+    ppl,
+    kld,
+    *,
+    context=1024,
+    data="a.txt",
+    codec="int",
+    model="m",
+    mode="all-coded",
+    sinks=4,
+    spread=0.1,
+    windows=4,
 ):
     part = {"codec": codec, "bits": bits}
     config = {
         "model": "tiny", "model_weights": model, "data": data, "split": "all", "bits": float(bits), "context": context,
-        "windows": 4, "mode": mode, "codec": {"keys": part, "values": part}, "codebooks": "0",
+        "windows": windows, "mode": mode, "codec": {"keys": part, "values": part}, "codebooks": "0",
         **({"coded_sinks": sinks} if sinks else {}),
     }  # fmt: skip
     elements = 2 * LAYERS * HEADS * D

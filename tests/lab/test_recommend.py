@@ -37,6 +37,23 @@ def test_what_was_measured_in_fewer_places_is_not_taken_for_better():
     assert best(Wanted(max_ppl=0.034), [*MEASURED, lucky]).code_bits == 3
 
 
+def test_a_place_that_was_measured_twice_is_one_place():
+    twice = [record(2, 0.0001, 0.0001, codec="kivi", data="b.txt", windows=windows) for windows in (4, 8, 16)]
+    assert best(Wanted(max_ppl=0.034), [*MEASURED, *twice]).code_bits == 3
+
+
+def test_of_as_many_places_those_with_more_windows_decide():
+    one = [record(bits, 0.01, 0.01, windows=32) for bits in (3, 4)]
+    lucky = record(2, 0.0001, 0.0001, codec="kivi", data="b.txt", windows=8)
+    assert best(Wanted(max_ppl=0.034), [lucky, *one]).code_bits == 3
+
+
+def test_codes_that_look_below_say_so():
+    found = {recipe.name: recipe.looks_below for recipe in recipes(
+        [record(4, 0.01, 0.01, codec=codec) for codec in ("aqua", "composed")], "m", MODE)}  # fmt: skip
+    assert {name.partition(":")[0]: looks for name, looks in found.items()} == {"aqua": True, "composed": False}
+
+
 def test_other_models_modes_and_failures_do_not_count():
     foreign = [
         record(2, 0.0, 0.0, model="other"),
