@@ -1,7 +1,8 @@
 """The tables of experiments/quality-lab/README.md: python experiments/quality-lab/tables.py WHAT TEXT CONTEXT
 
 methods: every way of coding, the cheapest first; bars: ours beside the best peer that takes up to 1.25 bits more;
-ablation: one block of the recipe at a time, left out and added alone; costs (no text): what each part would cost.
+ablation: one block of the recipe at a time, left out and added alone; costs (no text): what each part would cost;
+elsewhere (no text): the finalists on other texts, at another length and on the bundled model.
 """
 
 import sys
@@ -113,6 +114,30 @@ def ablation(group: Group) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def elsewhere() -> str:
+    """KLD of the finalists, by where it was measured; where it was not, nothing."""
+    places = {
+        "WikiText-2 test, 1,024": found("wikitext2-test.txt", 1024),
+        "4,096 tokens": found("wikitext2-test.txt", 4096),
+        "source code": found("stdlib", 1024, "texts", RESULTS / "texts"),
+        "a novel": found("bleak_house.txt", 1024, "texts", RESULTS / "texts"),
+        "bundled model": found("wikitext2-test.txt", 1024, "reference", RESULTS / "reference"),
+    }
+    klds = {place: {row.method: row.kld for row in group.rows} for place, group in places.items()}
+    bits = {row.method: row.value("code_bits") for row in places["WikiText-2 test, 1,024"].rows}
+    chosen = sorted(
+        {row.method for row in places["source code"].rows} | set(klds["4,096 tokens"]), key=bits.__getitem__
+    )
+    lines = [f"| bits | method | {' | '.join(klds)} |", "|---" * (len(klds) + 2) + "|"]
+    for method in chosen:
+        cells = [
+            "" if (kld := known.get(method)) is None else f"{kld.value:#.3g} [{kld.low:#.3g}, {kld.high:#.3g}]"
+            for known in klds.values()
+        ]
+        lines.append(f"| {bits[method]:.2f} | {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def cost_table(head_dim: int = 64) -> str:
     """What each part of the recipe would take where it is served, for heads of `head_dim` at 4 bits."""
     lines = [COST_HEAD]
@@ -128,8 +153,8 @@ def cost_table(head_dim: int = 64) -> str:
 
 
 def printed(words: list[str]) -> str:
-    if words[0] == "costs":
-        return cost_table()
+    if words[0] in ("costs", "elsewhere"):
+        return cost_table() if words[0] == "costs" else elsewhere()
     what, text, context = words
     if what == "ablation":
         group = found(text, int(context), "ablation", RESULTS / "ablation")

@@ -11,11 +11,23 @@ TEXT = " ".join((ROOT / "experiments/quality-lab/README.md").read_text().split()
 
 
 @pytest.fixture(scope="module")
-def rows():
+def tables():
     spec = importlib.util.spec_from_file_location("lab_tables", ROOT / "experiments/quality-lab/tables.py")
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
+    return tables
+
+
+@pytest.fixture(scope="module")
+def rows(tables):
     return {row.method: row for row in tables.found("wikitext2-test.txt", 1024).rows}
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tables):
+    """Groups on source code, on the novel and on the bundled model."""
+    places = ("stdlib", "texts"), ("bleak_house.txt", "texts"), ("wikitext2-test.txt", "reference")
+    return [tables.found(text, 1024, lab, tables.RESULTS / lab) for text, lab in places]
 
 
 def said(pattern):
@@ -146,3 +158,49 @@ def test_what_predictions_take(rows):
         each = (b["cache_bytes"] - a["cache_bytes"]) / (b["tokens"] - a["tokens"])
         fixed.append((a["cache_bytes"] - each * a["tokens"]) / 1e6)
     assert said(r"are (\d+) to (\d+) MB in float32") == [round(min(fixed)), round(max(fixed))]
+
+
+def test_what_is_said_of_other_texts_and_of_the_bundled_model(rows, elsewhere):
+    def over(group, method, other, digits=2):
+        kld = {row.method: row.kld.value for row in group.rows}
+        return round(kld[method] / kld[other], digits)
+
+    code, novel, bundled = elsewhere
+    lost = [next(r.kld.value for r in g.rows if r.method == "pqkv 4") / rows["pqkv 4"].kld.value for g in (code, novel)]
+    assert said(r"novel ours loses ([\d.]+) and ([\d.]+) times") == [round(x, 1) for x in lost]
+    assert said(r"and so ([\d.]+) and ([\d.]+) of ours there") == [over(g, "KIVI 4", "pqkv 4") for g in (code, novel)]
+    for group in (code, novel):
+        gap = next(row.difference for row in group.rows if row.method == "KIVI 4")
+        assert gap.low < 0 < gap.high
+    assert said(r"at 2 bits ([\d.]+) and ([\d.]+) of AQUA-KV") == [
+        over(g, "pqkv 2, predicted", "AQUA-KV 2") for g in (code, novel)
+    ]
+    assert said(r"at 4 bits on code ([\d.]+), not") == [over(code, "pqkv 4, predicted", "AQUA-KV 4")]
+    assert said(r"codebooks lose ([\d.]+) of the recipe there at 4 bits and ([\d.]+) at 2") == [
+        over(bundled, f"codebooks {bits}", f"pqkv {bits}") for bits in (4, 2)
+    ]
+    assert said(r"AQUA-KV ([\d.]+) of ours with predictions at 4 bits") == [
+        over(bundled, "AQUA-KV 4", "pqkv 4, predicted")
+    ]
+    assert said(r"int4 loses ([\d.]+) times ours, where it is (\d+) times") == [
+        over(bundled, "int4", "pqkv 4", 1), round(rows["int4"].kld.value / rows["pqkv 4"].kld.value)
+    ]  # fmt: skip
+    assert said(r"hence ([\d.]+) bits") == [
+        round(next(row.value("code_bits") for row in bundled.rows if row.method == "pqkv 2, predicted"), 2)
+    ]
+
+
+def test_what_the_first_page_says(rows):
+    text = " ".join((ROOT / "README.md").read_text().split())
+    found = re.search(
+        r"`composed` codes lose ([\d.]+) nats at ([\d.]+) bits, `train-codebooks` today ([\d.]+) at 4, KIVI ([\d.]+) at 5, "
+        r"int4 ([\d.]+) at 4\.5; .* serves, ([\d.]+) at 4\.06 and ([\d.]+) at 2\.13 bits", text
+    )  # fmt: skip
+    assert found
+    names = "pqkv 4", "codebooks 4", "KIVI 4", "int4", "pqkv 4, predicted", "pqkv 2, predicted"
+    figures = [figure for i, figure in enumerate(found.groups()) if i != 1]
+    for name, figure in zip(names, figures, strict=True):
+        digits = len(figure.partition(".")[2])
+        assert float(figure) == round(rows[name].kld.value, digits)
+    assert float(found[2]) == round(rows["pqkv 4"].value("code_bits"), 2)
+    assert len(rows) == 35
