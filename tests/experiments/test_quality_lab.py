@@ -193,8 +193,8 @@ def test_what_is_said_of_other_texts_and_of_the_bundled_model(rows, elsewhere):
 def test_what_the_first_page_says(rows):
     text = " ".join((ROOT / "README.md").read_text().split())
     found = re.search(
-        r"`composed` codes lose ([\d.]+) nats at ([\d.]+) bits, `train-codebooks` today ([\d.]+) at 4, KIVI ([\d.]+) at 5, "
-        r"int4 ([\d.]+) at 4\.5; .* serves, ([\d.]+) at 4\.06 and ([\d.]+) at 2\.13 bits", text
+        r"`composed` codes lose ([\d.]+) nats at ([\d.]+) bits, `train-codebooks` today ([\d.]+) at 4, "
+        r"KIVI ([\d.]+) at 5, int4 ([\d.]+) at 4\.5; .* serves, ([\d.]+) at 4\.06 and ([\d.]+) at 2\.13 bits", text
     )  # fmt: skip
     assert found
     names = "pqkv 4", "codebooks 4", "KIVI 4", "int4", "pqkv 4, predicted", "pqkv 2, predicted"
