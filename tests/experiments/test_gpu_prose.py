@@ -77,3 +77,14 @@ def test_what_bounds_a_step(tables):
     exact = next(row for row in rows if row["bits"] == "0" and row["kernel"] == "exact")
     said = numbers(TEXT, r"\((\d+) registers, (\d+)% of the places\) to keep memory busy: (\d+)%")
     assert said == [round(float(exact[name])) for name in ("registers", "warps_percent", "dram_percent")]
+
+
+def test_the_bundled_model_on_a_gpu(tables):
+    (record,) = load_records(tables.FOLDER / "eval")
+    assert (record.config["backend"], record.config["mode"], record.env["gpus"][0]["name"][:11]) == (
+        "cuda", "token", "NVIDIA H100",
+    )  # fmt: skip
+    ratio, top = (record.metrics[name].value for name in ("perplexity_ratio", "agreement_at_1"))
+    assert numbers(TEXT, r"in float16: \+([\d.]+)% perplexity and ([\d.]+)% top-1") == [
+        round(100 * (ratio - 1), 2), round(100 * top, 1),
+    ]  # fmt: skip
