@@ -126,7 +126,7 @@ def elsewhere() -> str:
     klds = {place: {row.method: row.kld for row in group.rows} for place, group in places.items()}
     bits = {row.method: row.value("code_bits") for row in places["WikiText-2 test, 1,024"].rows}
     chosen = sorted(
-        {row.method for row in places["source code"].rows} | set(klds["4,096 tokens"]), key=bits.__getitem__
+        {row.method for row in places["source code"].rows} | set(klds["4,096 tokens"]), key=lambda m: (bits[m], m)
     )
     lines = [f"| bits | method | {' | '.join(klds)} |", "|---" * (len(klds) + 2) + "|"]
     for method in chosen:

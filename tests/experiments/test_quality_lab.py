@@ -204,3 +204,11 @@ def test_what_the_first_page_says(rows):
         assert float(figure) == round(rows[name].kld.value, digits)
     assert float(found[2]) == round(rows["pqkv 4"].value("code_bits"), 2)
     assert len(rows) == 35
+
+
+def test_what_is_said_of_4096_tokens(tables):
+    kld = {row.method: row.kld.value for row in tables.found("wikitext2-test.txt", 4096).rows}
+    three = r"([\d.]+), ([\d.]+) and ([\d.]+)"
+    given = said(rf"as at 1,024\*\*: {three} nats, with predictions {three}\.")
+    names = [f"pqkv {bits}{more}" for more in ("", ", predicted") for bits in (4, 3, 2)]
+    assert given == [float(f"{kld[name]:.3g}") for name in names]
