@@ -266,7 +266,14 @@ def _contiguous(rows: Tensor) -> Tensor:
 def _together(lengths: list[Tensor]) -> Tensor:
     """Lengths (B,) of sinks, pages and residual, one after another: as they lie, where a cache made them so."""
     first = lengths[0]
-    step = first.numel() * first.element_size()
-    if all(part.is_contiguous() and part.data_ptr() == first.data_ptr() + i * step for i, part in enumerate(lengths)):
+    home = (
+        first.untyped_storage().data_ptr()
+    )  # tensors of their own may be neighbours too, and are nothing to read across
+    if all(
+        part.is_contiguous()
+        and part.untyped_storage().data_ptr() == home
+        and part.storage_offset() == first.storage_offset() + i * first.numel()
+        for i, part in enumerate(lengths)
+    ):
         return first.as_strided((len(lengths) * first.numel(),), (1,))
     return torch.cat(lengths)

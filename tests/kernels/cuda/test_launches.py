@@ -1,5 +1,6 @@
 """What a decoding step asks of a GPU: launches of kernels and operations of torch, each a node of a graph."""
 
+import numpy as np
 import torch
 from batches import Spec, brute_force, build
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -62,3 +63,10 @@ def test_lengths_that_lie_apart_are_put_together(device, monkeypatch):
     assert "cat" in torchs
     expected, _ = brute_force(build(SPEC), 0.25, None)
     torch.testing.assert_close(out.double().cpu(), torch.from_numpy(expected), atol=3e-3, rtol=3e-3)
+
+
+def test_neighbours_in_memory_that_are_not_one_tensor_are_not_read_across():
+    memory = np.arange(6, dtype=np.int32)
+    apart = [torch.from_numpy(memory[i : i + 2]) for i in (0, 2, 4)]  # each its own storage, end to end
+    assert backend._together(apart).tolist() == list(range(6))
+    assert backend._together(list(torch.from_numpy(memory).view(3, 2))).data_ptr() == memory.ctypes.data
