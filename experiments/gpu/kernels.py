@@ -11,9 +11,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).parents[2]
-METRICS = {  # column: metric, and what one of its unit is worth in the column's
+METRICS = {  # by column
     "us": "gpu__time_duration.sum",
     "dram_mb": "dram__bytes_read.sum",
     "dram_percent": "dram__throughput.avg.pct_of_peak_sustained_elapsed",
@@ -31,11 +32,17 @@ UNITS = {"ns": 1e-3, "us": 1, "ms": 1e3, "byte": 1e-6, "Kbyte": 1e-3, "Mbyte": 1
 BITS = ("4", "2", "0")
 
 
+def fail(said: str) -> NoReturn:
+    """End with one line and code 2."""
+    print(f"error: {said}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def rows_of(bits: str, text: str) -> list[dict[str, str]]:
     """A row a launch, in order. `text` is what `ncu --csv --page raw` printed: names, units, then values."""
     lines = list(csv.reader(io.StringIO("\n".join(line for line in text.splitlines() if line.startswith('"')))))
     if len(lines) < 3:
-        sys.exit(f"error: ncu measured nothing: {text.strip().splitlines()[-1] if text.strip() else 'no output'}")
+        fail(f"ncu measured nothing: {text.strip().splitlines()[-1] if text.strip() else 'no output'}")
     names, units, *launches = lines
     found = []
     for launch in launches:
@@ -56,7 +63,7 @@ def profiled(bits: str) -> str:
     """The output of `ncu` on a step at this width."""
     tool = shutil.which("ncu")
     if tool is None:
-        sys.exit("error: ncu, the profiler of kernels, is not installed; it comes with CUDA's toolkit")
+        fail("ncu, the profiler of kernels, is not installed; it comes with CUDA's toolkit")
     command = [
         tool, "--profile-from-start", "off", "--csv", "--page", "raw", "--metrics", ",".join(METRICS.values()),
         sys.executable, str(ROOT / "experiments/gpu/profile_step.py"), "--bits", bits,
