@@ -10,11 +10,12 @@ from pqkv.kernels.registry import (
     register_backend,
     slot_writer,
 )
-from pqkv.kernels.types import AttentionBackend, ExactTokens, PagedSide, PagedTokens
+from pqkv.kernels.types import AttentionBackend, CodedQuery, ExactTokens, PagedSide, PagedTokens
 
 __all__ = [
     "AttentionBackend",
     "ChosenBackend",
+    "CodedQuery",
     "ExactTokens",
     "PagedSide",
     "PagedTokens",

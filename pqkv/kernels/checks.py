@@ -33,6 +33,7 @@ def check_inputs(
             heads.add(_check_exact(name, part, B, D, query.device))
     if pages is not None:
         heads |= _check_pages(pages, B, D, query.device)
+        _check_coded_query(pages, query)
     if len(heads) > 1:
         raise KernelError(f"the parts of the cache have {sorted(heads)} KV heads; all need the same number")
     if heads and Hq % (Hkv := heads.pop()):
@@ -105,6 +106,25 @@ def _check_pages(pages: PagedTokens, batch: int, head_dim: int, device: torch.de
     return {side.pages.shape[1] for side in (pages.keys, pages.values)}
 
 
+def _check_coded_query(pages: PagedTokens, query: Tensor) -> None:
+    coded = pages.query
+    if coded is None:
+        return
+    if pages.keys.centroids is None:
+        raise KernelError("exact pages are scored with the query itself: there is nothing for a coded query to meet")
+    count = len(coded.frequencies)
+    if coded.query.shape != query.shape or coded.phasors.shape != (*query.shape[:3], count, 2):
+        raise KernelError(
+            f"the coded query has shape {tuple(coded.query.shape)} and phasors {tuple(coded.phasors.shape)}, not "
+            f"{tuple(query.shape)} and {(*query.shape[:3], count, 2)}"
+        )
+    if not coded.query.is_floating_point() or coded.phasors.dtype != coded.query.dtype:
+        raise KernelError(
+            f"the coded query is {coded.query.dtype}, its phasors {coded.phasors.dtype}; they need one float dtype"
+        )
+    _check_devices("the coded query", query.device, coded.query, coded.phasors)
+
+
 def _check_exact_side(name: str, side: PagedSide, page_size: int, head_dim: int) -> None:
     if side.layout != "row":
         raise KernelError(f"exact {name} lie in rows, not {side.layout}")
@@ -135,6 +155,8 @@ def _check_coded_side(name: str, side: PagedSide, page_size: int, head_dim: int)
     if H not in (1, side.pages.shape[1]):
         raise KernelError(f"{name}.centroids are for {H} heads, the pages hold {side.pages.shape[1]}")
     _check_devices(f"{name}.centroids", side.pages.device, side.centroids)
+    _check_scales(name, side)
+    _check_gains(name, side, page_size)
     if side.channels is None:
         return
     _check_devices(f"{name}.channels", side.pages.device, side.channels)
@@ -143,6 +165,34 @@ def _check_coded_side(name: str, side: PagedSide, page_size: int, head_dim: int)
             f"{name}.channels are {side.channels.dtype} of shape {tuple(side.channels.shape)}, "
             f"not int64 ({H}, {head_dim})"
         )
+
+
+def _check_scales(name: str, side: PagedSide) -> None:
+    assert side.centroids is not None
+    if (side.scales is not None) != (side.centroids.dtype == torch.int8):
+        raise KernelError(f"{name}.centroids are {side.centroids.dtype}: scales go with int8, and only with it")
+    if side.scales is None:
+        return
+    H, M, _, d_sub = side.centroids.shape
+    if tuple(side.scales.shape) != (H, M, d_sub) or side.scales.dtype != torch.float32:
+        raise KernelError(
+            f"{name}.scales are {side.scales.dtype} {tuple(side.scales.shape)}, not float32 {(H, M, d_sub)}"
+        )
+    _check_devices(f"{name}.scales", side.pages.device, side.scales)
+
+
+def _check_gains(name: str, side: PagedSide, page_size: int) -> None:
+    if side.gains is None and side.gain_values is None:
+        return
+    if name == "keys":
+        raise KernelError("gains of keys are not served: they cost more than they gain")
+    shape = (side.pages.shape[0], side.pages.shape[1], page_size)
+    if side.gains is None or tuple(side.gains.shape) != shape or side.gains.dtype != torch.uint8:
+        raise KernelError(f"{name}.gains are not uint8 {shape}, one a token and head")
+    table = side.gain_values
+    if table is None or tuple(table.shape) != (shape[1], 256) or table.dtype != torch.float32:
+        raise KernelError(f"{name}.gain_values are not float32 {(shape[1], 256)}, one a byte and head")
+    _check_devices(f"{name}.gains", side.pages.device, side.gains, table)
 
 
 def _check_vector(name: str, vector: Tensor, batch: int, device: torch.device) -> None:

@@ -8,6 +8,8 @@ summed and the softmax is taken in float64: at an lse of 64 one unit in the last
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -39,16 +41,57 @@ def attention(
         parts = _parts(b, pages, sinks, residual, compute)
         total = sum(part.length for part in parts)
         Hkv = parts[0].heads if parts else Hq
-        # heads of a group share a KV head: (Tq, Hq, D) -> (Hkv, G, Tq, D)
-        q = query[b].to(compute).unflatten(1, (Hkv, Hq // Hkv)).permute(1, 2, 0, 3) * scale
+        queries = _Queries.of(b, query, pages, Hkv, scale, compute)
         rows = max(1, _TILE_ELEMENTS // max(1, Hq * total))
         for start in range(0, Tq, rows):
             tile = slice(start, start + rows)
             first = total - Tq + start  # position of the tile's first query
-            o, row_lse = _attend(q[:, :, tile], parts, first, window)
+            o, row_lse = _attend(queries.rows(tile), parts, first, window)
             out[b, tile] = o.permute(2, 0, 1, 3).flatten(1, 2).to(out.dtype)  # (Hkv, G, t, D) -> (t, Hq, D)
             lse[b, tile] = row_lse.permute(2, 0, 1).flatten(1, 2)
     return out, lse
+
+
+@dataclass(frozen=True, slots=True)
+class _Queries:
+    """Queries of one sequence, scaled: (Hkv, G, t, D) of exact keys and of coded ones, and phasors (Hkv, G, t, P, 2)."""
+
+    exact: Tensor
+    coded: Tensor
+    phasors: Tensor | None
+    frequencies: tuple[float, ...]
+
+    @classmethod
+    def of(
+        cls, b: int, query: Tensor, pages: PagedTokens | None, Hkv: int, scale: float, compute: torch.dtype
+    ) -> _Queries:
+        def grouped(part: Tensor) -> Tensor:
+            # heads of a group share a KV head: (Tq, Hq, ...) -> (Hkv, G, Tq, ...)
+            return part.to(compute).unflatten(1, (Hkv, part.shape[1] // Hkv)).movedim(0, 2) * scale
+
+        exact, own = grouped(query[b]), None if pages is None else pages.query
+        if own is None:
+            return cls(exact, exact, None, ())
+        phasors = grouped(own.phasors[b]) if own.frequencies else None
+        return cls(exact, grouped(own.query[b]), phasors, own.frequencies)
+
+    def rows(self, rows: slice) -> _Queries:
+        """Some of the t."""
+        phasors = None if self.phasors is None else self.phasors[:, :, rows]
+        return _Queries(self.exact[:, :, rows], self.coded[:, :, rows], phasors, self.frequencies)
+
+    def bias(self, count: int) -> Tensor | float:
+        """(Hkv, G, t, count) float64: what coded tokens 0 ... count - 1 get beside their look-ups."""
+        if self.phasors is None:
+            return 0.0
+        turned = turns(self.frequencies, count, self.phasors.device)  # (P, 2, count)
+        return torch.einsum("hgtpc,pcn->hgtn", self.phasors.double(), turned)
+
+
+def turns(frequencies: tuple[float, ...], count: int, device: torch.device) -> Tensor:
+    """Cosines and sines (P, 2, count) float64 of frequencies times 0 ... count - 1."""
+    angles = torch.tensor(frequencies, dtype=torch.float64)[:, None] * torch.arange(count, dtype=torch.float64)
+    return torch.stack([angles.cos(), angles.sin()], 1).to(device)
 
 
 class _Exact:
@@ -58,8 +101,8 @@ class _Exact:
         self.keys, self.values = keys, values
         self.heads, self.length = keys.shape[0], keys.shape[1]
 
-    def scores(self, q: Tensor) -> Tensor:
-        return torch.einsum("hgtd,hnd->hgtn", q.double(), self.keys.double())
+    def scores(self, queries: _Queries) -> Tensor:
+        return torch.einsum("hgtd,hnd->hgtn", queries.exact.double(), self.keys.double())
 
     def mix(self, p: Tensor) -> Tensor:
         return torch.einsum("hgtn,hnd->hgtd", p, self.values)
@@ -72,7 +115,10 @@ class _Coded:
         self.keys, self.values = keys, values
         self.heads, self.length = keys.codes.shape[0], keys.codes.shape[2]
 
-    def scores(self, q: Tensor) -> Tensor:
+    def scores(self, queries: _Queries) -> Tensor:
+        return self._looked_up(queries.coded) + queries.bias(self.length)
+
+    def _looked_up(self, q: Tensor) -> Tensor:
         side, (H, G, t, D) = self.keys, q.shape
         M, _, d_sub = side.centroids.shape[1:]
         q = q.reshape(H, G * t, D)
@@ -88,6 +134,8 @@ class _Coded:
     def mix(self, p: Tensor) -> Tensor:
         side, (H, G, t, n) = self.values, p.shape
         M, C, _ = side.centroids.shape[1:]
+        if side.gains is not None:
+            p = p * side.gains[:, None, None]
         p = p.reshape(H, G * t, n)
         if G * t > LOOKUP_QUERIES or n < C:
             out = torch.einsum("hrn,hnd->hrd", p, side.decode())
@@ -102,10 +150,10 @@ class _Coded:
 
 
 class _Codes:
-    """Codes (Hkv, M, n), centroids (Hkv, M, C, d_sub) and channel order (Hkv, D) or None of one side."""
+    """Codes (Hkv, M, n), centroids (Hkv, M, C, d_sub), channel order (Hkv, D) and gains (Hkv, n) or None of a side."""
 
-    def __init__(self, codes: Tensor, centroids: Tensor, channels: Tensor | None) -> None:
-        self.codes, self.centroids, self.channels = codes, centroids, channels
+    def __init__(self, codes: Tensor, centroids: Tensor, channels: Tensor | None, gains: Tensor | None) -> None:
+        self.codes, self.centroids, self.channels, self.gains = codes, centroids, channels, gains
 
     def decode(self) -> Tensor:
         """-> vectors (Hkv, n, D) in coded order."""
@@ -116,11 +164,12 @@ class _Codes:
         return rows.reshape(H, -1, M * d_sub)
 
 
-def _attend(q: Tensor, parts: list[_Exact | _Coded], first: int, window: int | None) -> tuple[Tensor, Tensor]:
-    """Queries (H, G, t, D) at positions first, first + 1, ... -> out (H, G, t, D), lse (H, G, t)."""
+def _attend(queries: _Queries, parts: list[_Exact | _Coded], first: int, window: int | None) -> tuple[Tensor, Tensor]:
+    """Queries at positions first, first + 1, ... -> out (H, G, t, D), lse (H, G, t)."""
+    q = queries.exact
     if not parts:
         return torch.zeros_like(q), q.new_full(q.shape[:-1], float("-inf"), dtype=torch.float64)
-    scores = torch.cat([part.scores(q) for part in parts], -1)
+    scores = torch.cat([part.scores(queries) for part in parts], -1)
     columns = torch.arange(scores.shape[-1], device=q.device)
     positions = first + torch.arange(q.shape[2], device=q.device)[:, None]
     hidden = columns > positions
@@ -170,9 +219,17 @@ def _paged(b: int, n: int, pages: PagedTokens, compute: torch.dtype) -> _Exact |
 def _side(side: PagedSide, ids: Tensor, n: int, page_size: int, compute: torch.dtype) -> _Codes:
     assert side.centroids is not None
     Hkv = side.pages.shape[1]
-    centroids = side.centroids.to(compute).expand(Hkv, -1, -1, -1)
+    centroids = side.float_centroids().to(compute).expand(Hkv, -1, -1, -1)
     channels = None if side.channels is None else side.channels.expand(Hkv, -1)
-    return _Codes(_codes(side, ids, n, page_size), centroids, channels)
+    return _Codes(_codes(side, ids, n, page_size), centroids, channels, page_gains(side, ids, n, compute))
+
+
+def page_gains(side: PagedSide, ids: Tensor, n: int, compute: torch.dtype) -> Tensor | None:
+    """Gains of the first n tokens in these pages, (Hkv, n); None where a side has none."""
+    if side.gains is None or side.gain_values is None:
+        return None
+    stored = side.gains[ids].transpose(0, 1).flatten(1, 2)[:, :n]  # (Hkv, n)
+    return side.gain_values.to(compute).gather(1, stored.long())
 
 
 def _exact_rows(side: PagedSide, ids: Tensor, n: int, compute: torch.dtype) -> Tensor:

@@ -21,6 +21,10 @@ class PagedSide:
     (num_pages, Hkv, M, packed(page_size)), with centroids (H, M, C, d_sub), H = 1 or Hkv. Element m * d_sub + s of a
     coded vector is channel `channels[h, m * d_sub + s]` (H, D) int64; None is the natural order.
 
+    Centroids of int8 have `scales` (H, M, d_sub) float32, one a channel. Coded values may have gains: the vector that
+    codes of token t stand for is multiplied by `gain_values[h, gains[page, h, slot]]`, gains (num_pages, Hkv,
+    page_size) uint8, gain_values (Hkv, 256) float32.
+
     `derived` is for what a backend makes of the centroids once and wants again in the next step: whoever makes a side
     for each step passes the same dictionary.
     """
@@ -30,21 +34,57 @@ class PagedSide:
     centroids: Tensor | None = None
     channels: Tensor | None = None
     nbits: int = 8
+    scales: Tensor | None = None
+    gains: Tensor | None = None
+    gain_values: Tensor | None = None
     derived: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
+    def float_centroids(self) -> Tensor:
+        """Centroids as numbers: as they are, or int8 ones times their scales, made once."""
+        assert self.centroids is not None
+        return self.centroids if self.scales is None else self.derive("float32", lambda centroids: centroids)
+
     def derive(self, name: Hashable, make: Callable[[Tensor], Tensor]) -> Tensor:
-        """`make(centroids)`, made once for these centroids and kept under `name`."""
+        """`make(centroids)`, made once for these centroids, as float numbers, and kept under `name`."""
         assert self.centroids is not None
         source, made = self.derived.get(name, (None, None))
         if made is None or source is not self.centroids:
-            made = make(self.centroids)
+            centroids = self.centroids
+            if self.scales is not None:
+                centroids = centroids.float() * self.scales[:, :, None]
+            made = make(centroids)
             self.derived[name] = self.centroids, made
         return made
 
     def to(self, device: torch.device) -> PagedSide:
         """On another device."""
-        centroids, channels = (None if t is None else t.to(device) for t in (self.centroids, self.channels))
-        return replace(self, pages=self.pages.to(device), centroids=centroids, channels=channels, derived={})
+        names = ("pages", "centroids", "channels", "scales", "gains", "gain_values")
+        moved = {name: part.to(device) for name in names if (part := getattr(self, name)) is not None}
+        return replace(self, **moved, derived={})
+
+
+@dataclass(frozen=True, slots=True)
+class CodedQuery:
+    """What coded keys are scored with where codes stand for F (k - mean(position)): `query` (B, Tq, Hq, D) = F^-T q in
+    place of the query, and a bias that depends on the query and the token's place only. To the score of coded token j
+    of a sequence (j = 0 is the first in its pages) comes
+
+        sum over i of phasors[..., i, 0] cos(frequencies[i] j) + phasors[..., i, 1] sin(frequencies[i] j),
+
+    phasors (B, Tq, Hq, P, 2) in the query's dtype, before `scale`; what does not turn is a pair of frequency 0.
+    """
+
+    query: Tensor
+    phasors: Tensor
+    frequencies: tuple[float, ...] = ()
+
+    def to(self, device: torch.device) -> CodedQuery:
+        """On another device."""
+        return replace(self, query=self.query.to(device), phasors=self.phasors.to(device))
+
+    def rows(self, rows: slice) -> CodedQuery:
+        """Of some of the Tq queries."""
+        return replace(self, query=self.query[:, rows], phasors=self.phasors[:, rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +93,7 @@ class PagedTokens:
 
     page_table (B, max_pages) int32, context_len (B,) int32. Nothing past `context_len` is read, whatever lies there.
     `trusted` says that ids and lengths were made on the host by a cache's own table: a backend on another device need
-    not wait for them to look at them again.
+    not wait for them to look at them again. `query` is what coded keys are scored with, None for the query itself.
     """
 
     keys: PagedSide
@@ -62,6 +102,7 @@ class PagedTokens:
     context_len: Tensor
     page_size: int
     trusted: bool = False
+    query: CodedQuery | None = None
 
     def to(self, device: torch.device) -> PagedTokens:
         """On another device."""
@@ -71,6 +112,7 @@ class PagedTokens:
             values=self.values.to(device),
             page_table=self.page_table.to(device),
             context_len=self.context_len.to(device),
+            query=None if self.query is None else self.query.to(device),
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from pqkv.kernels import ExactTokens, PagedSide, PagedTokens
+from pqkv.kernels import CodedQuery, ExactTokens, PagedSide, PagedTokens
 
 LENGTHS = (0, 1, 63, 64, 65, 127, 128, 129, 700)
 
@@ -33,6 +33,9 @@ class Spec:
     channels: bool = True
     dtype: torch.dtype = torch.float64
     seed: int = 0
+    turning: tuple[float, ...] | None = None  # frequencies; codes then meet a query of their own, biased by phasors
+    gains: bool = False  # of values
+    int8: bool = False  # centroids
     unused: str = "zero"  # what lies where nothing may be read: zero, poison (NaN, 0xFF) or garbage
 
     def but(self, **changes):
@@ -49,6 +52,7 @@ class Batch:
     residual: ExactTokens | None
     keys: list[np.ndarray]
     values: list[np.ndarray]
+    coded: list[slice]  # columns of each sequence that lie in pages
 
     @property
     def inputs(self):
@@ -67,11 +71,35 @@ def build(spec: Spec) -> Batch:
         [np.concatenate([part[b] for part in parts], 1) for b in range(B)]
         for parts in zip(sink_content, page_content, residual_content, strict=True)
     )
-    return Batch(query.to(spec.dtype), pages, sinks, residual, keys, values)
+    starts = [0] * B if spec.sinks is None else spec.sinks
+    coded = [slice(start, start + n) for start, n in zip(starts, spec.context, strict=True)]
+    if spec.turning is not None:
+        pages = replace(pages, query=_coded_query(spec, query.shape))
+    return Batch(query.to(spec.dtype), pages, sinks, residual, keys, values, coded)
+
+
+def _coded_query(spec, shape):
+    draw = np.random.default_rng(spec.seed + 2)
+    query = torch.from_numpy(draw.standard_normal(shape))
+    phasors = torch.from_numpy(draw.standard_normal((*shape[:3], len(spec.turning), 2)) * 3)
+    wide = torch.float64 if spec.dtype == torch.float64 else torch.float32  # as a cache makes it of half types
+    return CodedQuery(query.to(wide), phasors.to(wide), spec.turning)
 
 
 def brute_force(batch: Batch, scale: float, window: int | None = None):
     """Attention one query at a time, as its definition says: out (B, Tq, Hq, D), lse (B, Tq, Hq)."""
+
+    def own(b, t, h):
+        """The query that coded tokens meet and the bias of token j, or None where it is the query itself."""
+        if batch.pages is None or (coded := batch.pages.query) is None:
+            return None
+        (cosines, sines), thetas = coded.phasors[b, t, h].double().numpy().T, np.array(coded.frequencies)
+
+        def bias(j):
+            return np.array([(cosines * np.cos(thetas * n) + sines * np.sin(thetas * n)).sum() for n in j])
+
+        return coded.query[b, t, h].double().numpy(), bias
+
     query = batch.query.double().numpy()
     B, Tq, Hq, _ = query.shape
     out, lse = np.zeros(query.shape), np.full((B, Tq, Hq), -np.inf)
@@ -86,6 +114,12 @@ def brute_force(batch: Batch, scale: float, window: int | None = None):
             first = 0 if window is None else max(0, position - window + 1)
             for h in range(Hq):
                 scores = keys[h // group, first : position + 1] @ query[b, t, h] * scale
+                if (coded := own(b, t, h)) is not None:
+                    mine = slice(max(first, batch.coded[b].start), min(position + 1, batch.coded[b].stop))
+                    places = np.arange(mine.start, mine.stop)
+                    scores[mine.start - first : max(mine.stop - first, mine.start - first)] = scale * (
+                        keys[h // group, places] @ coded[0] + coded[1](places - batch.coded[b].start)
+                    )
                 top = scores.max()
                 mass = np.exp(scores - top)
                 out[b, t, h] = mass @ values[h // group, first : position + 1] / mass.sum()
@@ -155,10 +189,15 @@ def _exact_side(spec, _, table, count, content, noise):
     return PagedSide(torch.from_numpy(pages).to(spec.dtype)), held
 
 
-def _coded_side(spec, side, table, count, content, noise):
+def _coded_side(spec, side, page_table, count, content, noise):
     H, D, M, C = spec.heads, spec.head_dim, spec.subspaces[side], 2**spec.nbits
     books = H if spec.per_head else 1
     centroids = _rounded(content.standard_normal((books, M, C, D // M)), torch.float32)
+    book, scales = torch.from_numpy(centroids).float(), None
+    if spec.int8:
+        scales = torch.from_numpy(np.abs(centroids).max(2)).float() / 127
+        book = (book / scales[:, :, None]).round().to(torch.int8)
+        centroids = (book.float() * scales[:, :, None]).double().numpy()
     channels = np.stack([content.permutation(D) for _ in range(books)]) if spec.channels else None
     shape = (count, H, spec.page_size, M)
     if spec.unused == "garbage":
@@ -168,13 +207,24 @@ def _coded_side(spec, side, table, count, content, noise):
     held = []
     for b, n in enumerate(spec.context):
         mine = content.integers(0, C, (H, n, M))
-        page, slot = _places(spec, table, b)
+        page, slot = _places(spec, page_table, b)
         codes[page, :, slot] = mine.transpose(1, 0, 2)
         held.append(_decoded(mine, centroids, channels))
+    gains = gain_values = None
+    if spec.gains and side == 1:
+        draw = np.random.default_rng(spec.seed + 3)
+        table = np.exp2(draw.uniform(-2, 2, (H, 256))).astype(np.float32)
+        stored = noise.integers(0, 256, (count, H, spec.page_size)).astype(np.uint8)
+        for b, n in enumerate(spec.context):
+            mine = draw.integers(0, 256, (H, n)).astype(np.uint8)
+            page, slot = _places(spec, page_table, b)
+            stored[page, :, slot] = mine.T
+            held[b] = held[b] * np.take_along_axis(table.astype(np.float64), mine.astype(int), 1)[..., None]
+        gains, gain_values = torch.from_numpy(stored), torch.from_numpy(table)
     pages = _packed(codes if spec.layouts[side] == "row" else codes.swapaxes(2, 3), spec.nbits, spec.unused != "zero")
     order = None if channels is None else torch.from_numpy(channels)
-    book = torch.from_numpy(centroids).float()
-    return PagedSide(torch.from_numpy(pages), spec.layouts[side], book, order, spec.nbits), held
+    coded = PagedSide(torch.from_numpy(pages), spec.layouts[side], book, order, spec.nbits, scales, gains, gain_values)
+    return coded, held
 
 
 def _decoded(codes, centroids, channels):

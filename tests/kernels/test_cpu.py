@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from batches import Spec, brute_force, build
+from served import PARTS, SERVED
 
 from pqkv.errors import KernelError
 from pqkv.kernels import ExactTokens
@@ -214,3 +215,24 @@ def test_views_and_graphs_are_served():
     )[0]
     assert torch.equal(got, expected)
     assert not got.requires_grad
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("group", [1, 4, *later(3)])
+def test_what_is_served_beside_codes_follows_its_formulas(part, group):
+    check(SINGLE.but(group=group, **part), rtol=5e-5)
+    check(SMALL.but(group=group, queries=3, **part), rtol=5e-5)  # a query at a time
+    check(SMALL.but(group=group, queries=9, **part), rtol=5e-5)  # many at once
+    check(SMALL.but(group=group, page_size=5, layouts=("row", "row"), **part), window=70, rtol=5e-5)
+
+
+def test_the_bias_does_not_drift_at_131072_tokens():
+    """Phases are made in float64, and restarted every 64 tokens: in float32 angles of 131,072 would be off by 0.01."""
+    served = Spec(context=(131_072,), residual=(1,), dtype=torch.float32, head_dim=16, subspaces=(2, 2), **SERVED)
+    batch = build(served)
+    far = replace(batch.pages.query, phasors=batch.pages.query.phasors * 10)
+    batch = replace(batch, pages=replace(batch.pages, query=far))
+    scale = 0.25
+    _, lse = attention(*batch.inputs, scale=scale)
+    _, expected = reference(batch.query.double(), *batch.inputs[1:], scale=scale)
+    assert float((lse - expected).abs().max()) < 1e-4

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from batches import LENGTHS, Spec, brute_force, build
+from served import PARTS
 
 from pqkv.kernels import ExactTokens, reference
 from pqkv.kernels.reference import attention
@@ -205,3 +206,14 @@ def test_a_sequence_is_alone_in_its_batch(nbits):
         alone = attention(batch.query[mine], pages, *parts, scale=0.1)
         assert torch.equal(alone[0][0], out[b])
         assert torch.equal(alone[1][0], lse[b])
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("layouts", LAYOUTS)
+@pytest.mark.parametrize("queries", [1, 6])
+def test_what_is_served_beside_codes_follows_its_formulas(part, layouts, queries, path):
+    check(
+        Spec(layouts=layouts, group=2, queries=queries, head_dim=16, subspaces=(8, 4), nbits=6, **part, **RAGGED),
+        atol=1e-9, rtol=1e-9,
+    )  # fmt: skip
+    check(Spec(layouts=layouts, page_size=5, head_dim=16, subspaces=(8, 4), **part, **RAGGED), window=70, atol=1e-9)

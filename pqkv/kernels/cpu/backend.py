@@ -41,7 +41,7 @@ def attention(
         steps = [
             decode(
                 query[:, i : i + 1],
-                pages,
+                _row(pages, i),
                 sinks,
                 replace(residual, length=residual.length - (Tq - 1 - i)),
                 scale=scale,
@@ -52,3 +52,10 @@ def attention(
         ]
         return torch.cat([out for out, _ in steps], 1), torch.cat([lse for _, lse in steps], 1)
     return prefill(query, pages, sinks, residual, scale=scale, window=window)
+
+
+def _row(pages: PagedTokens | None, i: int) -> PagedTokens | None:
+    """The pages as query i of a sequence meets them."""
+    if pages is None or pages.query is None:
+        return pages
+    return replace(pages, query=pages.query.rows(slice(i, i + 1)))

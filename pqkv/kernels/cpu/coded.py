@@ -15,6 +15,7 @@ from pqkv.compiled import compiled
 from pqkv.kernels.cpu.lookups import bin_block, empty_bins, fill_table, score_block, sum_block, value_block
 from pqkv.kernels.cpu.paging import Side, Stretch, codes_at, own_centroids, prefetch_block, scratch_of
 from pqkv.kernels.cpu.softmax import fold_scores, largest, soften
+from pqkv.kernels.cpu.turning import add_bias, weigh_by_gains
 from pqkv.vector_code import chosen, next_unit, on_threads
 
 CENTROID, TABLE = range(2)  # lengths of a `way`
@@ -22,14 +23,16 @@ CENTROID, TABLE = range(2)  # lengths of a `way`
 
 @compiled(nogil=True)
 def attend_coded(
-    launch, threads, taken, query, context_len, lowest, table, num_kv_heads, page_size, stretch_pages,
+    launch, threads, taken, query, phasors, turn_starts, turn_rows, turn_slow, gains, gain_values, context_len, lowest,
+    table, num_kv_heads, page_size, stretch_pages,
     key_pages, key_line, key_centroids, key_channels, key_unpacked, key_d_sub, key_block, key_nbits, key_order, key_way,
     value_pages, value_line, value_centroids, value_channels, value_unpacked, value_d_sub, value_block_, value_nbits,
     value_order, value_way, out, top, total, heads, unit,
 ):  # fmt: skip
     """Partial attention of every stretch, a unit of work each (`run_units`); `pqkv.kernels.cpu.decode` merges them.
 
-    query (B, Hq, D) float32, scaled to base 2. Sequence b has context_len[b] tokens in the pages of table[b], of which
+    query (B, Hq, D) float32 and phasors (B, Hkv, P, 2, G), as coded keys meet them, scaled to base 2, with the tables of
+    `pqkv.kernels.turns`. gains, flat, and gain_values (Hkv, 256) of values. Sequence b has context_len[b] tokens in the pages of table[b], of which
     those before lowest[b] are not seen. Of keys and values: the fields of a `Side`. Per (b, head, stretch): out
     (..., G, D), largest score `top` and mass `total` (..., G); -inf and 0 for what is empty.
     """
@@ -43,18 +46,24 @@ def attend_coded(
         value_nbits, value_order, value_way,
     )  # fmt: skip
     places = context_len, lowest, table, num_kv_heads, page_size, stretch_pages
+    turning = phasors, turn_starts, turn_rows, turn_slow
     return on_threads(
-        launch, threads, _attend_units, (taken, query, places, keys, values, out, top, total, heads, unit)
-    )
+        launch, threads, _attend_units,
+        (taken, query, turning, (gains, gain_values), places, keys, values, out, top, total, heads, unit),
+    )  # fmt: skip
 
 
 @compiled(error_model="numpy")
-def _attend_units(taken, query, places, keys, values, out, top, total, heads, unit):
+def _attend_units(taken, query, turning, gains, places, keys, values, out, top, total, heads, unit):
     Hkv, stretches = out.shape[1:3]
+    phasors, starts, rows, slow = turning
     job = next_unit(taken)
     while job < query.shape[0] * Hkv * stretches:
         b, h, s, hidden, stretch = stretch_of(job, stretches, *places)
-        _attend(query[b], stretch, keys, values, hidden, out[b, h, s], top[b, h, s], total[b, h, s], heads, unit)
+        own = phasors[b, h], starts, rows, slow
+        _attend(
+            query[b], own, gains, stretch, keys, values, hidden, out[b, h, s], top[b, h, s], total[b, h, s], heads, unit
+        )
         job = next_unit(taken)
 
 
@@ -71,7 +80,7 @@ def stretch_of(job, stretches, context_len, lowest, table, num_kv_heads, page_si
 
 
 @compiled(error_model="numpy")
-def _attend(query, stretch, keys, values, hidden, out, top, total, heads, unit):
+def _attend(query, turning, gains, stretch, keys, values, hidden, out, top, total, heads, unit):
     """Partial attention of a stretch of whose tokens the first `hidden` are not seen."""
     top[:] = -np.inf
     total[:] = 0.0
@@ -79,7 +88,9 @@ def _attend(query, stretch, keys, values, hidden, out, top, total, heads, unit):
         return
     scores = np.empty(scores_size(stretch.length, heads, unit), np.float32)
     _scores(scores, query, stretch, keys, heads)
+    add_bias(scores, turning, stretch.first_page * stretch.page_size, stretch.length, heads)
     soften_stretch(scores, stretch.length, hidden, top, total, heads, unit)
+    weigh_by_gains(scores, stretch, *gains, heads)
     mix(out, scores, stretch, values, heads)
 
 

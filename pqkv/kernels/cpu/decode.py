@@ -14,6 +14,7 @@ from pqkv.kernels.cpu.coded import CENTROID, TABLE, attend_coded
 from pqkv.kernels.cpu.exact import attend_exact_pages, merge
 from pqkv.kernels.cpu.lookups import ROW, TRANSPOSED, TRANSPOSED_64
 from pqkv.kernels.cpu.paging import Side
+from pqkv.kernels.turns import BLOCK, POWERS, turns
 from pqkv.kernels.types import ExactTokens, PagedSide, PagedTokens
 from pqkv.packing import packed_size
 from pqkv.parallel import run_units
@@ -29,6 +30,7 @@ _US_CODE, _US_EXACT_NUMBER, _US_PRODUCT = 4e-4, 8e-4, 2e-4
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 Array = np.ndarray
+Turning = tuple[Array, Array, Array, Array]
 
 
 Way = Literal["auto", "centroids", "tables"]
@@ -43,6 +45,8 @@ class Step:
     """
 
     query: Array  # (B, Hq, D) float32, scaled to base 2
+    coded_query: Array  # (B, Hq, D), what codes meet
+    turning: Turning  # phasors (B, Hkv, P, 2, G), then the tables of `pqkv.kernels.turns`
     pages: PagedTokens | None
     longest: int  # tokens in pages of a sequence
     lengths: list[Array]
@@ -98,6 +102,14 @@ class Step:
             _side(self.pages.values, P, G, self.ways[1], _MOST_VALUE_LANES),
         )
 
+    def gains(self) -> tuple[Array, Array]:
+        """Gains of values, flat, and what their bytes stand for, (Hkv, 256)."""
+        assert self.pages is not None
+        side = self.pages.values
+        if side.gains is None or side.gain_values is None:
+            return np.empty(0, np.uint8), np.empty((1, 256), np.float32)
+        return side.gains.reshape(-1).numpy(), side.gain_values.numpy()
+
     def tags(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Query heads of a group, and tokens that fill a vector with them."""
         unit = next(u for u in (8, 4, 2, 1) if u * self.group <= _REGISTER or u == 1)
@@ -114,7 +126,18 @@ class Step:
             return
         lengths, starts, *paging = self.paging()
         keys, values = self.sides()
-        coded = self.query, lengths, starts, *paging, *keys, *values, *self.partial, *self.tags()
+        coded = (
+            self.coded_query,
+            *self.turning,
+            *self.gains(),
+            lengths,
+            starts,
+            *paging,
+            *keys,
+            *values,
+            *self.partial,
+            *self.tags(),
+        )
         run_units(attend_coded, self.units, self.page_work(), *coded)
 
     def without_pages(self) -> Step:
@@ -155,7 +178,9 @@ def step_of(
     """
     B, _, Hq, D = query.shape
     Hkv = _kv_heads(pages, sinks, residual, Hq)
-    scaled = (query[:, 0].detach().float() * (scale * math.log2(math.e))).numpy()
+    scale *= math.log2(math.e)
+    scaled = _scaled(query, scale)
+    coded_query, turning = _as_codes_meet(scaled, pages, scale, Hkv)
     lengths = [_lengths(part, B) for part in (sinks, pages, residual)]
     longest = 0 if pages is None else int(lengths[1].max(initial=0))
     if stretches is None or pages is None:
@@ -164,7 +189,9 @@ def step_of(
     out = np.empty((B, Hkv, stretches, G, D), np.float32)
     top, total = (np.empty((B, Hkv, stretches, G), np.float32) for _ in range(2))
     kind, exact = _exact_parts(sinks, residual, Hkv, D)
-    return Step(scaled, pages, longest, lengths, _starts(lengths, window), Hkv, (out, top, total), kind, exact, ways)
+    return Step(
+        scaled, coded_query, turning, pages, longest, lengths, _starts(lengths, window), Hkv, (out, top, total), kind, exact, ways
+    )  # fmt: skip
 
 
 def decode(
@@ -183,6 +210,27 @@ def decode(
     step.attend_pages()
     result, lse = step.merge()
     return torch.from_numpy(result)[:, None].to(query.dtype), torch.from_numpy(lse)[:, None]
+
+
+def _scaled(query: Tensor, scale: float) -> Array:
+    """(B, 1, Hq, ...) -> (B, Hq, ...) float32."""
+    scaled: Array = (query[:, 0].detach().float() * scale).numpy()
+    return scaled
+
+
+def _as_codes_meet(query: Array, pages: PagedTokens | None, scale: float, Hkv: int) -> tuple[Array, Turning]:
+    """What coded keys are scored with: the query, scaled, or one of their own with phasors and tables of turns."""
+    coded = None if pages is None else pages.query
+    if pages is None or coded is None or not coded.frequencies:
+        B, Hq, _ = query.shape
+        tables = (np.empty(shape, np.float32) for shape in ((0, 0, 2), (0, BLOCK), (0, POWERS)))
+        none = np.empty((B, Hkv, 0, 2, Hq // Hkv), np.float32), *tables
+        return query if coded is None else _scaled(coded.query, scale), none
+    found = turns(coded.frequencies, pages.page_table.shape[1] * pages.page_size, coded.query.device)
+    phasors = _scaled(coded.phasors, scale)[:, :, list(found.order)]  # (B, Hq, P, 2)
+    grouped = phasors.reshape(len(phasors), Hkv, -1, *phasors.shape[2:]).transpose(0, 1, 3, 4, 2)
+    tables = (table.numpy() for table in (found.starts, found.rows, found.slow))
+    return _scaled(coded.query, scale), (np.ascontiguousarray(grouped), *tables)
 
 
 def _kv_heads(pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None, Hq: int) -> int:
@@ -236,7 +284,7 @@ def _side(side: PagedSide, page_size: int, G: int, way: Way, most_lanes: int) ->
     return Side(
         pages=side.pages.reshape(-1).numpy(),
         line=packed_size(page_size if transposed else M, side.nbits),
-        centroids=side.centroids.detach().float().contiguous().numpy(),
+        centroids=side.float_centroids().detach().float().contiguous().numpy(),
         channels=_channels(side),
         unpacked=tag(0 if in_place else 1 if side.nbits < 8 else 2),
         d_sub=tag(d_sub),

@@ -64,8 +64,8 @@ def _coded_parts(step: Step, pages: PagedTokens) -> list[Part]:
         return lambda: run_units(kernel, step.units, step.page_work() / 4, *work, *arguments)
 
     return [
-        Part("key tables" if by_table else "query", call(prepare_all, *keys, step.query, prepared, heads)),
-        Part("scores", call(look_up_all, *keys, prepared, scores, heads, unit)),
+        Part("key tables" if by_table else "query", call(prepare_all, *keys, step.coded_query, prepared, heads)),
+        Part("scores", call(look_up_all, *keys, prepared, *step.turning, scores, heads, unit)),
         Part("softmax", call(soften_all, scores, top, total, heads, unit)),
-        Part("values", call(mix_all, *values, scores, out, heads, unit)),
+        Part("values", call(mix_all, *values, *step.gains(), scores, out, heads, unit)),
     ]

@@ -10,6 +10,7 @@ import numpy as np
 from pqkv.compiled import compiled
 from pqkv.kernels.cpu.coded import look_up_keys, mix, prepare_keys, scores_size, soften_stretch, stretch_of
 from pqkv.kernels.cpu.paging import Side
+from pqkv.kernels.cpu.turning import add_bias, weigh_by_gains
 from pqkv.vector_code import next_unit, on_threads
 
 
@@ -37,22 +38,27 @@ def _prepare_units(taken, places, side, query, prepared, heads):
 @compiled(nogil=True)
 def look_up_all(
     launch, threads, taken, context_len, lowest, table, num_kv_heads, page_size, stretch_pages, stretches,
-    pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way, prepared, scores, heads, unit,
+    pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way, prepared,
+    phasors, turn_starts, turn_rows, turn_slow, scores, heads, unit,
 ):  # fmt: skip
-    """scores (units of work, numbers) of all stretches."""
+    """scores (units of work, numbers) of all stretches, with their bias."""
     side = Side(pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way)
     places = stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages
-    return on_threads(launch, threads, _look_up_units, (taken, places, side, prepared, scores, heads, unit))
+    turning = phasors, turn_starts, turn_rows, turn_slow
+    return on_threads(launch, threads, _look_up_units, (taken, places, side, prepared, turning, scores, heads, unit))
 
 
 @compiled(error_model="numpy")
-def _look_up_units(taken, places, side, prepared, scores, heads, unit):
+def _look_up_units(taken, places, side, prepared, turning, scores, heads, unit):
+    phasors, starts, rows, slow = turning
     job = next_unit(taken)
     while job < len(scores):
-        _b, _h, _s, _hidden, stretch = stretch_of(job, *places)
+        b, h, _s, _hidden, stretch = stretch_of(job, *places)
         if stretch.length > 0:
             own = scores[job, : scores_size(stretch.length, heads, unit)]
             look_up_keys(own, prepared[job], stretch, side, heads)
+            first = stretch.first_page * stretch.page_size
+            add_bias(own, (phasors[b, h], starts, rows, slow), first, stretch.length, heads)
         job = next_unit(taken)
 
 
@@ -82,19 +88,26 @@ def _soften_units(taken, places, scores, top, total, heads, unit):
 @compiled(nogil=True)
 def mix_all(
     launch, threads, taken, context_len, lowest, table, num_kv_heads, page_size, stretch_pages, stretches,
-    pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way, scores, out, heads, unit,
+    pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way, gains, gain_values,
+    scores, out, heads, unit,
 ):  # fmt: skip
-    """out (B, Hkv, stretches, G, D) from the weights of all stretches."""
+    """out (B, Hkv, stretches, G, D) from the weights of all stretches, which are left as they came."""
     side = Side(pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way)
     places = stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages
-    return on_threads(launch, threads, _mix_units, (taken, places, side, scores, out, heads, unit))
+    return on_threads(
+        launch, threads, _mix_units, (taken, places, side, (gains, gain_values), scores, out, heads, unit)
+    )
 
 
 @compiled(error_model="numpy")
-def _mix_units(taken, places, side, scores, out, heads, unit):
+def _mix_units(taken, places, side, gains, scores, out, heads, unit):
     job = next_unit(taken)
     while job < len(scores):
         b, h, s, _hidden, stretch = stretch_of(job, *places)
         if stretch.length > 0:
-            mix(out[b, h, s], scores[job, : scores_size(stretch.length, heads, unit)], stretch, side, heads)
+            weights = scores[job, : scores_size(stretch.length, heads, unit)]
+            if len(gains[0]):
+                weights = weights.copy()  # the stage can be run again
+            weigh_by_gains(weights, stretch, *gains, heads)
+            mix(out[b, h, s], weights, stretch, side, heads)
         job = next_unit(taken)

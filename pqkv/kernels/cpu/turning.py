@@ -1,0 +1,189 @@
+"""The bias that a mean that turns leaves in the scores, and the gains of values, for a stretch of coded tokens.
+
+Token j gets, for every query head, sum over pairs of a cos(theta j) + b sin(theta j). A block of 64 tokens turns the
+pairs' phasors to where it stands, from a table made in float64, and takes one product of them with the turns inside a
+block, or for all slow pairs together with powers of the distance from its middle (`pqkv.kernels.turns`): no drift.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, register_jitable
+
+from pqkv.kernels.turns import BLOCK, POWERS
+from pqkv.vector_code import (
+    I32,
+    I64,
+    add_product,
+    constant,
+    data,
+    floats,
+    number,
+    shuffle,
+    splat,
+    store,
+    variable,
+    vector,
+)
+
+_LANES = 8  # tokens of a vector register
+_FUSE = ("contract", "nsz")
+
+
+@intrinsic
+def _turn(typing_context, turned, phasors, turns, count, heads):
+    """turned (count, 2, G): phasors (count, 2, G), the factors of cos and sin, as they are further on by the angles
+    whose cos and sin are turns (count, 2).
+    """
+    G = len(heads)
+    signature = types.void(turned, phasors, turns, types.intp, heads)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        turned, phasors, turns = (data(context, builder, signature, arguments, i) for i in range(3))
+        with cgutils.for_range(builder, arguments[3]) as loop:
+            place, pair = builder.mul(loop.index, I64(2 * G)), builder.mul(loop.index, I64(2))
+            a, b = vector(builder, phasors, place, G), vector(builder, phasors, builder.add(place, I64(G)), G)
+            cos = splat(builder, number(builder, turns, pair), G)
+            sin = splat(builder, number(builder, turns, builder.add(pair, I64(1))), G)
+            store(builder, add_product(builder, b, sin, builder.fmul(a, cos)), turned, place)
+            other = builder.fsub(builder.fmul(b, cos, flags=_FUSE), builder.fmul(a, sin, flags=_FUSE), flags=_FUSE)
+            store(builder, other, turned, builder.add(place, I64(G)))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def _gather_slow(typing_context, turned, fast, slow, count, heads):
+    """The phasors of the `count` slow pairs, turned (pairs, 2, G) from `fast` on, become the factors of powers, which
+    take their place: slow (count, POWERS).
+    """
+    G = len(heads)
+    signature = types.void(turned, types.intp, slow, types.intp, heads)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        turned, slow = (data(context, builder, signature, arguments, i) for i in (0, 2))
+        start = builder.mul(arguments[1], I64(2 * G))
+        sums = [variable(builder, constant(floats(G), [0.0] * G)) for _ in range(POWERS)]
+        with cgutils.for_range(builder, arguments[3]) as loop:
+            place = builder.add(start, builder.mul(loop.index, I64(2 * G)))
+            phasor = [vector(builder, turned, builder.add(place, I64(i * G)), G) for i in range(2)]
+            factors = builder.mul(loop.index, I64(POWERS))
+            for k, total in enumerate(sums):
+                factor = splat(builder, number(builder, slow, builder.add(factors, I64(k))), G)
+                builder.store(add_product(builder, phasor[k % 2], factor, builder.load(total)), total)
+        for k, total in enumerate(sums):
+            store(builder, builder.load(total), turned, builder.add(start, I64(k * G)))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def _add_sums(typing_context, scores, start, weights, rows, count, heads):
+    """scores[start + t * G + g] += the sum over r < count of weights[r * G + g] * rows[r * BLOCK + t], t < BLOCK."""
+    G = len(heads)
+    lanes = max(_LANES, BLOCK >> (G - 1).bit_length())  # eight sums under way hide the time of a product
+    signature = types.void(scores, types.intp, weights, rows, types.intp, heads)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        scores, weights, rows = (data(context, builder, signature, arguments, i) for i in (0, 2, 3))
+        _, start, _, _, count, _ = arguments
+        with cgutils.for_range(builder, I64(BLOCK // lanes)) as chunk:
+            first = builder.mul(chunk.index, I64(lanes))
+            sums = [variable(builder, constant(floats(lanes), [0.0] * lanes)) for _ in range(G)]
+            with cgutils.for_range(builder, count) as loop:
+                row = vector(builder, rows, builder.add(builder.mul(loop.index, I64(BLOCK)), first), lanes)
+                place = builder.mul(loop.index, I64(G))
+                for g, total in enumerate(sums):
+                    weight = splat(builder, number(builder, weights, builder.add(place, I64(g))), lanes)
+                    builder.store(add_product(builder, weight, row, builder.load(total)), total)
+            target = builder.add(start, builder.mul(first, I64(G)))
+            bias = _interleaved(builder, [builder.load(total) for total in sums], lanes)
+            known = vector(builder, scores, target, lanes * G)
+            store(builder, builder.fadd(known, bias), scores, target)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _interleaved(builder: Any, parts: list[Any], lanes: int) -> Any:
+    """Vectors of one head each as one vector, token by token."""
+    G = len(parts)
+    joined, width = list(parts), lanes
+    while len(joined) > 1:  # two at a time, the last with itself where they are odd
+        joined = [
+            builder.shuffle_vector(a, b, constant(ir.VectorType(I32, 2 * width), [*range(2 * width)]))
+            for a, b in zip(joined[::2], [*joined[1::2], joined[-1]], strict=False)
+        ]
+        width *= 2
+    return shuffle(builder, joined[0], [g * lanes + t for t in range(lanes) for g in range(G)])
+
+
+@register_jitable
+def add_bias(scores, turning, first, count, heads):
+    """Add to scores (count, G) of tokens first, first + 1, ... what `turning` says: phasors (P, 2, G), the fast ones
+    first, and the tables of `pqkv.kernels.turns`.
+    """
+    phasors, starts, rows, slow = turning
+    G, P = len(heads), phasors.shape[0]
+    if P == 0:
+        return
+    fast = P - slow.shape[0]
+    turned = np.empty((2 * P + POWERS) * G, np.float32)
+    part = np.empty(BLOCK * G, np.float32)
+    done = 0
+    while done < count:
+        block, offset = (first + done) // BLOCK, (first + done) % BLOCK
+        n = min(BLOCK - offset, count - done)
+        _turn(turned, phasors, starts[block], P, heads)
+        _gather_slow(turned, fast, slow, P - fast, heads)
+        if n == BLOCK:
+            _add_sums(scores, done * G, turned, rows, 2 * fast + POWERS, heads)
+        else:
+            part[:] = 0.0
+            _add_sums(part, 0, turned, rows, 2 * fast + POWERS, heads)
+            for i in range(n * G):
+                scores[done * G + i] += part[offset * G + i]
+        done += n
+
+
+@intrinsic
+def _weigh(typing_context, weights, start, table, gains, first, count, heads):
+    """weights[start + t * G ...] *= table[gains[first + t]], t < count."""
+    G = len(heads)
+    signature = types.void(weights, types.intp, table, gains, types.intp, types.intp, heads)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        weights, table, gains = (data(context, builder, signature, arguments, i) for i in (0, 2, 3))
+        _, start, _, _, first, count, _ = arguments
+        with cgutils.for_range(builder, count) as loop:
+            stored = builder.load(builder.gep(gains, [builder.add(first, loop.index)]))
+            gain = splat(builder, number(builder, table, builder.zext(stored, I64)), G)
+            place = builder.add(start, builder.mul(loop.index, I64(G)))
+            store(builder, builder.fmul(vector(builder, weights, place, G), gain), weights, place)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@register_jitable
+def weigh_by_gains(weights, stretch, gains, gain_values, heads):
+    """Multiply weights (count, G) of a stretch by the gains of its values; `gains` (pages * Hkv * page_size) is empty
+    where there are none.
+    """
+    P = stretch.page_size
+    if not len(gains):
+        return
+    table = gain_values[stretch.head]
+    done = 0
+    while done < stretch.length:
+        page = np.int64(stretch.table[stretch.first_page + done // P])
+        n = min(P, stretch.length - done)
+        _weigh(weights, done * len(heads), table, gains, (page * stretch.num_kv_heads + stretch.head) * P, n, heads)
+        done += n
