@@ -20,6 +20,7 @@ Scope = Literal["head", "layer", "global"]
 Channels = Literal["balanced", "adjacent", "opq"]
 CodeMetric = Literal["query", "euclidean"]
 Init = Literal["k-means++", "random"]
+Recipe = Literal["pqkv", "product", "million"]
 Mode = Literal["exact-schedule", "token", "chunk", "decode", "all-coded"]
 STEPWISE: tuple[Mode, ...] = ("token", "chunk", "decode")  # through the real cache and backend
 Split = Literal["calibration", "test", "all"]
@@ -32,6 +33,7 @@ Metric = Literal["perplexity", "agreement", "kld", "recall", "softmax-mass"]
 BIT_CHOICES: dict[float, tuple[int, int]] = {6: (1, 6), 4: (2, 8), 3: (2, 6), 2: (4, 8), 1.5: (4, 6), 1: (8, 8)}
 ALL_METRICS: tuple[Metric, ...] = ("perplexity", "agreement", "kld", "recall", "softmax-mass")
 NBITS_RANGE = (1, 12)
+SINK_TOKENS = 4  # first tokens that a cache keeps exact, and that nothing is learnt from
 
 
 class Settings(BaseModel):
@@ -83,6 +85,11 @@ class TrainConfig(Settings):
     bits: float | None = None
     num_subspaces: int | None = Field(None, ge=1)
     nbits: int | None = Field(None, ge=NBITS_RANGE[0], le=NBITS_RANGE[1])
+    recipe: Recipe = Field(
+        "pqkv",
+        description="pqkv: keys around a mean that turns in their queries' frame, values with gains behind a Hadamard "
+        "matrix; product: codes of the vectors as they are; million: those of the report",
+    )
     scope: Scope = "head"
     channels: Channels = "balanced"
     metric: CodeMetric = "query"
@@ -90,13 +97,31 @@ class TrainConfig(Settings):
     calibration_tokens: int = Field(20480, ge=1)
     context: int = Field(1024, ge=2, description="length of a calibration window")
     positions: int = Field(8192, ge=2, description="windows stand at positions up to this, the model's at most")
+    leave_out: int | None = Field(
+        None, ge=0, description="first tokens of a window that are not learnt from; absent: 4 in recipe pqkv, or 0"
+    )
     init: Init = Field("k-means++", description="where k-means begins; random: as FAISS, and MILLION")
     iterations: int = Field(25, ge=1, description="k-means iterations (MILLION: 25)")
     seed: int = Field(0, ge=0, lt=2**31)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _reported(cls, values: Any) -> Any:  # noqa: ANN401 - not validated yet
+        if not isinstance(values, dict) or values.get("recipe") != "million":
+            return values
+        return {"scope": "global", "channels": "adjacent", "metric": "euclidean", "init": "random", **values}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         CodeShape(bits=self.bits, num_subspaces=self.num_subspaces, nbits=self.nbits)
+        if self.left_out() >= self.context:
+            raise ValueError(f"leave_out {self.left_out()} leaves nothing to learn from in windows of {self.context}")
+        if self.recipe == "pqkv":
+            changed = [name for name in ("channels", "metric", "init") if getattr(self, name) != _default(self, name)]
+            if changed:
+                raise ValueError(f"{changed[0]} is an option of recipe product; take --recipe product with it")
+            if self.scope == "global":
+                raise ValueError("scope global is of recipe product: keys of two layers share no frame")
         width = self.nbits or BIT_CHOICES.get(4 if self.bits is None else self.bits, (0, 0))[1]
         tokens = max(self.context, self.calibration_tokens // self.context * self.context)
         if min(self.samples, tokens) < 2**width:
@@ -105,6 +130,10 @@ class TrainConfig(Settings):
                 f"{self.remedy(enough_text=True)}"
             )
         return self
+
+    def left_out(self) -> int:
+        """First tokens of a window that are not learnt from: recipe pqkv leaves sinks to a cache that keeps them."""
+        return (SINK_TOKENS if self.recipe == "pqkv" else 0) if self.leave_out is None else self.leave_out
 
     def remedy(self, *, enough_text: bool) -> str:
         """What to change where centroids are more than vectors, in the words the user used."""
@@ -121,6 +150,10 @@ class TrainConfig(Settings):
         return CodeShape(bits=self.bits, num_subspaces=self.num_subspaces, nbits=self.nbits)
 
 
+def _default(config: BaseModel, name: str) -> Any:  # noqa: ANN401 - of any field
+    return type(config).model_fields[name].default
+
+
 class CodecCalibration(Settings):
     """The text that codecs learn from, and how it is laid out: windows told positions as in `TrainConfig`."""
 
@@ -131,7 +164,9 @@ class CodecCalibration(Settings):
     calibration_tokens: int = Field(24576, ge=1)
     context: int = Field(1024, ge=2, description="length of a calibration window")
     positions: int = Field(8192, ge=2, description="windows stand at positions up to this, the model's at most")
-    leave_out: int = Field(4, ge=0, description="first tokens of a window that are not learnt from: sinks stay exact")
+    leave_out: int = Field(
+        SINK_TOKENS, ge=0, description="first tokens of a window that are not learnt from: sinks stay exact"
+    )
     seed: int = Field(0, ge=0, lt=2**31)
 
 
@@ -141,7 +176,7 @@ class CacheConfig(Settings):
     paged: bool = True
     page_size: int = Field(64, ge=1, le=4096)
     residual: int = Field(128, ge=1, description="capacity R of the exact window of newest tokens")
-    sink_tokens: int = Field(4, ge=0, description="first tokens that stay exact for good")
+    sink_tokens: int = Field(SINK_TOKENS, ge=0, description="first tokens that stay exact for good")
     key_layout: Layout = "transposed"
     value_layout: Layout = "transposed"
     max_pages: int | None = Field(None, ge=1)
@@ -172,6 +207,7 @@ class EvalConfig(Settings):
     chat: bool = Field(False, description="a window is one conversation in the model's chat template")
     codebooks: tuple[str, ...] = ()
     bits: tuple[float, ...] = (4,)
+    recipe: Recipe = Field("pqkv", description="of the codebooks that are trained for these bits")
     scope: Scope = "head"
     codec: tuple[str, ...] = Field((), description="ways of coding by name, in place of codebooks; see pqkv codecs")
     calibration: CodecCalibration = Field(CodecCalibration(), description="the text that codecs learn from")
@@ -193,7 +229,7 @@ class EvalConfig(Settings):
     paged: bool = True
     page_size: int = Field(64, ge=1, le=4096)
     residual: int = Field(128, ge=1)
-    sink_tokens: int = Field(4, ge=0)
+    sink_tokens: int = Field(SINK_TOKENS, ge=0)
     key_layout: Layout = "transposed"
     value_layout: Layout = "transposed"
     max_pages: int | None = Field(None, ge=1)
@@ -292,7 +328,7 @@ class BenchConfig(Settings):
     value_layout: Layout = "transposed"
     page_size: int = Field(64, ge=1, le=4096)
     residual: int = Field(128, ge=1)
-    sink_tokens: int = Field(4, ge=0)
+    sink_tokens: int = Field(SINK_TOKENS, ge=0)
     window: int | None = Field(None, ge=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     model: str | None = Field(None, description="heads as in this shape; end to end, the model itself")

@@ -56,6 +56,9 @@ def evaluate(
     ] = None,
     calibration_data: Annotated[str | None, option("Text that codecs learn from, as --data.", _CODES, "stdlib")] = None,
     calibration_tokens: Annotated[int | None, option("Tokens of it.", _CODES, "24576")] = None,
+    recipe: Annotated[
+        str | None, option("Of the default codebooks: pqkv, product or million; see train-codebooks.", _CODES, "pqkv")
+    ] = None,
     scope: Annotated[str | None, option("Scope of the default codebooks.", _CODES, "head")] = None,
     model: Model = None,
     dtype: Dtype = None,
@@ -157,6 +160,7 @@ def evaluate(
         "bits": split_list(bits, float, "--bits"),
         "codec": tuple(codec) if codec else None,
         "calibration": calibration_of(calibration_data, calibration_tokens),
+        "recipe": recipe,
         "scope": scope,
         "model": model,
         "dtype": dtype,

@@ -19,21 +19,37 @@ def train_codebooks(
     bits: Annotated[float | None, option("Bits per element: 6, 4, 3, 2, 1.5 or 1.", _CODES, "4")] = None,
     num_subspaces: Annotated[int | None, option("Codes per vector (M), with --nbits.", _CODES, False)] = None,
     nbits: Annotated[int | None, option("Bits per code, 1 to 12.", _CODES, False)] = None,
-    scope: Annotated[str | None, option("One codebook per head, layer or global.", _CODES, "head")] = None,
+    recipe: Annotated[
+        str | None,
+        option(
+            "pqkv: mean of keys that turns, their queries' frame, gains of values; product: codes of vectors as they "
+            "are; million: the report's.",
+            _CODES,
+            "pqkv",
+        ),
+    ] = None,
+    scope: Annotated[str | None, option("One codebook per head, layer or (product) global.", _CODES, "head")] = None,
     channels: Annotated[
         str | None,
         option(
-            "balanced: subspaces of like variance; adjacent: neighbouring channels, as MILLION; opq: rotated first.",
+            "Of recipe product. balanced: subspaces of like variance; adjacent: neighbouring channels, as MILLION; opq: rotated first.",
             _CODES,
             "balanced",
         ),
     ] = None,
     metric: Annotated[
         str | None,
-        option("Nearest key centroid: query (weighted by the queries' channels) or euclidean.", _CODES, "query"),
+        option(
+            "Of recipe product. Nearest key centroid: query (weighted by the queries' channels) or euclidean.",
+            _CODES,
+            "query",
+        ),
     ] = None,
     init: Annotated[
-        str | None, option("Where k-means begins: k-means++, or random as MILLION (FAISS).", _CODES, "k-means++")
+        str | None,
+        option(
+            "Of recipe product. Where k-means begins: k-means++, or random as MILLION (FAISS).", _CODES, "k-means++"
+        ),
     ] = None,
     iterations: Annotated[int | None, option("k-means iterations.", _CODES, "25")] = None,
     data: Data = None,
@@ -47,6 +63,10 @@ def train_codebooks(
         int | None,
         option("Windows stand at positions up to this; keys past them are coded badly.", _CALIBRATION, "8192"),
     ] = None,
+    leave_out: Annotated[
+        int | None,
+        option("First tokens of a window not learnt from: sinks that stay exact.", _CALIBRATION, "4, or 0 (product)"),
+    ] = None,
     seed: Annotated[int | None, option("Of the sample and of k-means.", _CALIBRATION, "0")] = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -59,6 +79,7 @@ def train_codebooks(
         "bits": bits,
         "num_subspaces": num_subspaces,
         "nbits": nbits,
+        "recipe": recipe,
         "scope": scope,
         "channels": channels,
         "metric": metric,
@@ -72,6 +93,7 @@ def train_codebooks(
         "calibration_tokens": calibration_tokens,
         "context": context,
         "positions": positions,
+        "leave_out": leave_out,
         "seed": seed,
         "dtype": dtype,
         "device": device,
@@ -106,11 +128,12 @@ def train_codebooks(
             (str(layer), *(f"{error:.4f}" for error in (keys, in_metric, value)))
             for layer, ((keys, value), in_metric) in enumerate(zip(header.errors, header.query_errors, strict=True))
         ],
-        title=f"{lm.name}: {books.code_bits:g} bits ({header.num_subspaces} x {header.nbits}), scope {header.scope}",
+        title=f"{lm.name}: {books.code_bits:g} bits ({header.num_subspaces} x {header.nbits}), recipe {header.recipe}, "
+        f"scope {header.scope}",
         caption="squared error of held-out vectors of the calibration split, over their squared distance to the mean",
     )
     text = header.calibration
     echo(
-        f"{output}: {books.nbytes():,} bytes of centroids, {header.samples:,} vectors of {text.tokens:,} tokens "
+        f"{output}: {books.nbytes():,} bytes of codebooks, {header.samples:,} vectors of {text.tokens:,} tokens "
         f"({text.name}/{text.split}) at positions up to {text.reach:,}"
     )

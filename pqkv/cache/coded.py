@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from pqkv.cache.layer import (
     length_tensors,
 )
 from pqkv.cache.store import CodeStore
+from pqkv.cache.turns import CodedQueries, ValueTurn
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
 from pqkv.kernels import AttentionBackend, ExactTokens, slot_writer
@@ -29,6 +31,8 @@ class CodedLayer:
     the next `coded[b]` lie in sealed pages, the rest is the residual. `coded[b]` is `coded_len(n)`, or what it was
     before a `crop` took tokens back: sealed pages are not opened again. Keys and values must be finite, which is seen
     when they come, or of single tokens on a GPU when their page is sealed.
+
+    Codes of keys may meet a query of their own, made by `queries`; values may lie turned, by `turn` (`pqkv.cache.turns`).
     """
 
     observer: AttentionObserver | None = None
@@ -39,8 +43,11 @@ class CodedLayer:
         config: CacheConfig,
         geometry: Geometry,
         backend: AttentionBackend,
+        queries: CodedQueries | None = None,
+        turn: ValueTurn | None = None,
     ) -> None:
         self.store, self.config, self.geometry, self.backend = store, config, geometry, backend
+        self.queries, self.turn = queries, turn
         # asking a GPU whether a token is finite is waiting for it, in every layer and step: asked when a page is sealed
         self.checks_late = geometry.device.type != "cpu"
         self.lengths = [0] * geometry.num_sequences
@@ -67,7 +74,8 @@ class CodedLayer:
     ) -> Tensor:
         """Attention of query (B, T, Hq, D) over what is cached and the new tokens (causally), which are then added.
 
-        Returns (B, T, Hq, D). Every query sees as coded what was coded before this step.
+        Returns (B, T, Hq, D). Every query sees as coded what was coded before this step. The observer sees attention as
+        the backend does, values turned.
         """
         before = self.coded
         staged = self._stage(keys, values, checked_padding(padding, keys, len(self.lengths)))
@@ -77,8 +85,11 @@ class CodedLayer:
         exact = [n - s - c for n, s, c in zip(lengths, sinks, before, strict=True)]
         # in the order in which kernels read them, so that nobody has to put them together
         in_sinks, in_pages, in_residual = length_tensors((sinks, before, exact), device)
+        pages = self.store.tokens(in_pages) if any(before) else None
+        if pages is not None and self.queries is not None:
+            pages = replace(pages, query=self.queries(query))
         inputs = (
-            self.store.tokens(in_pages) if any(before) else None,
+            pages,
             ExactTokens(self._sinks[0], self._sinks[1], in_sinks) if self.config.sink_tokens else None,
             ExactTokens(staged_keys, staged_values, in_residual),
         )
@@ -86,7 +97,7 @@ class CodedLayer:
         if self.observer is not None:
             self.observer(query, *inputs, scale=scale, window=window, out=out, lse=lse)
         self._commit(*staged)
-        return out
+        return out if self.turn is None else self.turn.undo(out, self.geometry.num_kv_heads)
 
     def select(self, sequences: Sequence[int]) -> None:
         """Make sequence i what sequences[i] was."""
@@ -131,6 +142,10 @@ class CodedLayer:
         """Bytes of pages in use, shared ones once, and of pages that wait for tokens."""
         return self.store.page_bytes(self.page_counts())
 
+    def derived_bytes(self) -> int:
+        """Bytes of what was made of the codebooks for this layer: the queries' matrix, and what backends look up."""
+        return (0 if self.queries is None else self.queries.nbytes()) + self.store.derived_bytes()
+
     def _coded_after(self, n: int, coded: int) -> int:
         """Coded tokens of a sequence that grew to n tokens."""
         c = self.config
@@ -148,6 +163,8 @@ class CodedLayer:
         """Put the new tokens where attention finds them: first into the sinks, then behind the residual."""
         T = keys.shape[2]
         keys, values = keys.detach(), values.detach()  # a cache is no part of a graph
+        if self.turn is not None:
+            values = self.turn.apply(values)
         if T > 1 or not self.checks_late:
             checked_finite(keys, values, padding)
         lengths = [n + T - pad for n, pad in zip(self.lengths, padding, strict=True)]

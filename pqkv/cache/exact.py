@@ -113,6 +113,10 @@ class PagedExactLayer:
         used = self.table.distinct(self.page_counts())
         return used * page, (len(self._pages[0]) - used) * page
 
+    def derived_bytes(self) -> int:
+        """See `Layer`: none."""
+        return 0
+
     def _own(self, lengths: Sequence[int]) -> None:
         """Allocate the pages the new tokens need and copy shared ones that they would be written into."""
         P, table = self.page_size, self.table

@@ -31,6 +31,7 @@ def footprint(
             M, nbits = book.num_subspaces, book.nbits
             row = layout == "row" or not config.paged
             page_bytes += num_kv_heads * (P * packed_size(M, nbits) if row else M * packed_size(P, nbits))
+            page_bytes += 0 if book.middle_gain is None else num_kv_heads * P
     return CacheMemory(
         pages=pages * page_bytes,
         residual=2 * config.residual * vector * num_layers,

@@ -13,9 +13,9 @@ from pqkv.cache.exact import PagedExactLayer
 from pqkv.cache.layer import Geometry, Layer
 from pqkv.cache.pool import PagePool
 from pqkv.cache.restored import RestoredStore
-from pqkv.cache.rotated import RotatedLayer
 from pqkv.cache.store import CodeSide, CodeStore, ContiguousCodeStore, PagedCodeStore
 from pqkv.cache.table import PageTable
+from pqkv.cache.turns import CodedQueries, ValueTurn
 from pqkv.codec import Codebook, CodebookSet
 from pqkv.codec.interface import Codec
 from pqkv.config import CacheConfig
@@ -29,7 +29,7 @@ _GIVEN = "given"  # a backend that the caller brought
 @dataclass(frozen=True, slots=True)
 class CacheMemory:
     """Bytes part by part. `pages` holds codes, or exact vectors in an exact cache, page slack included and pages that
-    several sequences share once.
+    several sequences share once. `derived` is what backends made of the codebooks to be faster: not in `total`.
     """
 
     pages: int
@@ -38,6 +38,7 @@ class CacheMemory:
     tables: int
     codebooks: int
     spare: int = 0  # pages, or slack of contiguous rows, that wait for tokens: in `allocated`, not in `total`
+    derived: int = 0
 
     @property
     def total(self) -> int:
@@ -46,8 +47,8 @@ class CacheMemory:
 
     @property
     def allocated(self) -> int:
-        """All that memory was taken for: what is in use, and what waits for tokens."""
-        return self.total + self.spare
+        """All that memory was taken for: what is in use, what waits for tokens, what backends made for themselves."""
+        return self.total + self.spare + self.derived
 
 
 class KVCache:
@@ -126,6 +127,7 @@ class KVCache:
             tables=self.table.nbytes(),
             codebooks=self._fixed_bytes(),
             spare=sum(spare for _, spare in pages),
+            derived=sum(layer.derived_bytes() for layer in self.layers),
         )
 
     def _fixed_bytes(self) -> int:
@@ -170,17 +172,19 @@ class KVCache:
         if isinstance(self.codebooks, Codec):
             restored = RestoredStore(self.table, self.codebooks, index, self.config, geometry)
             return CodedLayer(restored, self.config, geometry, backend)
-        books = self.codebooks.keys[index], self.codebooks.values[index]
-        if all(book.rotation is None for book in books):
-            return CodedLayer(self._store(index, books, geometry), self.config, geometry, backend)
-        turned = books[0].without_rotation(), books[1].without_rotation()
-        inner = CodedLayer(self._store(index, turned, geometry), self.config, geometry, backend)
-        return RotatedLayer(inner, *books)
+        keys, values = (
+            book.map(lambda t: t.to(geometry.device))
+            for book in (self.codebooks.keys[index], self.codebooks.values[index])
+        )
+        queries = CodedQueries.of(keys, self.config.sink_tokens, geometry.num_kv_heads, geometry.device)
+        turn = ValueTurn.of(values, geometry.device)
+        store = self._store(index, (keys, values.without_turn()), geometry)
+        return CodedLayer(store, self.config, geometry, backend, queries, turn)
 
     def _store(self, index: int, books: tuple[Codebook, Codebook], g: Geometry) -> CodeStore:
         c = self.config
         for book in books:
-            heads = book.centroids.shape[0]
+            heads = book.heads
             if book.head_dim != g.head_dim or heads not in (1, g.num_kv_heads):
                 raise CacheError(
                     f"layer {index}: codebook for {heads} heads of {book.head_dim} elements "
@@ -188,7 +192,7 @@ class KVCache:
                 )
         layouts = (c.key_layout, c.value_layout) if c.paged else ("row", "row")
         keys, values = (
-            CodeSide(book.map(lambda t: t.to(g.device)), layout, g.num_kv_heads, c.page_size, g.device)
+            CodeSide(book, layout, g.num_kv_heads, c.page_size, g.device, c.sink_tokens)
             for book, layout in zip(books, layouts, strict=True)
         )
         if c.paged:

@@ -103,6 +103,10 @@ class Layer(Protocol):
         """Bytes of pages (or code rows) in use, shared ones once, and of those that wait for tokens."""
         ...
 
+    def derived_bytes(self) -> int:
+        """Bytes of what was made of codebooks to be faster."""
+        ...
+
 
 def checked_padding(padding: Sequence[int] | None, keys: Tensor, num_sequences: int) -> Sequence[int]:
     """Padding per sequence, zeros by default; raises `CacheError` if it or the batch does not fit (B, Hkv, T, D)."""

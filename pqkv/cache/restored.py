@@ -66,6 +66,10 @@ class RestoredStore:
         used = self.table.distinct(counts)
         return used * page, (len(self._pages[0]) - used) * page
 
+    def derived_bytes(self) -> int:
+        """See `CodeStore`: none."""
+        return 0
+
     def _grow(self, side: int) -> None:
         pages, capacity = self._pages[side], self.table.pool.capacity
         if capacity > pages.shape[0]:

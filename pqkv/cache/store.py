@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -36,55 +37,116 @@ class CodeStore(Protocol):
         """Bytes of the first `counts[b]` pages of each sequence, shared ones once, and of all else allocated."""
         ...
 
+    def derived_bytes(self) -> int:
+        """Bytes of what backends made of its codebooks."""
+        ...
+
 
 class CodeSide:
-    """Packed codes of keys or values: encoding and the layout of one page."""
+    """Packed codes of keys or values, and their gains where a codebook has some: encoding and the layout of one page.
 
-    def __init__(self, book: Codebook, layout: Layout, num_kv_heads: int, page_size: int, device: torch.device) -> None:
-        if book.rotation is not None:
-            raise CacheError("pages hold codes of turned vectors: a codebook with a rotation needs a RotatedLayer")
-        self.book, self.layout, self.page_size = book, layout, page_size
+    Values are given as they are searched for, turned already (`pqkv.cache.turns`). `first` is the position of the first
+    coded token: the mean of keys may turn with it.
+    """
+
+    def __init__(
+        self,
+        book: Codebook,
+        layout: Layout,
+        num_kv_heads: int,
+        page_size: int,
+        device: torch.device,
+        first: int = 0,
+    ) -> None:
+        self.book, self.layout, self.page_size, self.first = book, layout, page_size, first
         M, nbits = book.num_subspaces, book.nbits
         lines, count = (page_size, M) if layout == "row" else (M, page_size)
         self.shape = (num_kv_heads, lines, packed_size(count, nbits))  # of one page
         self.pages = torch.empty((0, *self.shape), dtype=torch.uint8, device=device)
+        self.gains: Tensor | None = None
+        self._gain_values: Tensor | None = None
+        if book.middle_gain is not None:
+            self.gains = torch.empty((0, num_kv_heads, page_size), dtype=torch.uint8, device=device)
+            every = torch.arange(256, device=device).expand(num_kv_heads, -1)
+            self._gain_values = book.gain_of(every).contiguous()
         self._derived: dict[Hashable, tuple[Tensor, Tensor]] = {}
 
     def grow(self, capacity: int) -> None:
         """Follow the pool."""
-        if capacity > self.pages.shape[0]:
-            grown = self.pages.new_empty((capacity, *self.shape))
-            grown[: self.pages.shape[0]] = self.pages
-            self.pages = grown
+        self.pages = _grown(self.pages, capacity)
+        if self.gains is not None:
+            self.gains = _grown(self.gains, capacity)
 
-    def encode(self, vectors: Tensor) -> Tensor:
-        """Vectors (B, Hkv, n * page_size, D) -> packed pages (B, n, *shape)."""
-        codes = self.book.encode(vectors).unflatten(2, (-1, self.page_size))  # (B, Hkv, n, P, M)
-        codes = codes.transpose(1, 2)  # (B, n, Hkv, P, M)
+    def encode(self, vectors: Tensor, first_token: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Vectors (B, Hkv, n * page_size, D), coded tokens `first_token` on -> packed pages (B, n, *shape), and gains
+        (B, n, Hkv, page_size) or None.
+        """
+        coded = self.book.code(vectors, self._positions(vectors, first_token))
+        codes = coded.codes.unflatten(2, (-1, self.page_size)).transpose(1, 2)  # (B, n, Hkv, P, M)
         if self.layout == "transposed":
             codes = codes.transpose(3, 4)
-        return pack(codes, self.book.nbits)
+        return pack(codes, self.book.nbits), self._by_page(coded.gains)
 
-    def write(self, vectors: Tensor, page_ids: Tensor) -> None:
-        """Encode vectors (B, Hkv, n * page_size, D) into its own pages page_ids (B, n); one kernel does it on a GPU."""
+    def write(self, vectors: Tensor, page_ids: Tensor, first_token: int = 0) -> None:
+        """Encode vectors (B, Hkv, n * page_size, D) into its own pages page_ids (B, n); one kernel finds the codes on a
+        GPU.
+        """
         encoder = page_encoder(vectors.device, vectors.dtype)
         if encoder is None:
-            self.pages[page_ids] = self.encode(vectors)
-            return
-        book = self.book.map(lambda t: t.float() if t.is_floating_point() else t)
-        encoder(
-            vectors, book.centroids, book.channels, book.weights, book.nbits, self.layout, self.pages, page_ids
+            self.pages[page_ids], gains = self.encode(vectors, first_token)
+        else:
+            book, weights, stored = self.book, self.book.weights, None
+            if not book.stands_for_itself:
+                vectors, stored = book.framed(vectors.float(), self._positions(vectors, first_token))
+            if book.rotation is not None:
+                weighted = vectors.float() if weights is None else vectors.float() * weights.float()[:, None]
+                vectors, weights = weighted @ book.rotation.float().mT, None
+            encoder(
+                vectors, book.float_centroids().float(), book.channels, None if weights is None else weights.float(),
+                book.nbits, self.layout, self.pages, page_ids,
+            )  # fmt: skip
+            gains = self._by_page(stored)
+        if self.gains is not None and gains is not None:
+            self.gains[page_ids] = gains
+
+    def _positions(self, vectors: Tensor, first_token: int) -> Tensor | None:
+        """(T,) of coded tokens, where the mean turns with them."""
+        if self.book.turning is None:
+            return None
+        start = self.first + first_token
+        return torch.arange(start, start + vectors.shape[2], device=vectors.device)
+
+    def _by_page(self, gains: Tensor | None) -> Tensor | None:
+        """(B, Hkv, n * page_size) -> (B, n, Hkv, page_size)."""
+        return None if gains is None else gains.unflatten(2, (-1, self.page_size)).transpose(1, 2)
+
+    def side(self, pages: Tensor | None = None, gains: Tensor | None = None) -> PagedSide:
+        """What the kernels read: these pages with their gains, or its own."""
+        book, own = self.book, self.pages if pages is None else pages
+        plane = self.gains if pages is None else gains
+        return PagedSide(
+            own, self.layout, book.centroids, book.channels, book.nbits, book.scales, plane, self._gain_values,
+            self._derived,
         )  # fmt: skip
 
-    def side(self, pages: Tensor | None = None) -> PagedSide:
-        """What the kernels read: these pages, or its own."""
-        book, own = self.book, self.pages if pages is None else pages
-        return PagedSide(own, self.layout, book.centroids, book.channels, book.nbits, self._derived)
-
     def page_bytes(self) -> int:
-        """Bytes of one page."""
+        """Bytes of one page, its gains included."""
         heads, lines, size = self.shape
-        return heads * lines * size
+        return heads * (lines * size + (0 if self.gains is None else self.page_size))
+
+    def derived_bytes(self) -> int:
+        """Bytes of what backends made of the centroids."""
+        made = sum(tensor.numel() * tensor.element_size() for _, tensor in self._derived.values())
+        return made + (0 if self._gain_values is None else self._gain_values.numel() * 4)
+
+
+def _grown(pages: Tensor, capacity: int) -> Tensor:
+    """The same pages with room for more."""
+    if capacity <= len(pages):
+        return pages
+    grown = pages.new_empty((capacity, *pages.shape[1:]))
+    grown[: len(pages)] = pages
+    return grown
 
 
 class PagedCodeStore:
@@ -104,7 +166,7 @@ class PagedCodeStore:
         index = torch.tensor(ids, device=keys.device)
         for side, vectors in ((self.keys, keys), (self.values, values)):
             side.grow(self.table.pool.capacity)
-            side.write(vectors, index)
+            side.write(vectors, index, first_page * self.keys.page_size)
 
     def tokens(self, context_len: Tensor) -> PagedTokens:
         """See `CodeStore`."""
@@ -120,6 +182,10 @@ class PagedCodeStore:
         used = self.table.distinct(counts)
         return used * page, (self.keys.pages.shape[0] - used) * page
 
+    def derived_bytes(self) -> int:
+        """See `CodeStore`."""
+        return self.keys.derived_bytes() + self.values.derived_bytes()
+
 
 class ContiguousCodeStore:
     """Codes of each sequence in one growing row (MILLION's DynamicPQCache), blocks of page_size sealed as they fill.
@@ -132,45 +198,77 @@ class ContiguousCodeStore:
             raise CacheError("a contiguous cache has row layout: transposing is what pages are for")
         self.keys, self.values = keys, values
         self._sequences = num_sequences
-        self._rows = [self._empty(side, num_sequences, 0) for side in (keys, values)]
+        self._rows = [_Row.empty(side, num_sequences, 0) for side in (keys, values)]
 
     def reserve(self, counts: Sequence[int]) -> None:
         """See `CodeStore`; grows by doubling."""
         needed = max(counts, default=0) * self.keys.page_size
-        if needed <= (capacity := self._rows[0].shape[2]):
+        if needed <= (capacity := self._rows[0].capacity):
             return
         capacity = max(needed, 2 * capacity)
         for i, side in enumerate((self.keys, self.values)):
-            grown = self._empty(side, self._sequences, capacity)
-            grown[:, :, : self._rows[i].shape[2]] = self._rows[i]
+            grown = _Row.empty(side, self._sequences, capacity)
+            grown.write(slice(None), 0, self._rows[i])
             self._rows[i] = grown
 
     def seal(self, sequences: Sequence[int], first_page: int, keys: Tensor, values: Tensor) -> None:
         """See `CodeStore`."""
         start = first_page * self.keys.page_size
         index = torch.tensor(list(sequences), device=keys.device)
-        packed = self.keys.encode(keys), self.values.encode(values)
-        for rows, pages in zip(self._rows, packed, strict=True):
-            block = pages.transpose(1, 2).flatten(2, 3)  # (B, n, Hkv, P, bytes) -> (B, Hkv, n * P, bytes)
-            rows[index, :, start : start + block.shape[2]] = block
+        packed = self.keys.encode(keys, start), self.values.encode(values, start)
+        for row, (pages, gains) in zip(self._rows, packed, strict=True):
+            codes = pages.transpose(1, 2).flatten(2, 3)  # (B, n, Hkv, P, bytes) -> (B, Hkv, n * P, bytes)
+            row.write(index, start, _Row(codes, None if gains is None else gains.transpose(1, 2).flatten(2, 3)))
 
     def tokens(self, context_len: Tensor) -> PagedTokens:
         """See `CodeStore`."""
         table = torch.arange(self._sequences, dtype=torch.int32, device=context_len.device)[:, None]
-        sides = [side.side(rows) for rows, side in zip(self._rows, (self.keys, self.values), strict=True)]
-        return PagedTokens(sides[0], sides[1], table, context_len, self._rows[0].shape[2], trusted=True)
+        sides = [
+            side.side(row.codes, row.gains) for row, side in zip(self._rows, (self.keys, self.values), strict=True)
+        ]
+        return PagedTokens(sides[0], sides[1], table, context_len, self._rows[0].capacity, trusted=True)
 
     def select(self, sequences: Sequence[int]) -> None:
         """See `CodeStore`."""
         self._sequences = len(sequences)
-        self._rows = [rows[list(sequences)] for rows in self._rows]
+        self._rows = [row.of(list(sequences)) for row in self._rows]
 
     def page_bytes(self, counts: Sequence[int]) -> tuple[int, int]:
         """See `CodeStore`; nothing is shared."""
         used = sum(counts) * (self.keys.page_bytes() + self.values.page_bytes())
-        return used, sum(rows.numel() for rows in self._rows) - used
+        return used, sum(row.nbytes() for row in self._rows) - used
 
-    @staticmethod
-    def _empty(side: CodeSide, sequences: int, capacity: int) -> Tensor:
+    def derived_bytes(self) -> int:
+        """See `CodeStore`."""
+        return self.keys.derived_bytes() + self.values.derived_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One side of a contiguous cache: codes (sequences, Hkv, capacity, bytes), and gains (sequences, Hkv, capacity)."""
+
+    codes: Tensor
+    gains: Tensor | None
+
+    @classmethod
+    def empty(cls, side: CodeSide, sequences: int, capacity: int) -> _Row:
         heads, _, size = side.shape
-        return torch.empty((sequences, heads, capacity, size), dtype=torch.uint8, device=side.pages.device)
+        codes = torch.empty((sequences, heads, capacity, size), dtype=torch.uint8, device=side.pages.device)
+        return cls(codes, None if side.gains is None else torch.empty_like(codes[..., 0]))
+
+    @property
+    def capacity(self) -> int:
+        return self.codes.shape[2]
+
+    def write(self, sequences: Tensor | slice, start: int, other: _Row) -> None:
+        """Put `other` behind `start` tokens."""
+        place = slice(start, start + other.capacity)
+        self.codes[sequences, :, place] = other.codes
+        if self.gains is not None and other.gains is not None:
+            self.gains[sequences, :, place] = other.gains
+
+    def of(self, sequences: list[int]) -> _Row:
+        return _Row(self.codes[sequences], None if self.gains is None else self.gains[sequences])
+
+    def nbytes(self) -> int:
+        return self.codes.numel() + (0 if self.gains is None else self.gains.numel())

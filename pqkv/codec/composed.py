@@ -6,6 +6,7 @@ ablation is a grid of options and not a dozen codecs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -99,20 +100,7 @@ class Composed(SideCodec):
     def learn(cls, options: Settings, side: Side, samples: Samples, seed: int) -> State:
         """One layer after another."""
         assert isinstance(options, ComposedOptions)
-        state: dict[str, Tensor] = {}
-        for layer, vectors in enumerate(samples.of(side)):
-            shape = options.shape(layer)
-            if shape is None:
-                continue
-            metric = samples.metric(side)
-            if metric is None and options.metric != "none":
-                raise ConfigError(f"metric {options.metric} of {side}: the samples do not say what their errors cost")
-            rotary = samples.rotary[layer] if samples.rotary is not None else None
-            moments = metric[layer] if metric is not None else None
-            found = learn_layer(options, shape, vectors, samples.positions, rotary, moments, seed)
-            state |= {f"{layer}.{name}": tensor for name, tensor in found.items()}
-            state |= cls.universals(options, shape, vectors)
-        return state
+        return learn_layers(options, side, samples, seed)
 
     @staticmethod
     def universals(options: ComposedOptions, shape: CodeShape, vectors: Tensor) -> State:
@@ -150,14 +138,18 @@ class Composed(SideCodec):
         restored = restored @ back.mT + mean.at(positions).to(restored.dtype)
         return mean.rotary.turn(restored, positions) if self.options.rope == "pre" else restored
 
+    def universal_centroids(self, layer: int, head_dim: int) -> Tensor:
+        """(1, M, C, d_sub): one codebook, seen M times."""
+        shape = self.options.shape(layer)
+        assert shape is not None
+        M, nbits = code_geometry(shape, head_dim)
+        one = self.state[_universal(head_dim // M, nbits)]
+        return one.expand(1, M, *one.shape)
+
     def _centroids(self, layer: int, heads: int, head_dim: int) -> Tensor:
         """(Hkv, M, C, d_sub) float32."""
         if self.options.scope == "universal":
-            shape = self.options.shape(layer)
-            assert shape is not None
-            M, nbits = code_geometry(shape, head_dim)
-            one = self.state[_universal(head_dim // M, nbits)]
-            return one.expand(heads, M, *one.shape).contiguous()
+            return self.universal_centroids(layer, head_dim).expand(heads, -1, -1, -1).contiguous()
         centroids = self.of_layer(layer, "centroids")
         if self.options.centroids == "int8":
             centroids = centroids.float() * self.of_layer(layer, "scales")[..., None, :]
@@ -176,6 +168,35 @@ class Composed(SideCodec):
             )
             self._books[layer, dtype] = book, torch.linalg.inv(back.double()).to(dtype), back.to(dtype), mean
         return self._books[layer, dtype]
+
+
+def learn_layers(
+    options: ComposedOptions,
+    side: Side,
+    samples: Samples,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> State:
+    """What a side learns, one layer after another; `progress` counts them."""
+    state: dict[str, Tensor] = {}
+    metric = samples.metric(side)
+    if metric is None and options.metric != "none":
+        raise ConfigError(f"metric {options.metric} of {side}: the samples do not say what their errors cost")
+    layers = samples.of(side)
+    for layer, vectors in enumerate(layers):
+        if progress is not None:
+            progress(layer, len(layers))
+        shape = options.shape(layer)
+        if shape is None:
+            continue
+        rotary = samples.rotary[layer] if samples.rotary is not None else None
+        moments = metric[layer] if metric is not None else None
+        found = learn_layer(options, shape, vectors, samples.positions, rotary, moments, seed)
+        state |= {f"{layer}.{name}": tensor for name, tensor in found.items()}
+        state |= Composed.universals(options, shape, vectors)
+    if progress is not None:
+        progress(len(layers), len(layers))
+    return state
 
 
 def learn_layer(

@@ -17,14 +17,24 @@ class ProductCodec(Codec):
         self.books = books
 
     def encode(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor, below: Pair | None) -> Planes:
-        """Codes (B, Hkv, T, M) of either side."""
+        """Codes (B, Hkv, T, M) of either side, and gains (B, Hkv, T) in bytes of those that have some."""
+        planes = {}
         sides = (("keys", self.books.keys[layer], keys), ("values", self.books.values[layer], values))
-        return {f"{side}.codes": Plane(book.encode(vectors), book.nbits) for side, book, vectors in sides}
+        for side, book, vectors in sides:
+            coded = book.code(vectors, positions)
+            planes[f"{side}.codes"] = Plane(coded.codes, book.nbits)
+            if coded.gains is not None:
+                planes[f"{side}.gains"] = Plane(coded.gains)
+        return planes
 
     def decode(self, layer: int, planes: Planes, positions: Tensor, below: Pair | None) -> Pair:
-        """Centroids."""
-        key, value = self.books.keys[layer], self.books.values[layer]
-        return key.decode(planes["keys.codes"].values), value.decode(planes["values.codes"].values)
+        """What codes and gains stand for."""
+        found = []
+        for side, book in (("keys", self.books.keys[layer]), ("values", self.books.values[layer])):
+            gains = planes.get(f"{side}.gains")
+            stored = None if gains is None else gains.values
+            found.append(book.decode(planes[f"{side}.codes"].values, stored, positions))
+        return found[0], found[1]
 
     def fixed_bytes(self) -> int:
         """Of the codebooks."""

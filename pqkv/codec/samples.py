@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,8 +23,8 @@ class Samples:
     empirical Fisher information, in the frame in which they are squared, so rotary embedding is taken off before.
     """
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
     queries: tuple[Tensor, ...]
     positions: Tensor | None = None
     rotary: tuple[Rotary, ...] | None = None
@@ -32,7 +33,7 @@ class Samples:
     key_gradients: tuple[Tensor, ...] | None = None
     value_gradients: tuple[Tensor, ...] | None = None
 
-    def of(self, side: str) -> tuple[Tensor, ...]:
+    def of(self, side: str) -> Sequence[Tensor]:
         """Vectors of `keys` or `values`."""
         return self.keys if side == "keys" else self.values
 

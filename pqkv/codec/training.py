@@ -77,16 +77,19 @@ def train_codebooks(
     return tuple(books * len(samples)) if scope == "global" else tuple(books)
 
 
-def relative_error(book: Codebook, vectors: Tensor, weights: Tensor | None = None) -> float:
-    """Squared error of restored vectors (Hkv, N, D) over their squared distance to the mean vector of their head; both
-    weighted by the squares of weights (Hkv, D), if given.
+def relative_error(
+    book: Codebook, vectors: Tensor, weights: Tensor | None = None, positions: Tensor | None = None
+) -> float:
+    """Squared error of restored vectors (Hkv, N, D) at positions (N,) over their squared distance to the mean vector of
+    their head; both weighted by the squares of weights (Hkv, D), if given.
 
     Codes do not care where vectors stand. Over their energy an error would look small only because they stand far out,
     as keys with large biases do.
     """
     batch = vectors[None].float()
     metric = torch.ones(()) if weights is None else weights.float().square()[None, :, None]
-    restored = book.decode(book.encode(batch))
+    coded = book.code(batch, positions)
+    restored = book.decode(coded.codes, coded.gains, positions)
     spread = (metric * (batch - batch.mean(2, keepdim=True)).square()).sum()
     return float((metric * (restored - batch).square()).sum() / spread.clamp(min=1e-30))
 

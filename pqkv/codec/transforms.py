@@ -6,6 +6,7 @@ over values is turned once (see DESIGN, "What is served").
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -89,3 +90,15 @@ def order(grouping: Grouping, points: Tensor, num_subspaces: int) -> Tensor:
     if grouping == "adjacent":
         return torch.arange(D).expand(H, D)
     return torch.stack([balanced_channels(p.var(0), num_subspaces) for p in points])
+
+
+@lru_cache(maxsize=16)
+def _hadamard_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return hadamard(size).to(device, dtype)
+
+
+def turned_by_hadamard(vectors: Tensor) -> Tensor:
+    """Vectors (..., D) times the Hadamard matrix of `hadamard`, which is its own inverse, in their dtype. One product
+    with one matrix for all layers: the fast form takes fewer operations and a dozen launches.
+    """
+    return vectors @ _hadamard_matrix(vectors.shape[-1], vectors.dtype, vectors.device)

@@ -54,7 +54,7 @@ def attention(
 
 @dataclass(frozen=True, slots=True)
 class _Queries:
-    """Queries of one sequence, scaled: (Hkv, G, t, D) of exact keys and of coded ones, and phasors (Hkv, G, t, P, 2)."""
+    """Queries of one sequence, scaled: (Hkv, G, t, D) of exact and of coded keys, and phasors (Hkv, G, t, P, 2)."""
 
     exact: Tensor
     coded: Tensor

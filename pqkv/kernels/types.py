@@ -40,9 +40,13 @@ class PagedSide:
     derived: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
     def float_centroids(self) -> Tensor:
-        """Centroids as numbers: as they are, or int8 ones times their scales, made once."""
+        """Centroids as numbers that lie one after another: as they are, or made once of int8 ones with their scales, or
+        of one codebook that all subspaces share.
+        """
         assert self.centroids is not None
-        return self.centroids if self.scales is None else self.derive("float32", lambda centroids: centroids)
+        if self.scales is None and self.centroids.is_contiguous():
+            return self.centroids
+        return self.derive("numbers", lambda centroids: centroids.contiguous())
 
     def derive(self, name: Hashable, make: Callable[[Tensor], Tensor]) -> Tensor:
         """`make(centroids)`, made once for these centroids, as float numbers, and kept under `name`."""

@@ -10,9 +10,10 @@ import numpy as np
 
 from pqkv.codec import code_geometry
 from pqkv.codec.codebook_file import Calibration
+from pqkv.codec.rotary import Rotary
 from pqkv.codec.samples import Samples
 from pqkv.config import CodecCalibration, TrainConfig
-from pqkv.errors import ConfigError, DataError
+from pqkv.errors import ConfigError, DataError, ModelError
 from pqkv.lm.capture import capture
 from pqkv.lm.contamination import identifying_documents
 from pqkv.lm.gradients import capture_gradients
@@ -43,14 +44,28 @@ class Calibrated:
 def calibrate(lm: LanguageModel, config: TrainConfig, progress: Progress | None = None) -> Calibrated:
     """Run the calibration text through the model and keep a sample. Trainings that differ in nothing but their codes
     (shape, scope, channels, metric, init, iterations) can share it: `train` gives the same bytes as when it makes its
-    own.
+    own. Recipe pqkv learns from no sinks, which stay exact, and asks for positions and the queries' moments too.
     """
     laid = _lay_out(lm, config, progress)
-    total = laid.tokens.size
+    ours = config.recipe == "pqkv"
+    leave_out = min(config.left_out(), laid.tokens.shape[1] - 1)
+    total = laid.tokens.size - leave_out * len(laid.tokens)
     held_out = min(_HELD_OUT, total // 5)
     _check_count(config, lm, total - held_out, laid.text.name)
     count = min(config.samples, total - held_out) + held_out
-    return Calibrated(_captured(lm, laid, count, config.seed, progress), held_out, laid.text)
+    samples = _captured(lm, laid, count, config.seed, progress, leave_out=leave_out, moments=ours)
+    if ours:
+        samples = replace(samples, rotary=_understood(lm))
+    return Calibrated(samples, held_out, laid.text.model_copy(update={"leave_out": leave_out}))
+
+
+def _understood(lm: LanguageModel) -> tuple[Rotary, ...] | None:
+    """The layers' rotary embedding, None where codecs cannot take it off keys."""
+    try:
+        return layer_rotaries(lm)
+    except ModelError as error:
+        _log.warning("%s; the mean of keys stands still", error)
+        return None
 
 
 def calibrate_codecs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import overload
 
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor
 
 from pqkv.codec import CodebookSet, code_geometry
-from pqkv.codec.codebook_file import CodebookHeader, ModelIdentity
+from pqkv.codec.codebook_header import FORMAT_VERSION, PRODUCT_VERSION, CodebookHeader, ModelIdentity
+from pqkv.codec.composed import ComposedOptions, learn_layers
+from pqkv.codec.samples import Samples
+from pqkv.codec.served import served_books
 from pqkv.codec.training import relative_error, train_codebooks
 from pqkv.config import TrainConfig
 from pqkv.env import package_versions
@@ -51,16 +55,90 @@ def train(
     Beside the model and one forward over a window it holds `memory_of_samples` and one layer's vectors a few times
     more.
     """
-    report = progress or (lambda stage, done, total: None)
     num_subspaces, nbits = code_geometry(config.code_shape(), lm.head_dim)
     found = calibrated or calibrate(lm, config, progress)
-    samples, held_out = found.samples, found.held_out
+    samples = found.samples
+    shuffle = torch.randperm(samples.keys[0].shape[1], generator=torch.Generator().manual_seed(config.seed))
+    kept, rest = shuffle[found.held_out :], shuffle[: found.held_out]
+    report = progress or (lambda stage, done, total: None)
+    ours: dict[str, ComposedOptions] = {}
+    if config.recipe == "pqkv":
+        ours = recipe_options(config, turning=samples.rotary is not None)
+        books = _compose(ours, samples, kept, config.seed, report)
+    else:
+        books = _product(config, samples, kept, report)
+    positions = None if samples.positions is None else samples.positions[rest]
+    errors = [
+        [relative_error(book, layer[:, rest], positions=positions) for book, layer in zip(side, layers, strict=True)]
+        for side, layers in ((books.keys, samples.keys), (books.values, samples.values))
+    ]
+    in_metric = [
+        relative_error(book, layer[:, rest], weights, positions)
+        for book, layer, weights in zip(books.keys, samples.keys, samples.queries, strict=True)
+    ]
+    header = CodebookHeader(
+        version=FORMAT_VERSION if ours else PRODUCT_VERSION,
+        model=ModelIdentity(**lm.identity()),
+        num_layers=len(lm.coded_layers),
+        num_kv_heads=lm.num_kv_heads,
+        head_dim=lm.head_dim,
+        num_subspaces=num_subspaces,
+        nbits=nbits,
+        scope=config.scope,
+        channels=config.channels,
+        metric=config.metric,
+        calibration=found.text,
+        samples=len(kept),
+        init=config.init,
+        iterations=config.iterations,
+        seed=config.seed,
+        errors=tuple(zip(*errors, strict=True)),
+        query_errors=tuple(in_metric),
+        versions=package_versions(("torch", "numba", "transformers")),
+        **ours,
+    )
+    return books, header
+
+
+def recipe_options(config: TrainConfig, *, turning: bool = True) -> dict[str, ComposedOptions]:
+    """What recipe pqkv is of keys and of values: what the quality lab found best of what is served (its README). With
+    a rotary embedding that is not understood nothing is known to turn.
+    """
+    shape = {"bits": config.bits, "num_subspaces": config.num_subspaces, "nbits": config.nbits}
+    return {
+        "keys": ComposedOptions(
+            **shape,
+            mean="turning" if turning else "constant",
+            metric="full",
+            transform="klt",
+            scope="layer" if config.scope == "layer" else "head",
+            centroids="int8",
+            iterations=config.iterations,
+        ),
+        "values": ComposedOptions(**shape, gain=True, transform="hadamard", grouping="adjacent", scope="universal"),
+    }
+
+
+def _compose(
+    options: dict[str, ComposedOptions], samples: Samples, kept: Tensor, seed: int, report: Progress
+) -> CodebookSet:
+    """Recipe pqkv."""
+    positions = None if samples.positions is None else samples.positions[kept]
+    rows = replace(samples, keys=_Rows(samples.keys, kept), values=_Rows(samples.values, kept), positions=positions)
+    states = {
+        side: learn_layers(own, side, rows, seed, partial(report, f"train {side}")) for side, own in options.items()
+    }
+    return served_books(
+        options["keys"], states["keys"], options["values"], states["values"], num_layers=len(samples.keys)
+    )
+
+
+def _product(config: TrainConfig, samples: Samples, kept: Tensor, report: Progress) -> CodebookSet:
+    """Product codes of the vectors as they are."""
+    num_subspaces, nbits = code_geometry(config.code_shape(), samples.keys[0].shape[2])
     weights = samples.queries if config.metric == "query" else None
-    trained, errors = {}, {}
-    for side, vectors, metric in (("keys", samples.keys, weights), ("values", samples.values, None)):
-        shuffle = torch.randperm(vectors[0].shape[1], generator=torch.Generator().manual_seed(config.seed))
-        kept, rest = shuffle[held_out:], shuffle[:held_out]
-        trained[side] = train_codebooks(
+    sides = [
+        train_codebooks(
             _Rows(vectors, kept),
             num_subspaces,
             nbits,
@@ -72,29 +150,9 @@ def train(
             weights=metric,
             progress=partial(report, f"train {side}"),
         )
-        errors[side] = [relative_error(b, layer[:, rest]) for b, layer in zip(trained[side], vectors, strict=True)]
-    unseen = [layer[:, rest] for layer in samples.keys]  # sides are shuffled alike
-    in_metric = map(relative_error, trained["keys"], unseen, samples.queries)
-    header = CodebookHeader(
-        model=ModelIdentity(**lm.identity()),
-        num_layers=len(lm.coded_layers),
-        num_kv_heads=lm.num_kv_heads,
-        head_dim=lm.head_dim,
-        num_subspaces=num_subspaces,
-        nbits=nbits,
-        scope=config.scope,
-        channels=config.channels,
-        metric=config.metric,
-        calibration=found.text,
-        samples=samples.keys[0].shape[1] - held_out,
-        init=config.init,
-        iterations=config.iterations,
-        seed=config.seed,
-        errors=tuple(zip(errors["keys"], errors["values"], strict=True)),
-        query_errors=tuple(in_metric),
-        versions=package_versions(("torch", "numba", "transformers")),
-    )
-    return CodebookSet(trained["keys"], trained["values"]), header
+        for side, vectors, metric in (("keys", samples.keys, weights), ("values", samples.values, None))
+    ]
+    return CodebookSet(sides[0], sides[1])
 
 
 def memory_of_samples(lm: LanguageModel, config: TrainConfig) -> int:

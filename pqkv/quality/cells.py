@@ -12,7 +12,7 @@ from pqkv.codec.catalog import CodecSpec
 from pqkv.codec.codebook_file import Calibration, CodebookHeader, load_codebooks
 from pqkv.codec.interface import Codec
 from pqkv.codec.sizes import nominal_bits
-from pqkv.config import STEPWISE, EvalConfig, Mode, TrainConfig
+from pqkv.config import SINK_TOKENS, STEPWISE, EvalConfig, Mode, TrainConfig
 from pqkv.errors import ConfigError
 from pqkv.lm import LanguageModel
 from pqkv.lm.calibrate import Progress
@@ -141,6 +141,8 @@ def describe(
     later = recorded_form(lm, corpus, form)
     if cell.coding.learnt is not None:
         later["codec"] = cell.coding.learnt.spec.config()
+    if header is not None and header.recipe != "product":
+        later["recipe"] = header.recipe
     if cell.coded_sinks:
         later["coded_sinks"] = cell.coded_sinks
     if config.score_after:
@@ -197,7 +199,8 @@ def check_something_coded(config: EvalConfig) -> None:
 
 
 def _training(config: EvalConfig, bits: float) -> TrainConfig:
-    """How the default codebooks of `bits` are trained."""
+    """How the default codebooks of `bits` are trained: from no first tokens that all cells keep exact."""
+    exact = [max(config.coded_sinks) if mode == "all-coded" else config.sink_tokens for mode in config.mode]
     return TrainConfig.parse(
         {
             "model": config.model,
@@ -205,7 +208,10 @@ def _training(config: EvalConfig, bits: float) -> TrainConfig:
             "device": config.device,
             "device_map": config.device_map,
             "bits": bits,
-            "scope": config.scope,
+            "recipe": config.recipe,
+            "leave_out": min(SINK_TOKENS, *exact) if config.recipe == "pqkv" else None,
+            # of a recipe that has a scope of its own
+            **({} if config.recipe == "million" else {"scope": config.scope}),
             "bos": config.bos,
             "parse_special": config.parse_special,
         }

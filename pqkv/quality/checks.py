@@ -87,11 +87,21 @@ def coding_notes(
                     f"the codebooks know keys of positions up to {calibration.reach}, those past them are coded badly; "
                     f"train codebooks with --positions {context}"
                 )
+            if calibration.leave_out and (few := _fewest_exact(config)) < calibration.leave_out:
+                said.append(
+                    f"the codebooks know nothing like the first {calibration.leave_out} tokens: where fewer of them "
+                    f"than that stay exact (here {few}), train codebooks with --leave-out {few}"
+                )
             if form.chat is not None:
                 said.append("the codebooks were calibrated on windows of plain text, without a chat template")
             elif calibration.bos != form.bos:
                 said.append(_other_beginning(calibration.bos, form.bos))
     return notes
+
+
+def _fewest_exact(config: EvalConfig) -> int:
+    """First tokens that every cell keeps exact."""
+    return min(min(config.coded_sinks) if mode == "all-coded" else config.sink_tokens for mode in config.mode)
 
 
 def _other_beginning(calibrated: int | None, evaluated: int | None) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pqkv.codec import Codebook, CodebookSet
+from pqkv.codec.codebook import Coded
 from pqkv.codec.interface import Codec, Pair
 from pqkv.codec.planes import Planes
 
@@ -21,12 +22,12 @@ class ShuffledCodebook(Codebook):
     __slots__ = ()
     seed: ClassVar[int] = 0
 
-    def encode(self, vectors: Tensor) -> Tensor:
-        """Vectors (B, Hkv, T, D) -> shuffled codes (B, Hkv, T, M)."""
-        codes = super().encode(vectors)
+    def code(self, vectors: Tensor, positions: Tensor | None = None) -> Coded:
+        """Vectors (B, Hkv, T, D) -> shuffled codes (B, Hkv, T, M), and gains (B, Hkv, T) as they were."""
+        codes, gains = super().code(vectors, positions)
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.rand(codes.shape, generator=generator).argsort(2).to(codes.device)
-        return codes.gather(2, order)
+        return Coded(codes.gather(2, order), gains)
 
 
 class _ShuffledValues(ShuffledCodebook):
@@ -61,7 +62,7 @@ def shuffled(books: CodebookSet | Codec) -> CodebookSet | Codec:
     if isinstance(books, Codec):
         return ShuffledCodec(books)
     keys, values = (
-        tuple(kind(book.centroids, book.channels, book.weights, book.rotation) for book in side)
+        tuple(kind(**book.tensors(), frequencies=book.frequencies, hadamard=book.hadamard) for book in side)
         for kind, side in ((ShuffledCodebook, books.keys), (_ShuffledValues, books.values))
     )
     return CodebookSet(keys, values)

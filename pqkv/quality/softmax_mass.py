@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pqkv.kernels import AttentionBackend, ExactTokens, PagedSide, PagedTokens
+from pqkv.kernels import AttentionBackend, CodedQuery, ExactTokens, PagedSide, PagedTokens
 from pqkv.packing import unpack
 
 
@@ -47,11 +47,8 @@ class SoftmaxMassProbe:
         flat = None if pages is None else replace(pages, values=_all_ones(pages.values))
         mass, _ = self.backend(query, flat, *ones, scale=scale, window=window)
         for b in range(query.shape[0]):
-            keys = _decoded_keys(b, pages, sinks, residual)  # (Hkv, n, D)
-            groups = query.shape[2] // keys.shape[0]
-            q = query[b].double().transpose(0, 1)  # (Hq, Tq, D)
-            scores = q @ keys.repeat_interleave(groups, 0).mT * scale
-            hidden = _hidden(query.shape[1], keys.shape[1], window, scores.device)
+            scores = _scores(b, query, pages, sinks, residual) * scale  # (Hq, Tq, n)
+            hidden = _hidden(query.shape[1], scores.shape[2], window, scores.device)
             total = torch.exp(scores - lse[b].double().T[..., None]).masked_fill(hidden, 0).sum(-1)  # (Hq, Tq)
             real = ~hidden.all(-1)  # (Tq,), from the lengths: padding is not told by what the backend returned
             self.mass_error = _worse(self.mass_error, (mass[b] - 1)[real])
@@ -69,7 +66,8 @@ def _worse(known: float, deviations: Tensor) -> float:
 def _all_ones(side: PagedSide) -> PagedSide:
     if side.centroids is None:
         return replace(side, pages=torch.ones_like(side.pages))
-    return replace(side, centroids=torch.ones_like(side.centroids))
+    ones = torch.ones(side.centroids.shape, device=side.centroids.device)
+    return replace(side, centroids=ones, scales=None, gains=None, gain_values=None, derived={})
 
 
 def _hidden(queries: int, columns: int, window: int | None, device: torch.device) -> Tensor:
@@ -79,19 +77,42 @@ def _hidden(queries: int, columns: int, window: int | None, device: torch.device
     return hidden if window is None else hidden | (column <= position - window)
 
 
-def _decoded_keys(b: int, pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None) -> Tensor:
-    """All keys of sequence b in float64, (Hkv, n, D), written apart from every backend."""
+def _scores(
+    b: int, query: Tensor, pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None
+) -> Tensor:
+    """Scores of sequence b before scaling, (Hq, Tq, n) float64, written apart from every backend."""
     parts = []
     if sinks is not None:
-        parts.append(sinks.keys[b, :, : int(sinks.length[b])].double())
+        parts.append(_products(query[b], sinks.keys[b, :, : int(sinks.length[b])].double()))
     if pages is not None:
-        size = pages.page_size
-        for first in range(0, int(pages.context_len[b]), size):
-            page = pages.keys.pages[int(pages.page_table[b, first // size])]
-            parts.append(_page_keys(page, pages.keys, size)[:, : int(pages.context_len[b]) - first])
+        size, count = pages.page_size, int(pages.context_len[b])
+        own = [
+            _page_keys(pages.keys.pages[int(pages.page_table[b, first // size])], pages.keys, size)[:, : count - first]
+            for first in range(0, count, size)
+        ]
+        if own:
+            coded = query[b] if pages.query is None else pages.query.query[b]
+            parts.append(_products(coded, torch.cat(own, 1)) + _bias(b, pages.query, count))
     if residual is not None:
-        parts.append(residual.keys[b, :, : int(residual.length[b])].double())
-    return torch.cat(parts, 1)
+        parts.append(_products(query[b], residual.keys[b, :, : int(residual.length[b])].double()))
+    return torch.cat(parts, 2)
+
+
+def _products(query: Tensor, keys: Tensor) -> Tensor:
+    """Query (Tq, Hq, D) and keys (Hkv, n, D) -> (Hq, Tq, n)."""
+    q = query.double().transpose(0, 1)
+    return q @ keys.repeat_interleave(len(q) // len(keys), 0).mT
+
+
+def _bias(b: int, coded: CodedQuery | None, count: int) -> Tensor | float:
+    """What coded tokens 0 ... count - 1 get beside their products, (Hq, Tq, count)."""
+    if coded is None or not coded.frequencies:
+        return 0.0
+    device = coded.phasors.device
+    frequencies = torch.tensor(coded.frequencies, dtype=torch.float64, device=device)
+    angles = frequencies[:, None] * torch.arange(count, dtype=torch.float64, device=device)
+    cosines, sines = coded.phasors[b].double().transpose(0, 1).unbind(-1)  # (Hq, Tq, P)
+    return cosines @ angles.cos() + sines @ angles.sin()
 
 
 def _page_keys(page: Tensor, side: PagedSide, page_size: int) -> Tensor:
@@ -103,7 +124,10 @@ def _page_keys(page: Tensor, side: PagedSide, page_size: int) -> Tensor:
     heads = []
     for h in range(page.shape[0]):
         own = h % side.centroids.shape[0]
-        coded = torch.cat([side.centroids[own, m].double()[codes[h, :, m]] for m in range(M)], -1)  # (P, D)
+        centroids = side.centroids[own].double()
+        if side.scales is not None:
+            centroids = centroids * side.scales[own].double()[:, None]
+        coded = torch.cat([centroids[m][codes[h, :, m]] for m in range(M)], -1)  # (P, D)
         if side.channels is not None:
             natural = torch.empty_like(coded)
             natural[:, side.channels[own]] = coded

@@ -1,17 +1,24 @@
 """Caches of every kind beside the naive one, small enough that pages fill up, are shared and run out."""
 
 import pytest
-from naive import Pair
+from naive import Pair, served_books
 
 from pqkv.config import CacheConfig
 
-KINDS = {"exact": {}, "paged": {"key_layout": "row"}, "contiguous": {"paged": False}}
+KINDS = {
+    "exact": {},
+    "paged": {"key_layout": "row"},
+    "contiguous": {"paged": False},
+    "served": {},
+    "served contiguous": {"paged": False},
+}
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 def make_pair(kind, *, layers=2, **more):
     config = CacheConfig(page_size=4, residual=8, sink_tokens=1, max_pages=more.pop("max_pages", None), **KINDS[kind])
-    return Pair(config, exact=kind == "exact", layers=layers, **more)
+    books = served_books(layers) if kind.startswith("served") else None
+    return Pair(config, exact=kind == "exact", layers=layers, books=books, **more)
 
 
 def table_of(cache):

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from naive import DIM, HEADS, make_books
+from naive import DIM, HEADS, make_books, served_books
 
 from pqkv.cache import Geometry, KVCache, effective_bits, footprint
 from pqkv.codec import CodebookSet
@@ -29,14 +29,16 @@ def filled(config, books, dtype, tokens, sequences=1):
     [
         ("exact", {}),
         ("coded", {"paged": False}),
+        ("served", {}),
+        ("served", {"paged": False}),
         *[("coded", {"key_layout": key, "value_layout": value}) for key, value in LAYOUTS],
     ],
 )  # fmt: skip
 def test_a_cache_measures_what_its_footprint_says(kind, more, tokens, dtype):
     config = CacheConfig(page_size=5, residual=8, sink_tokens=2, **more)
-    books = None if kind == "exact" else make_books(LAYERS)
+    books = {"exact": lambda _: None, "coded": make_books, "served": served_books}[kind](LAYERS)
     memory = filled(config, books, dtype, tokens).memory()
-    assert replace(memory, spare=0) == footprint(tokens, config, LAYERS, HEADS, DIM, dtype.itemsize, books)
+    assert replace(memory, spare=0, derived=0) == footprint(tokens, config, LAYERS, HEADS, DIM, dtype.itemsize, books)
     assert memory.total == memory.pages + memory.residual + memory.sinks + memory.tables + memory.codebooks
 
 
@@ -53,6 +55,17 @@ def test_the_bytes_of_a_coded_cache_counted_by_hand():
     assert memory.tables == 3 * 4
     centroids, channels, weights = HEADS * 8 * DIM * 4, HEADS * DIM * 8, HEADS * DIM * 4
     assert memory.codebooks == LAYERS * 2 * (centroids + channels + weights)
+
+
+def test_the_bytes_of_a_served_cache_counted_by_hand():
+    config = CacheConfig(page_size=5, residual=8, sink_tokens=2, key_layout="transposed", value_layout="row")
+    memory = filled(config, served_books(LAYERS), torch.float32, 20).memory()
+    keys, values, gains = 4 * 2, 5 * 1, 5
+    assert memory.pages == LAYERS * 3 * HEADS * (keys + values + gains)
+    of_keys = 8 * DIM + 4 * DIM + 2 * 4 * DIM * DIM + 4 * DIM + 4 * 6  # int8, scales, F and its inverse, both means
+    of_values = 4 * 8 * DIM + 8 * DIM + 4  # centroids, channels, the middle gain; the Hadamard matrix is nobody's
+    assert memory.codebooks == LAYERS * HEADS * (of_keys + of_values)
+    assert memory.derived > 0
 
 
 def test_the_bytes_of_an_exact_cache_counted_by_hand():
@@ -73,16 +86,20 @@ def test_pages_take_the_memory_that_is_counted_for_them():
     assert cache.memory().pages == allocated
 
 
+def tensors_of(store):
+    parts = getattr(store, "_rows", None)
+    found = (
+        [(row.codes, row.gains) for row in parts] if parts else [(s.pages, s.gains) for s in (store.keys, store.values)]
+    )
+    return [tensor for pair in found for tensor in pair if tensor is not None]
+
+
 def test_pages_that_sequences_share_count_once_and_those_that_wait_are_spare():
-    for more in ({}, {"paged": False}):
+    for more, make in itertools.product(({}, {"paged": False}), (make_books, served_books)):
         config = CacheConfig(page_size=5, residual=8, sink_tokens=2, **more)
-        cache = filled(config, make_books(LAYERS), torch.float32, 37)
+        cache = filled(config, make(LAYERS), torch.float32, 37)
         before = cache.memory()
-        tensors = [
-            tensor
-            for layer in cache.layers
-            for tensor in (getattr(layer.store, "_rows", None) or [layer.store.keys.pages, layer.store.values.pages])
-        ]
+        tensors = [tensor for layer in cache.layers for tensor in tensors_of(layer.store)]
         assert before.pages + before.spare == sum(t.numel() * t.element_size() for t in tensors)
         cache.fork(0)
         assert cache.memory().pages == before.pages * (1 if config.paged else 2)

@@ -4,13 +4,20 @@ from copy import deepcopy
 
 import pytest
 import torch
-from naive import Pair
+from naive import Pair, served_books
 
 from pqkv.cache.coded import CodedLayer
 from pqkv.cache.store import ContiguousCodeStore
 from pqkv.config import CacheConfig
 
-KINDS = {"exact": {}, "paged": {"value_layout": "row"}, "transposed": {}, "contiguous": {"paged": False}}
+KINDS = {
+    "exact": {},
+    "paged": {"value_layout": "row"},
+    "transposed": {},
+    "contiguous": {"paged": False},
+    "served": {},
+    "served contiguous": {"paged": False},
+}
 
 
 def unused_parts(cache):
@@ -35,10 +42,15 @@ def _coded_parts(layer, _, unused):
         yield from (buffer[b, :, sinks:] for buffer in layer._sinks)
         yield from (buffer[b, :, n - sinks - coded :] for buffer in layer._residual)
         if isinstance(layer.store, ContiguousCodeStore):
-            yield from (codes[b, :, coded:] for codes in layer.store._rows)
+            yield from (part[b, :, coded:] for row in layer.store._rows for part in _parts(row.codes, row.gains))
     if not isinstance(layer.store, ContiguousCodeStore):
         for side in (layer.store.keys, layer.store.values):
-            yield from (side.pages[page] for page in unused if page < len(side.pages))
+            for part in _parts(side.pages, side.gains):
+                yield from (part[page] for page in unused if page < len(part))
+
+
+def _parts(*parts):
+    return [part for part in parts if part is not None]
 
 
 def spoil(cache, fill):
@@ -67,7 +79,8 @@ def garbage(tensor):
 
 def make_pair(kind, lengths):
     config = CacheConfig(page_size=4, residual=10, sink_tokens=3, **KINDS[kind])
-    pair = Pair(config, exact=kind == "exact", sequences=len(lengths), layers=2)
+    books = served_books(2) if kind.startswith("served") else None
+    pair = Pair(config, exact=kind == "exact", books=books, sequences=len(lengths), layers=2)
     pair.cache.pool.__init__(initial=16)  # few unused pages to overwrite
     pair.append(max(lengths), [max(lengths) - n for n in lengths])
     return pair
@@ -106,8 +119,8 @@ def test_a_used_slot_that_is_spoiled_is_noticed(kind):
     layer = pair.cache.layers[0]
     if kind == "exact":
         garbage(layer._pages[1][pair.cache.table.pages(0)[3]])
-    elif kind == "contiguous":
-        garbage(layer.store._rows[1][0, :, :1])
+    elif "contiguous" in kind:
+        garbage(layer.store._rows[1].codes[0, :, :1])
     else:
         garbage(layer.store.values.pages[pair.cache.table.pages(0)[3]])
     spoiled = continued(pair, zero, (1,))

@@ -327,8 +327,8 @@ def test_a_header_that_is_not_one_is_refused(path, text):
 
 def test_another_format_version_is_named(saved):
     path = saved
-    path.write_bytes(signed(load_file(path), version=4))
-    with pytest.raises(CodebookError, match=r"format version 4, this pqkv reads 1 and 2 and 3; .* newer pqkv"):
+    path.write_bytes(signed(load_file(path), version=5))
+    with pytest.raises(CodebookError, match=r"format version 5, this pqkv reads 1 and 2 and 3 and 4; .* newer pqkv"):
         load_codebooks(path)
 
 

@@ -9,7 +9,6 @@ from models import gap, random_ids, stepwise, tiny_lm
 from pqkv.cache import Geometry, KVCache, footprint
 from pqkv.codec import Codebook, CodebookSet
 from pqkv.config import CacheConfig
-from pqkv.errors import CacheError
 from pqkv.lm import PQKVCache, attach
 from pqkv.quality.control import shuffled
 from pqkv.quality.modes import run_coded, run_exact
@@ -103,14 +102,12 @@ def test_a_rotation_is_held_once_and_counted(books, dtype, heads):
         layer.attend(query, vectors[:, :, :3], vectors[:, :, :3], scale=0.25)
     held = {}
     for layer in kv.layers:
-        state = {name: value for name, value in vars(layer).items() if name != "inner"}
-        assert set(state) == {"_keys", "_values"}  # else what follows looks at too little
-        parts = [part for turn in state.values() for part in (turn.rotation, turn.weights)]
-        parts += [side.book.centroids for side in (layer.inner.store.keys, layer.inner.store.values)]
+        parts = [layer.turn.rotation, layer.turn.weights, layer.store.values.book.centroids]
+        parts += layer.store.keys.book.tensors().values()
         held |= {part.data_ptr(): part.untyped_storage().nbytes() for part in parts if part is not None}
     memory = kv.memory()
     assert sum(held.values()) == memory.codebooks
-    assert footprint(43, CONFIG, 3, 2, 16, dtype.itemsize, own) == replace(memory, spare=0)
+    assert footprint(43, CONFIG, 3, 2, 16, dtype.itemsize, own) == replace(memory, spare=0, derived=0)
 
 
 def test_the_control_of_rotated_codes_rotates_too(tiny, books, ids):
@@ -122,10 +119,3 @@ def test_the_control_of_rotated_codes_rotates_too(tiny, books, ids):
     assert gap(dealt, coded) > 1e-3
     # through the real cache every page is dealt anew, so only that it is dealt can be asked
     assert gap(run_coded(tiny, ids, control, CONFIG, "token"), coded) > 1e-3
-
-
-def test_pages_refuse_a_codebook_whose_rotation_nobody_took_off(books):
-    from pqkv.cache.store import CodeSide
-
-    with pytest.raises(CacheError, match="needs a RotatedLayer"):
-        CodeSide(rotated(books).keys[0], "row", 2, 8, torch.device("cpu"))

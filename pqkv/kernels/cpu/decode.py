@@ -223,13 +223,13 @@ def _as_codes_meet(query: Array, pages: PagedTokens | None, scale: float, Hkv: i
     coded = None if pages is None else pages.query
     if pages is None or coded is None or not coded.frequencies:
         B, Hq, _ = query.shape
-        tables = (np.empty(shape, np.float32) for shape in ((0, 0, 2), (0, BLOCK), (0, POWERS)))
-        none = np.empty((B, Hkv, 0, 2, Hq // Hkv), np.float32), *tables
+        shapes = ((B, Hkv, 0, 2, Hq // Hkv), (0, 0, 2), (0, BLOCK), (0, POWERS))
+        none: Turning = tuple(np.empty(shape, np.float32) for shape in shapes)  # type: ignore[assignment] # of four
         return query if coded is None else _scaled(coded.query, scale), none
     found = turns(coded.frequencies, pages.page_table.shape[1] * pages.page_size, coded.query.device)
     phasors = _scaled(coded.phasors, scale)[:, :, list(found.order)]  # (B, Hq, P, 2)
     grouped = phasors.reshape(len(phasors), Hkv, -1, *phasors.shape[2:]).transpose(0, 1, 3, 4, 2)
-    tables = (table.numpy() for table in (found.starts, found.rows, found.slow))
+    tables = found.starts.numpy(), found.rows.numpy(), found.slow.numpy()
     return _scaled(coded.query, scale), (np.ascontiguousarray(grouped), *tables)
 
 

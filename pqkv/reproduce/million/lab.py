@@ -109,6 +109,7 @@ class Lab:
             "data": s.calibration,
             "num_subspaces": M,
             "nbits": nbits,
+            "recipe": "product",  # the report's codes, and ours beside them: of the vectors as they are
             "scope": recipe.scope,
             "channels": recipe.channels,
             "metric": recipe.metric,
