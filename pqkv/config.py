@@ -21,6 +21,9 @@ Channels = Literal["balanced", "adjacent", "opq"]
 CodeMetric = Literal["query", "euclidean"]
 Init = Literal["k-means++", "random"]
 Recipe = Literal["pqkv", "product", "million"]
+# what recipe pqkv has beside product codes, at attention time
+Served = Literal["int8", "frame", "turning", "gains", "hadamard", "universal"]
+SERVED: tuple[Served, ...] = ("int8", "frame", "turning", "gains", "hadamard", "universal")
 Mode = Literal["exact-schedule", "token", "chunk", "decode", "all-coded"]
 STEPWISE: tuple[Mode, ...] = ("token", "chunk", "decode")  # through the real cache and backend
 Split = Literal["calibration", "test", "all"]
@@ -324,6 +327,11 @@ class BenchConfig(Settings):
     bits: tuple[float, ...] = (4, 2)
     num_subspaces: int | None = Field(None, ge=1)
     nbits: int | None = Field(None, ge=NBITS_RANGE[0], le=NBITS_RANGE[1])
+    served: tuple[Served, ...] = Field(
+        SERVED,
+        description="what a step has beside product codes: int8 centroids, frame and turning mean of keys, gains of "
+        "values, their Hadamard turn and universal codebook",
+    )
     key_layout: Layout = "transposed"
     value_layout: Layout = "transposed"
     page_size: int = Field(64, ge=1, le=4096)

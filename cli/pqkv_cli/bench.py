@@ -40,6 +40,14 @@ def bench(
     ] = None,
     num_subspaces: Annotated[int | None, option("Codes per vector, instead of --bits.", _GRID, False)] = None,
     nbits: Annotated[int | None, option("Bits of a code, with --num-subspaces.", _GRID, False)] = None,
+    served: Annotated[
+        str | None,
+        option(
+            "What recipe pqkv adds to a step, by commas: int8, frame, turning, gains, hadamard, universal; or none.",
+            _GRID,
+            "all of it",
+        ),
+    ] = None,
     ragged: Annotated[
         bool | None,
         option("Sequences of a batch from an eighth of the length up to it.", _GRID, "off", "--ragged/--equal"),
@@ -105,6 +113,7 @@ def bench(
         "bits": split_list(bits, float, "--bits"),
         "num_subspaces": num_subspaces,
         "nbits": nbits,
+        "served": [] if served == "none" else split_list(served, str, "--served"),
         "ragged": ragged,
         "model": model,
         "end_to_end": whole,

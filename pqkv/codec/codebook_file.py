@@ -90,18 +90,23 @@ def load_codebooks(path: Path) -> tuple[CodebookSet, CodebookHeader]:
         raise CodebookError(f"{path} is a safetensors file but holds no pqkv codebooks")
     try:
         content: dict[str, Any] = json.loads(metadata[_KEY])
+        _check_version(path, content.get("version"))
         checksum = content.pop("checksum")
         header = CodebookHeader(**content)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ValidationError) as error:
         raise CodebookError(f"{path}: the header is damaged or from another version; train it again") from error
-    if header.version not in READABLE:
-        raise CodebookError(
-            f"{path}: format version {header.version}, this pqkv reads {' and '.join(map(str, READABLE))}; train it "
-            "again, or install a newer pqkv"
-        )
     if checksum != tensors_checksum(content, tensors):
         raise CodebookError(f"{path}: checksum mismatch, the file is damaged; train it again or copy it once more")
     return books_of(path, header, tensors), header
+
+
+def _check_version(path: Path, version: object) -> None:
+    """Raise `CodebookError` for a version that is not read: before anything else, as its header may hold anything."""
+    if isinstance(version, int) and version not in READABLE:
+        raise CodebookError(
+            f"{path}: format version {version}, this pqkv reads {' and '.join(map(str, READABLE))}; train it again, or "
+            "install a newer pqkv"
+        )
 
 
 def _content(header: CodebookHeader) -> dict[str, Any]:

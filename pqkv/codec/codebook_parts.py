@@ -29,11 +29,19 @@ def tensors_of(books: CodebookSet, header: CodebookHeader) -> dict[str, Tensor]:
             for name, tensor in book.tensors().items():
                 if name == "centroids" and _universal(header, side):
                     named[_universal_name(book.centroids)] = _alone(book.centroids[0, 0])
+                elif name in ("centroids", "scales"):
+                    named[f"{prefix}.{name}"] = _alone(tensor[: _heads(header, side)])
                 else:
                     named[f"{prefix}.{name}"] = _alone(tensor)
             if book.frequencies:
                 named[f"{prefix}.{_FREQUENCIES}"] = torch.tensor(book.frequencies, dtype=torch.float64)
     return named
+
+
+def _heads(header: CodebookHeader, side: str) -> int:
+    """Of a codebook's centroids, as the file holds them."""
+    options = header.keys if side == "keys" else header.values
+    return header.num_kv_heads if (options or header).scope == "head" else 1
 
 
 def _alone(tensor: Tensor) -> Tensor:
@@ -92,6 +100,9 @@ def _book(header: CodebookHeader, side: str, layer: int, name: str, tensors: dic
         elif part in wanted:
             raise CodebookError(f"{name}.{part} is missing")
     _check_numbers(header, name, found, product=options is None)
+    if options is not None and "channels" in found:  # each head has its own order, if of the same centroids
+        for part in {"centroids", "scales"} & found.keys():
+            found[part] = found[part].expand(header.num_kv_heads, *found[part].shape[1:])
     frequencies = tuple(tensors[f"{name}.{_FREQUENCIES}"].tolist()) if "turning" in found else ()
     by_hadamard = options is not None and options.transform == "hadamard" and "frame" not in found
     return Codebook(**found, frequencies=frequencies, hadamard=by_hadamard)
@@ -103,7 +114,7 @@ def _parts(
     """Shapes and dtypes of what a codebook has, and of what it may have."""
     options, D = header.keys if side == "keys" else header.values, header.head_dim
     M, nbits = header.layer_shape(side, layer)
-    heads = header.num_kv_heads if (options or header).scope == "head" else 1
+    heads = _heads(header, side)
     shape = (heads, M, 2**nbits, D // M)
     if options is None:
         return {"centroids": (shape, torch.float32)}, {

@@ -37,10 +37,11 @@ def served_books(
 
     Raises `ConfigError` for options that are not served.
     """
-    sides = []
-    for side, options, state in (("keys", keys, key_state), ("values", values, value_state)):
+    for side, options in (("keys", keys), ("values", values)):
         if problem := refusal(options, side):
             raise ConfigError(f"{side}: {problem} is measured by the lab and not served")
+    sides = []
+    for side, options, state in (("keys", keys, key_state), ("values", values, value_state)):
         codec = Composed(options, side, state)
         sides.append(tuple(_book(codec, layer, half) for layer in range(num_layers)))
     return CodebookSet(*sides)
@@ -68,6 +69,9 @@ def _book(codec: Composed, layer: int, half: bool) -> Codebook:
         parts["centroids"] = codec.of_layer(layer, "centroids")
         if options.centroids == "int8":
             parts["scales"] = codec.of_layer(layer, "scales")
+    if "channels" in parts:  # each head has its own order, and with it a codebook, if of the same centroids
+        for name in {"centroids", "scales"} & parts.keys():
+            parts[name] = parts[name].expand(heads, *parts[name].shape[1:])
     return Codebook(**parts, frequencies=frequencies, hadamard=by_hadamard)
 
 
@@ -81,7 +85,11 @@ def _frame(back: Tensor, *, half: bool, orthogonal: bool) -> tuple[bool, dict[st
         return True, {} if natural else {"channels": order}
     dtype = torch.float16 if half else torch.float32
     kept = back.to(dtype)
-    inverse = kept.mT.contiguous() if orthogonal else torch.linalg.inv(kept.double()).to(dtype)
+    inverse = (
+        kept.mT.clone(memory_format=torch.contiguous_format)
+        if orthogonal
+        else torch.linalg.inv(kept.double()).to(dtype)
+    )
     return False, {"frame": inverse, "back": kept}
 
 

@@ -142,6 +142,8 @@ def _shapes(config: BenchConfig) -> list[tuple[float, tuple[int, int] | None]]:
 def _describe(config: BenchConfig, cell: Cell, mode: str, backend: str, threads: int) -> dict[str, Any]:
     M, nbits = cell.shape or (None, None)
     settings = config.model_dump(mode="json", exclude=set(_NOT_OF_A_CELL))
+    if cell.shape is None or not config.served:  # as records were before anything was
+        del settings["served"]
     return settings | {
         "model": f"{config.heads} query heads on {config.kv_heads} KV heads of {config.head_dim}",
         "data": "random numbers",
@@ -188,7 +190,10 @@ def _measure(
     }
     tables: dict[str, Any] = {"contestants": [_row(timing, mine) for timing in timings.values()]}
     if cell.shape is not None:
-        metrics["code_bits"] = Metric(value=code_bits(*cell.shape, config.head_dim), unit="bits")
+        bits = code_bits(*cell.shape, config.head_dim)
+        if first.pages.values.gains is not None:
+            bits += 8 / config.head_dim / 2  # of one side
+        metrics["code_bits"] = Metric(value=bits, unit="bits")
         encoding = race(encoding_contestants(config, cell.shape, device), config.repeats, device=device)
         rates = {name: tokens_of(config) / (timing.median * 1e-3) for name, timing in encoding.items()}
         metrics["encode_tokens_per_s"] = Metric(value=rates[_OURS], unit="tokens/s", n=config.repeats)
@@ -220,7 +225,7 @@ def device_of(config: BenchConfig) -> torch.device:
 
 def backend_call(backend: ChosenBackend, case: DecodeInputs, scale: float, window: int | None) -> Callable[[], object]:
     """One step of the backend on this cache, to be timed."""
-    return lambda: backend.run(case.query, case.pages, case.sinks, case.residual, scale=scale, window=window)
+    return lambda: case.step(backend.run, scale, window)
 
 
 def metric_of(value: float, samples: list[float], unit: str) -> Metric:

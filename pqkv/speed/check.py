@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pqkv.kernels import AttentionBackend, ExactTokens, PagedSide, get_backend
+from pqkv.kernels import AttentionBackend, CodedQuery, ExactTokens, PagedSide, get_backend
 from pqkv.speed.synthetic import DecodeInputs
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -30,6 +30,7 @@ def relative_error(run: AttentionBackend, case: DecodeInputs, scale: float, wind
                 values=_head(case.pages.values, h),
                 page_table=case.pages.page_table[b : b + 1],
                 context_len=case.pages.context_len[b : b + 1],
+                query=_heads(case.pages.query, b, slice(h * G, (h + 1) * G)),
             )
             parts = [None if p is None else _part(p, b, h) for p in (case.sinks, case.residual)]
             own = slice(h * G, (h + 1) * G)
@@ -44,7 +45,16 @@ def _head(side: PagedSide, h: int) -> PagedSide:
     def own(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor[h : h + 1] if tensor.shape[0] > 1 else tensor
 
-    return replace(side, pages=side.pages[:, h : h + 1], centroids=own(side.centroids), channels=own(side.channels))
+    gains = None if side.gains is None else side.gains[:, h : h + 1]
+    parts = {name: own(getattr(side, name)) for name in ("centroids", "channels", "scales", "gain_values")}
+    return PagedSide(side.pages[:, h : h + 1], side.layout, nbits=side.nbits, gains=gains, **parts)  # type: ignore[arg-type] # tensors
+
+
+def _heads(coded: CodedQuery | None, b: int, heads: slice) -> CodedQuery | None:
+    if coded is None:
+        return None
+    query, phasors = (part[b : b + 1, :, heads].double() for part in (coded.query, coded.phasors))
+    return replace(coded, query=query, phasors=phasors)
 
 
 def _part(part: ExactTokens, b: int, h: int) -> ExactTokens:

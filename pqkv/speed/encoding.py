@@ -44,7 +44,7 @@ def tokens_of(config: BenchConfig) -> int:
 
 
 def _pqkv_call(side: CodeSide, vectors: torch.Tensor) -> Callable[[], object]:
-    return lambda: side.encode(vectors)
+    return lambda: side.encode(vectors)[0]
 
 
 def _sealing_call(side: CodeSide, vectors: torch.Tensor) -> Callable[[], object]:

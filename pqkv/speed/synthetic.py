@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from pqkv.cache import coded_len
+from pqkv.cache.turns import CodedQueries, ValueTurn
+from pqkv.codec import Codebook
 from pqkv.config import BenchConfig
-from pqkv.kernels import ExactTokens, PagedSide, PagedTokens
+from pqkv.kernels import AttentionBackend, ExactTokens, PagedSide, PagedTokens
 from pqkv.packing import packed_size
 
 _CPU = torch.device("cpu")
@@ -25,6 +27,16 @@ class DecodeInputs:
     residual: ExactTokens | None
     nbytes: int
     read: int
+    queries: CodedQueries | None = None
+    turn: ValueTurn | None = None
+
+    def step(self, backend: AttentionBackend, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
+        """One decoding step as a cache takes it, with the query that codes meet and the turn of what comes out."""
+        pages = self.pages
+        if self.queries is not None:
+            pages = replace(pages, query=self.queries(self.query))
+        out, lse = backend(self.query, pages, self.sinks, self.residual, scale=scale, window=window)
+        return (out if self.turn is None else self.turn.undo(out, pages.keys.pages.shape[1])), lse
 
     def to(self, device: torch.device) -> DecodeInputs:
         """On another device. Ids and lengths were made here, so a backend there need not look at them again."""
@@ -61,15 +73,25 @@ def decode_inputs(
     table = torch.full((batch, max(1, *used)), -1, dtype=torch.int32)
     for row, own in zip(table, ids.split(used), strict=True):
         row[: len(own)] = own
-    sides = [
-        _side(shape, layout, max(1, sum(used)), config, dtype, draw)
-        for layout in (config.key_layout, config.value_layout)
-    ]
+    queries = turn = None
+    if shape is None:
+        sides = [PagedSide(_normal((max(1, sum(used)), Hkv, P, D), dtype, draw)) for _ in range(2)]
+        books = 0
+    else:
+        own = _key_book(config, shape, draw), _value_book(config, shape, draw)
+        layouts = (config.key_layout, config.value_layout)
+        sides = [
+            _side(book, layout, max(1, sum(used)), config, draw) for book, layout in zip(own, layouts, strict=True)
+        ]
+        queries, turn = CodedQueries.of(own[0], config.sink_tokens, Hkv, device), ValueTurn.of(own[1], device)
+        books = sum(book.nbytes() for book in own)
     pages = PagedTokens(sides[0], sides[1], table, torch.tensor(coded, dtype=torch.int32), P)
     exact = [None if shape is None else _exact(part, batch, Hkv, D, dtype, draw) for part in (sinks, residual)]
     query = _normal((batch, 1, config.heads, D), dtype, draw)
+    if queries is not None:
+        pages = replace(pages, query=queries(query))
     per_page = sum(side.pages[0].numel() * side.pages.element_size() for side in sides)
-    books = sum(side.centroids.numel() * 4 for side in sides if side.centroids is not None)
+    per_page += sum(side.gains[0].numel() for side in sides if side.gains is not None)
     vector = 2 * Hkv * D * dtype.itemsize
     held = sum(coded) * per_page // P + books + (sum(sinks) + sum(residual)) * vector
     read = books
@@ -77,7 +99,7 @@ def decode_inputs(
         seen = s + c + r if config.window is None else min(config.window, s + c + r)
         in_residual, in_pages = min(seen, r), min(max(seen - r, 0), c)
         read += in_pages * per_page // P + (in_residual + max(seen - r - c, 0)) * vector
-    return DecodeInputs(query, pages, exact[0], exact[1], held, read).to(device)
+    return DecodeInputs(query, pages, exact[0], exact[1], held, read, queries, turn).to(device)
 
 
 def parts_of(config: BenchConfig, n: int, shape: tuple[int, int] | None) -> tuple[int, int, int]:
@@ -90,24 +112,64 @@ def parts_of(config: BenchConfig, n: int, shape: tuple[int, int] | None) -> tupl
     return sinks, coded, n - sinks - coded
 
 
-def _side(
-    shape: tuple[int, int] | None,
-    layout: str,
-    count: int,
-    config: BenchConfig,
-    dtype: torch.dtype,
-    draw: torch.Generator,
-) -> PagedSide:
-    Hkv, D, P = config.kv_heads, config.head_dim, config.page_size
-    if shape is None:
-        return PagedSide(_normal((count, Hkv, P, D), dtype, draw))
-    M, nbits = shape
+def _key_book(config: BenchConfig, shape: tuple[int, int], draw: torch.Generator) -> Codebook:
+    """A codebook of random numbers with what `config` says is served."""
+    Hkv, D = config.kv_heads, config.head_dim
+    parts = _centroids((Hkv, shape[0], 2 ** shape[1], D // shape[0]), config, draw)
+    frequencies: tuple[float, ...] = ()
+    if "frame" in config.served:
+        parts["back"] = _normal((Hkv, D, D), torch.float32, draw).half()
+        parts["frame"] = parts["back"]  # nothing is encoded: its bytes count
+    else:
+        parts["channels"] = _orders(Hkv, D, draw)
+    if "turning" in config.served:
+        frequencies = tuple((1e-5 ** (torch.arange(D // 2).double() / (D // 2))).tolist())
+        parts["turning"] = _normal((Hkv, 2 * len(frequencies)), torch.float32, draw)
+    return replace(Codebook(parts.pop("centroids"), frequencies=frequencies), **parts)  # type: ignore[arg-type] # tensors
+
+
+def _value_book(config: BenchConfig, shape: tuple[int, int], draw: torch.Generator) -> Codebook:
+    Hkv, (M, nbits), d_sub = config.kv_heads, shape, config.head_dim // shape[0]
+    universal = "universal" in config.served
+    if universal:
+        one = _normal((2**nbits, d_sub), torch.float32, draw)
+        parts = {"centroids": one.expand(1, M, *one.shape)}
+    else:
+        parts = _centroids((Hkv, M, 2**nbits, d_sub), config, draw)
+    if "gains" in config.served:
+        parts["middle_gain"] = torch.zeros(Hkv, device=draw.device)
+    if "hadamard" not in config.served and not universal:
+        parts["channels"] = _orders(Hkv, config.head_dim, draw)
+    book = Codebook(parts.pop("centroids"), hadamard="hadamard" in config.served)
+    return replace(book, **parts)  # type: ignore[arg-type] # tensors
+
+
+def _centroids(shape: tuple[int, ...], config: BenchConfig, draw: torch.Generator) -> dict[str, Tensor]:
+    centroids = _normal(shape, torch.float32, draw)
+    if "int8" not in config.served:
+        return {"centroids": centroids}
+    scales = centroids.abs().amax(2) / 127
+    return {"centroids": (centroids / scales[:, :, None]).round().to(torch.int8), "scales": scales}
+
+
+def _orders(heads: int, head_dim: int, draw: torch.Generator) -> Tensor:
+    return torch.stack([torch.randperm(head_dim, generator=draw, device=draw.device) for _ in range(heads)])
+
+
+def _side(book: Codebook, layout: str, count: int, config: BenchConfig, draw: torch.Generator) -> PagedSide:
+    """Pages of random codes."""
+    Hkv, P, M = config.kv_heads, config.page_size, book.num_subspaces
     lines, codes = (P, M) if layout == "row" else (M, P)
-    size = (count, Hkv, lines, packed_size(codes, nbits))
-    centroids = _normal((Hkv, M, 2**nbits, D // M), torch.float32, draw)
-    channels = torch.stack([torch.randperm(D, generator=draw, device=draw.device) for _ in range(Hkv)])
-    bytes_ = torch.randint(0, 256, size, dtype=torch.uint8, generator=draw, device=draw.device)
-    return PagedSide(bytes_, "row" if layout == "row" else "transposed", centroids, channels, nbits)
+    size = (count, Hkv, lines, packed_size(codes, book.nbits))
+    drawn = torch.randint(0, 256, size, dtype=torch.uint8, generator=draw, device=draw.device)
+    gains = gain_values = None
+    if book.middle_gain is not None:
+        gains = torch.randint(96, 160, (count, Hkv, P), dtype=torch.uint8, generator=draw, device=draw.device)
+        gain_values = book.gain_of(torch.arange(256, device=draw.device).expand(Hkv, -1)).contiguous()
+    return PagedSide(
+        drawn, "row" if layout == "row" else "transposed", book.centroids, book.channels, book.nbits, book.scales,
+        gains, gain_values,
+    )  # fmt: skip
 
 
 def _exact(

@@ -34,9 +34,9 @@ def poison(cache, value, byte):
                     buffer[b, :, used:] = value
                     count += buffer[b, :, used:].numel()
             if not isinstance(layer.store, PagedCodeStore):
-                for rows in layer.store._rows:
-                    rows[b, :, coded:] = byte
-                    count += rows[b, :, coded:].numel()
+                for part in (part for row in layer.store._rows for part in (row.codes, row.gains) if part is not None):
+                    part[b, :, coded:] = byte
+                    count += part[b, :, coded:].numel()
         if isinstance(layer.store, PagedCodeStore):
             sides = [layer.store.keys.pages, layer.store.values.pages]
             sealed = [max(0, (n - 10) // 8) * 8 for n in layer.lengths]  # n - 2 sinks - 16 + 8

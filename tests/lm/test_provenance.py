@@ -99,6 +99,8 @@ def test_progress_names_every_stage(lm, config):
     told = []
     train(lm, config.model_copy(update={"iterations": 1}), lambda *news: told.append(news))
     assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["tokenize", "capture", "train keys", "train values"]
+    assert told[-1][1:] == (2, 2)  # layers
+    train(lm, config.model_copy(update={"iterations": 1, "recipe": "product"}), lambda *news: told.append(news))
     assert told[-1][1:] == (16, 16)  # subspaces: 2 layers x 2 heads x 4
 
 
@@ -149,7 +151,7 @@ def test_calibration_windows_are_never_shorter_in_silence(lm, config, caplog, tm
 
 def test_errors_are_centred_and_stand_in_the_queries_metric_too(trained):
     _, header = trained
-    assert header.version == 3
+    assert (header.version, header.recipe, header.calibration.leave_out) == (4, "pqkv", 4)
     assert len(header.query_errors) == len(header.errors) == 2
     assert all(0 < error < 1 for error in header.query_errors)
     assert list(header.query_errors) != [keys for keys, _ in header.errors]

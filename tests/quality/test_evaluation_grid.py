@@ -47,7 +47,7 @@ def test_the_bundled_model_end_to_end(reference, folder, text, calibration, tmp_
         assert {"recall", "recall_exact", "code_bits", "effective_bits", "cache_bytes", "cache_bytes_exact"} <= set(
             metrics
         )
-        assert metrics["code_bits"].value == 1
+        assert metrics["code_bits"].value == 1.0625  # a byte of gain for 64 elements of a value
     assert schedule["kld_mean"].value == pytest.approx(token["kld_mean"].value, rel=1e-3)
     assert schedule["perplexity_exact"].value == token["perplexity_exact"].value
     assert "softmax_mass_error" not in schedule
@@ -92,7 +92,7 @@ def test_the_figures_are_those_of_the_windows(base, lm, text, file4):
 
 def test_the_control_stands_beside_the_figure(base):
     (record,) = run({**base, "control": True, "metrics": ("kld",)})
-    assert record.metrics["kld_control"].value > 1.5 * record.metrics["kld_mean"].value > 0
+    assert record.metrics["kld_control"].value > 1.2 * record.metrics["kld_mean"].value > 0
 
 
 def test_a_record_that_is_there_is_not_run_again_unless_forced(base, tmp_path):

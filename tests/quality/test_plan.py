@@ -48,7 +48,7 @@ def test_a_plan_names_the_cells_that_run_and_those_that_have_a_record(base, lm, 
     ]  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == files
     assert all(p.job.trained for p in planned)
-    assert planned[0].job.label.startswith("1 bits, exact-schedule")
+    assert planned[0].job.label.startswith("1.25 bits, exact-schedule")
     (row,) = ran[0].tables["memory_plan"]
     assert row["estimated_peak"] == planned[2].job.estimate.peak > 0
     assert row["peak_rss_growth"] is None or row["peak_rss_growth"] >= 0

@@ -93,19 +93,23 @@ def test_the_cpu_backend_is_right_on_what_is_timed(shape, window):
 
 
 def test_a_case_is_the_cache_that_decoding_would_have():
-    own = config(page_size=16, residual=32, sink_tokens=3)
+    own = config(page_size=16, residual=32, sink_tokens=3, served=())
     case = decode_inputs(own, 100, 1, (8, 8), 0)
     # 99 tokens are cached when the 100th comes: (99 - 3 - 32 + 16) // 16 = 5 pages are sealed
     assert case.pages.context_len.tolist() == [80]
     assert case.sinks.length.tolist() == [3]
     assert case.residual.length.tolist() == [17]
     page = 2 * 2 * 8 * 16  # both sides, two heads, 8 codes of 16 tokens
-    books = 2 * 2 * 256 * 16 * 4
+    books = 2 * 2 * (256 * 16 * 4 + 16 * 8)  # centroids, and the order of channels
     assert case.nbytes == 5 * page + books + 20 * 2 * 2 * 16 * 4
     assert case.read == case.nbytes
     # a window of 40 tokens: the residual and 23 in pages
     seen = decode_inputs(own.model_copy(update={"window": 40}), 100, 1, (8, 8), 0)
     assert (seen.nbytes, seen.read) == (case.nbytes, 23 * page // 16 + books + 17 * 2 * 2 * 16 * 4)
+    served = decode_inputs(config(page_size=16, residual=32, sink_tokens=3), 100, 1, (8, 8), 0)
+    keys = 256 * 16 + 16 * 4 + 2 * 16 * 16 * 2 + 16 * 4  # int8 and scales, F and its inverse in 16 bits, the mean
+    values = 256 * 2 * 4 + 2 * 4  # one codebook for all, and a middle gain a head
+    assert served.nbytes == 5 * (page + 2 * 16) + 2 * keys + values + 20 * 2 * 2 * 16 * 4
     exact = decode_inputs(own, 100, 1, None, 0)
     assert exact.pages.context_len.tolist() == [100]
     assert exact.nbytes == int(100 / 16 * (2 * 2 * 16 * 16 * 4))
