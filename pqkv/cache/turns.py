@@ -38,7 +38,8 @@ class CodedQueries:
             frequencies += book.frequencies
         self.frequencies = tuple(frequencies)
         self._head_dim = D
-        self._matrix = torch.cat(blocks, -1).to(device)  # (Hkv, D, D + 2 P) float64
+        with torch.inference_mode(False):
+            self._matrix = torch.cat(blocks, -1).to(device)  # (Hkv, D, D + 2 P) float64
         self._as: dict[torch.dtype, Tensor] = {}
 
     @classmethod
@@ -52,7 +53,8 @@ class CodedQueries:
         """What stands in the place of query (B, T, Hq, D), in float32, or float64 from float64."""
         dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
         if dtype not in self._as:
-            self._as[dtype] = self._matrix.to(dtype)
+            with torch.inference_mode(False):  # it outlives the mode of the first step
+                self._as[dtype] = self._matrix.to(dtype)
         matrix = self._as[dtype]
         B, T, Hq, D = query.shape
         grouped = query.to(dtype).reshape(B, T, len(matrix), -1, D).permute(2, 0, 1, 3, 4).flatten(1, 3)

@@ -94,7 +94,8 @@ def order(grouping: Grouping, points: Tensor, num_subspaces: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _hadamard_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return hadamard(size).to(device, dtype)
+    with torch.inference_mode(False):  # it outlives the mode that it is first asked for in
+        return hadamard(size).to(device, dtype)
 
 
 def turned_by_hadamard(vectors: Tensor) -> Tensor:

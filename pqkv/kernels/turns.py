@@ -42,6 +42,11 @@ class Turns:
 
 @lru_cache(maxsize=_KEPT)
 def _turns(frequencies: tuple[float, ...], blocks: int, device: torch.device) -> Turns:
+    with torch.inference_mode(False):  # they outlive the mode that they are first asked for in
+        return _made(frequencies, blocks, device)
+
+
+def _made(frequencies: tuple[float, ...], blocks: int, device: torch.device) -> Turns:
     order = sorted(range(len(frequencies)), key=lambda i: frequencies[i] <= _SLOW)  # stable
     theta = torch.tensor([frequencies[i] for i in order], dtype=torch.float64)
     fast = sum(f > _SLOW for f in frequencies)
@@ -72,9 +77,10 @@ def all_turns(frequencies: tuple[float, ...], count: int, device: torch.device) 
 
 @lru_cache(maxsize=_KEPT)
 def _all(frequencies: tuple[float, ...], blocks: int, device: torch.device) -> Tensor:
-    starts, within = (_complex(frequencies, torch.arange(n) * step) for n, step in ((blocks, BLOCK), (BLOCK, 1)))
-    turned = starts[:, None] * within  # (blocks, BLOCK, P): e^ja e^jb
-    return torch.view_as_real(turned).flatten(0, 1).float().contiguous().to(device)
+    with torch.inference_mode(False):
+        starts, within = (_complex(frequencies, torch.arange(n) * step) for n, step in ((blocks, BLOCK), (BLOCK, 1)))
+        turned = starts[:, None] * within  # (blocks, BLOCK, P): e^ja e^jb
+        return torch.view_as_real(turned).flatten(0, 1).float().contiguous().to(device)
 
 
 def _complex(frequencies: tuple[float, ...], places: Tensor) -> Tensor:

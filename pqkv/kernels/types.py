@@ -53,10 +53,11 @@ class PagedSide:
         assert self.centroids is not None
         source, made = self.derived.get(name, (None, None))
         if made is None or source is not self.centroids:
-            centroids = self.centroids
-            if self.scales is not None:
-                centroids = centroids.float() * self.scales[:, :, None]
-            made = make(centroids)
+            with torch.inference_mode(False):  # it outlives the mode that it is first asked for in
+                centroids = self.centroids
+                if self.scales is not None:
+                    centroids = centroids.float() * self.scales[:, :, None]
+                made = make(centroids)
             self.derived[name] = self.centroids, made
         return made
 
