@@ -50,6 +50,9 @@ ABLATION_HEAD = """\
 COST_HEAD = """\
 | side | part | bytes a token | bytes fixed | operations a token | operations a step |
 |---|---|---|---|---|---|"""
+EXACT_HEAD = """\
+| bits | method | KLD, 4 first and 128 newest exact | perplexity | KLD, none exact |
+|---|---|---|---|---|"""
 BAR_HEAD = """\
 | method | bits | KLD, nats | bar | best peer up to 1.25 bits more | its bits | its KLD | KLD less that of the peer |
 |---|---|---|---|---|---|---|---|"""
@@ -61,8 +64,8 @@ def lab_config(lab: str) -> LabConfig:
     return LabConfig.parse(tomllib.loads(file.read_text()), source=file.name)
 
 
-def found(text: str, context: int, lab: str = "smollm2", folder: Path = RESULTS) -> Group:
-    """The group of a text and context, named as the lab's file names its methods."""
+def found(text: str, context: int, lab: str = "smollm2", folder: Path = RESULTS, mode: str = "all-coded") -> Group:
+    """The group of a text, context and mode, named as the lab's file names its methods."""
     config = lab_config(lab)
     names = {str(spec): name for name, spec in config.all_methods().items()}
     records = [r for r in load_records(folder) if r.config.get("codec") and r.config["model"] == config.model]
@@ -72,7 +75,7 @@ def found(text: str, context: int, lab: str = "smollm2", folder: Path = RESULTS)
         if spec in names:
             by_digest[record.digest] = names[spec]
     every = groups(records, by_digest, config.against)
-    return next(g for g in every if (g.config["data"], g.config["context"]) == (text, context))
+    return next(g for g in every if (g.config["data"], g.config["context"], g.config["mode"]) == (text, context, mode))
 
 
 def bars(group: Group) -> str:
@@ -138,6 +141,25 @@ def elsewhere() -> str:
     return "\n".join(lines)
 
 
+def exact() -> str:
+    """KLD of the finalists by the tokens that stay exact."""
+    folder = RESULTS / "exact"
+    none, usual = (
+        {row.method: row for row in found("wikitext2-test.txt", 1024, "exact", folder, mode).rows}
+        for mode in ("all-coded", "exact-schedule")
+    )
+    lines = [EXACT_HEAD]
+    for method in sorted(usual, key=lambda m: (usual[m].value("code_bits"), m)):
+        row = usual[method]
+        klds = [
+            f"{of[method].kld.value:#.3g} [{of[method].kld.low:#.3g}, {of[method].kld.high:#.3g}]"
+            for of in (usual, none)
+        ]
+        change = f"{100 * (row.value('perplexity_ratio') - 1):+.2f}%"
+        lines.append(f"| {row.value('code_bits'):.2f} | {method} | {klds[0]} | {change} | {klds[1]} |")
+    return "\n".join(lines)
+
+
 def cost_table(head_dim: int = 64) -> str:
     """What each part of the recipe would take where it is served, for heads of `head_dim` at 4 bits."""
     lines = [COST_HEAD]
@@ -153,8 +175,9 @@ def cost_table(head_dim: int = 64) -> str:
 
 
 def printed(words: list[str]) -> str:
-    if words[0] in ("costs", "elsewhere"):
-        return cost_table() if words[0] == "costs" else elsewhere()
+    alone = {"costs": cost_table, "elsewhere": elsewhere, "exact": exact}
+    if words[0] in alone:
+        return alone[words[0]]()
     what, text, context = words
     if what == "ablation":
         group = found(text, int(context), "ablation", RESULTS / "ablation")

@@ -212,3 +212,25 @@ def test_what_is_said_of_4096_tokens(tables):
     given = said(rf"as at 1,024\*\*: {three} nats, with predictions {three}\.")
     names = [f"pqkv {bits}{more}" for more in ("", ", predicted") for bits in (4, 3, 2)]
     assert given == [float(f"{kld[name]:.3g}") for name in names]
+
+
+def test_what_is_said_of_other_exact_tokens(tables, rows):
+    usual, none = (
+        {row.method: row.kld.value for row in tables.found("wikitext2-test.txt", 1024, "exact", folder, mode).rows}
+        for folder, mode in ((tables.RESULTS / "exact", "exact-schedule"), (tables.RESULTS / "exact", "all-coded"))
+    )
+    assert said(r"at 4 bits loses ([\d.]+) of what AQUA-KV does and ([\d.]+) of KIVI's") == [
+        round(usual["pqkv 4"] / usual[name], 2) for name in ("AQUA-KV 4", "KIVI 4")
+    ]
+    assert said(r"at 2 bits ([\d.]+) of AQUA-KV, whose") == [round(usual["pqkv 2"] / usual["AQUA-KV 2"], 2)]
+    assert said(r"2\.13 bits lose ([\d.]+) times what 4\.06 bits") == [
+        round(usual["pqkv 2, predicted"] / usual["pqkv 4"], 1)
+    ]
+    lost, times = said(r"ours loses ([\d.]+) nats at 4 bits, (\d+) times as much")
+    assert lost == round(none["pqkv 4"], 2)
+    assert times == pytest.approx(none["pqkv 4"] / rows["pqkv 4"].kld.value, rel=0.05)
+    assert [round(none[name] / rows[name].kld.value, 1) for name in ("KIVI 4", "fp8")] == said(r"\(KIVI, fp8\) lose ([\d.]+) and ([\d.]+) times")
+    assert round(none["AQUA-KV 4"] / rows["AQUA-KV 4"].kld.value) == 4
+    compared = ("pqkv 4", "pqkv 3", "KIVI 4", "AQUA-KV 4", "fp8")
+    shares = [usual[name] / rows[name].kld.value for name in compared]
+    assert (round(min(shares), 2), round(max(shares), 2)) == tuple(said(r"they lose ([\d.]+) to ([\d.]+) of the above"))
