@@ -93,6 +93,8 @@ class TrainConfig(Settings):
         description="pqkv: keys around a mean that turns in their queries' frame, values with gains behind a Hadamard "
         "matrix; product: codes of the vectors as they are; million: those of the report",
     )
+    key_layer_bits: tuple[float, ...] = Field((), description="bits of each coded layer's keys; empty: bits")
+    value_layer_bits: tuple[float, ...] = Field((), description="bits of each coded layer's values; empty: bits")
     scope: Scope = "head"
     channels: Channels = "balanced"
     metric: CodeMetric = "query"
@@ -119,6 +121,8 @@ class TrainConfig(Settings):
         CodeShape(bits=self.bits, num_subspaces=self.num_subspaces, nbits=self.nbits)
         if self.left_out() >= self.context:
             raise ValueError(f"leave_out {self.left_out()} leaves nothing to learn from in windows of {self.context}")
+        if self.recipe != "pqkv" and (self.key_layer_bits or self.value_layer_bits):
+            raise ValueError("bits a layer are of recipe pqkv; take --recipe pqkv with them")
         if self.recipe == "pqkv":
             changed = [name for name in ("channels", "metric", "init") if getattr(self, name) != _default(self, name)]
             if changed:

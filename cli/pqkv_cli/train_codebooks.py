@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pqkv_cli.flags import layered, option
+from pqkv_cli.flags import layered, option, split_list
 from pqkv_cli.options import OUTPUT, TEXT, Bos, Config, Data, Device, DeviceMap, Dtype, Model, ParseSpecial
 from pqkv_cli.output import console, echo
 from pqkv_cli.table import print_table
@@ -28,11 +28,17 @@ def train_codebooks(
             "pqkv",
         ),
     ] = None,
+    key_layer_bits: Annotated[
+        str | None, option("Bits of each coded layer's keys, by commas, as 3,4,4,6.", _CODES, "--bits everywhere")
+    ] = None,
+    value_layer_bits: Annotated[
+        str | None, option("Bits of each coded layer's values, by commas.", _CODES, "--bits everywhere")
+    ] = None,
     scope: Annotated[str | None, option("One codebook per head, layer or (product) global.", _CODES, "head")] = None,
     channels: Annotated[
         str | None,
         option(
-            "Of recipe product. balanced: subspaces of like variance; adjacent: neighbouring channels, as MILLION; opq: rotated first.",
+            "Of recipe product. balanced: subspaces of like variance; adjacent: neighbours, as MILLION; opq: rotated.",
             _CODES,
             "balanced",
         ),
@@ -80,6 +86,8 @@ def train_codebooks(
         "num_subspaces": num_subspaces,
         "nbits": nbits,
         "recipe": recipe,
+        "key_layer_bits": split_list(key_layer_bits, float, "--key-layer-bits"),
+        "value_layer_bits": split_list(value_layer_bits, float, "--value-layer-bits"),
         "scope": scope,
         "channels": channels,
         "metric": metric,
@@ -128,8 +136,8 @@ def train_codebooks(
             (str(layer), *(f"{error:.4f}" for error in (keys, in_metric, value)))
             for layer, ((keys, value), in_metric) in enumerate(zip(header.errors, header.query_errors, strict=True))
         ],
-        title=f"{lm.name}: {books.code_bits:g} bits ({header.num_subspaces} x {header.nbits}), recipe {header.recipe}, "
-        f"scope {header.scope}",
+        title=f"{lm.name}: {books.code_bits:.3g} bits ({header.num_subspaces} x {header.nbits}), "
+        f"recipe {header.recipe}, scope {header.scope}",
         caption="squared error of held-out vectors of the calibration split, over their squared distance to the mean",
     )
     text = header.calibration

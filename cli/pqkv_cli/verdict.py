@@ -96,16 +96,16 @@ def verdicts(records: list[Record]) -> list[str]:
         if nothing_coded(record):
             first = first_coded(residual=c["residual"], sink_tokens=c["sink_tokens"])
             lines.append(
-                f"{c['bits']:g} bits at {c['context']} tokens ({c['mode']}): nothing was coded, so nothing is said of "
-                f"codes; coding starts at {first} tokens: raise --context, or lower --residual and --page-size"
+                f"{c['bits']:.3g} bits at {c['context']} tokens ({c['mode']}): nothing was coded, so nothing is said "
+                f"of codes; coding starts at {first} tokens: raise --context, or lower --residual and --page-size"
             )
             continue
         if m["perplexity_ratio"].value is None:
-            lines.append(f"{c['bits']:g} bits at {c['context']} tokens ({c['mode']}): the logits are no numbers")
+            lines.append(f"{c['bits']:.3g} bits at {c['context']} tokens ({c['mode']}): the logits are no numbers")
             continue
         change = m["perplexity_ratio"].value - 1
         shown = f"perplexity {round(change, 4) or 0.0:+.2%}"  # never -0.00%
-        line = f"{c['bits']:g} bits at {c['context']} tokens ({c['mode']}): {shown}"
+        line = f"{c['bits']:.3g} bits at {c['context']} tokens ({c['mode']}): {shown}"
         good = abs(change) <= _SMALL_CHANGE
         if "agreement_at_1" in m:
             line += f", top-1 agreement {_value(record, 'agreement_at_1', '.1%')}"
@@ -160,7 +160,7 @@ def _print_memory(out: Console, records: list[Record]) -> None:
             f"{r['effective_bits']:.2f} ({_HALF_PRECISION / r['effective_bits']:.1f}x)" for r in record.tables["memory"]
         ]
         key = (record.config["bits"], record.config.get("codebooks"))
-        rows.setdefault(key, [_bits(record), _value(record, "code_bits", ".2f"), *cells])
+        rows.setdefault(key, [_bits(record), _value(record, "code_bits", ".2f") + _range(record), *cells])
         if all("whole_bytes" in r for r in record.tables["memory"]):  # a hybrid model: most of it may not be codes
             whole = [
                 f"{r['whole_effective_bits']:.2f} ({r['whole_bytes'] / r['whole_bytes_exact']:.0%})"
@@ -181,7 +181,13 @@ def _print_memory(out: Console, records: list[Record]) -> None:
 def _bits(record: Record) -> str:
     if floor := record.config.get("floor"):
         return str(floor)
-    return "exact" if record.config["bits"] == 0 else f"{record.config['bits']:g}"
+    return "exact" if record.config["bits"] == 0 else f"{record.config['bits']:.3g}"
+
+
+def _range(record: Record) -> str:
+    """The fewest and most bits of a layer and side, where they are unlike."""
+    dealt = [bits for side in record.config.get("layer_bits", {}).values() for bits in side]
+    return f" ({min(dealt):g} to {max(dealt):g})" if dealt else ""
 
 
 def _value(record: Record, name: str, form: str) -> str:

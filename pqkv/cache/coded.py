@@ -32,7 +32,8 @@ class CodedLayer:
     before a `crop` took tokens back: sealed pages are not opened again. Keys and values must be finite, which is seen
     when they come, or of single tokens on a GPU when their page is sealed.
 
-    Codes of keys may meet a query of their own, made by `queries`; values may lie turned, by `turn` (`pqkv.cache.turns`).
+    Codes of keys may meet a query of their own, made by `queries`; values may lie turned, by `turn`: see
+    `pqkv.cache.turns`.
     """
 
     observer: AttentionObserver | None = None

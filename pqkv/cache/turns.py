@@ -20,27 +20,24 @@ from pqkv.kernels import CodedQuery
 
 
 class CodedQueries:
-    """Makes the query that the codes of a book meet, by one product: of q with F^-1 and with what makes its phasors.
+    """Makes the query that the codes of a book meet: q times F^-1, and its phasors, q times the mean pair by pair.
 
     Coded token j of a sequence stands at position first + j, `first` the sinks in front of it, and positions count real
-    tokens: padding is never cached. The phasors' origin is the first coded token.
+    tokens: padding is never cached. The phasors' origin is the first coded token. Of a pair (x, y) of q and (u, v) of
+    R_first m, q . R_p m has (x u + y v) cos(theta j) + (y u - x v) sin(theta j): x + iy times the conjugate of u + iv.
     """
 
     def __init__(self, book: Codebook, first: int, num_kv_heads: int, device: torch.device) -> None:
-        D = book.head_dim
-        blocks, frequencies = [_inverse(book, num_kv_heads)], []
-        if book.mean is not None:  # a pair that does not turn: q.mean, and nothing of the sine
-            mean = book.mean.double()[..., None]
-            blocks.append(torch.cat([mean, torch.zeros_like(mean)], -1))
-            frequencies.append(0.0)
+        parts = {"inverse": _inverse(book, num_kv_heads)}
+        self.frequencies = book.frequencies if book.turning is not None else ()
         if book.turning is not None:
-            blocks.append(_phasor_columns(book, first))
-            frequencies += book.frequencies
-        self.frequencies = tuple(frequencies)
-        self._head_dim = D
-        with torch.inference_mode(False):
-            self._matrix = torch.cat(blocks, -1).to(device)  # (Hkv, D, D + 2 P) float64
-        self._as: dict[torch.dtype, Tensor] = {}
+            parts["mean"] = _conjugate(book, first)
+        if book.mean is not None:  # a pair that does not turn: q.mean, and nothing of the sine
+            parts["still"] = book.mean.double()[..., None]
+            self.frequencies = (0.0, *self.frequencies)
+        with torch.inference_mode(False):  # they outlive the mode of the first step
+            self._parts = {name: part.to(device) for name, part in parts.items()}  # double precision
+        self._as: dict[torch.dtype, dict[str, Tensor]] = {}
 
     @classmethod
     def of(cls, book: Codebook, first: int, num_kv_heads: int, device: torch.device) -> CodedQueries | None:
@@ -52,19 +49,43 @@ class CodedQueries:
     def __call__(self, query: Tensor) -> CodedQuery:
         """What stands in the place of query (B, T, Hq, D), in float32, or float64 from float64."""
         dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-        if dtype not in self._as:
-            with torch.inference_mode(False):  # it outlives the mode of the first step
-                self._as[dtype] = self._matrix.to(dtype)
-        matrix = self._as[dtype]
+        parts = self._in(dtype)
+        inverse = parts["inverse"]
         B, T, Hq, D = query.shape
-        grouped = query.to(dtype).reshape(B, T, len(matrix), -1, D).permute(2, 0, 1, 3, 4).flatten(1, 3)
-        both = (grouped @ matrix).unflatten(1, (B, T, -1)).permute(1, 2, 0, 3, 4).flatten(2, 3)  # (B, T, Hq, ...)
-        phasors = both[..., D:].unflatten(-1, (len(self.frequencies), 2))
-        return CodedQuery(both[..., :D], phasors, self.frequencies)
+        grouped = query.to(dtype).reshape(B * T, len(inverse), -1, D)  # (B T, Hkv, G, D)
+        turned = _by_head(grouped, inverse).reshape(B, T, Hq, D)
+        found = []
+        if "still" in parts:
+            still = _by_head(grouped, parts["still"]).reshape(B, T, Hq, 1, 1)
+            found.append(torch.cat([still, torch.zeros_like(still)], -1))
+        if "mean" in parts:
+            P = parts["mean"].shape[-1]
+            pairs = torch.complex(grouped[..., :P], grouped[..., P : 2 * P]) * parts["mean"]
+            found.append(torch.view_as_real(pairs).reshape(B, T, Hq, P, 2))
+        if not found:
+            return CodedQuery(turned, turned.new_empty(B, T, Hq, 0, 2))
+        return CodedQuery(turned, found[0] if len(found) == 1 else torch.cat(found, -2), self.frequencies)
 
     def nbytes(self) -> int:
-        """Bytes of the products' matrix, made of the book."""
-        return sum(matrix.numel() * matrix.element_size() for matrix in self._as.values())
+        """Bytes of what was made of the book."""
+        return sum(part.numel() * part.element_size() for parts in self._as.values() for part in parts.values())
+
+    def _in(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        if dtype not in self._as:
+            complexes = torch.complex128 if dtype == torch.float64 else torch.complex64
+            with torch.inference_mode(False):
+                self._as[dtype] = {
+                    name: part.to(complexes if part.is_complex() else dtype) for name, part in self._parts.items()
+                }
+        return self._as[dtype]
+
+
+def _by_head(grouped: Tensor, matrix: Tensor) -> Tensor:
+    """(N, Hkv, G, D) times (Hkv, D, K), head by head: (N, Hkv, G, K)."""
+    N = len(grouped)
+    if N == 1:  # nothing to put in order: a step of one sequence is short
+        return (grouped[0] @ matrix)[None]
+    return (grouped.transpose(0, 1).flatten(1, 2) @ matrix).unflatten(1, (N, -1)).transpose(0, 1)
 
 
 def _inverse(book: Codebook, heads: int) -> Tensor:
@@ -79,21 +100,13 @@ def _inverse(book: Codebook, heads: int) -> Tensor:
     return inverse.expand(heads, -1, -1)
 
 
-def _phasor_columns(book: Codebook, first: int) -> Tensor:
-    """(Hkv, D, 2 P): q times it is a_0, b_0, a_1, ... with q . R_p m = sum of a cos(theta j) + b sin(theta j) at p =
-    first + j: of a pair (x, y) of q and (u, v) of R_first m, a = x u + y v and b = y u - x v.
-    """
+def _conjugate(book: Codebook, first: int) -> Tensor:
+    """(Hkv, 1, P) complex128: the mean that turns, as it stands at position `first`, conjugate."""
     assert book.turning is not None
     rotary = Rotary(torch.tensor(book.frequencies, dtype=torch.float64, device=book.turning.device))
     at = torch.tensor([first], device=book.turning.device)
-    turned = rotary.turn(book.turning.double()[:, None], at)[:, 0]  # (Hkv, 2 P)
-    P = rotary.pairs
-    u, v = turned[:, :P], turned[:, P:]
-    columns = turned.new_zeros(len(turned), book.head_dim, P, 2)
-    pair = torch.arange(P, device=turned.device)
-    columns[:, pair, pair, 0], columns[:, P + pair, pair, 0] = u, v
-    columns[:, pair, pair, 1], columns[:, P + pair, pair, 1] = -v, u
-    return columns.flatten(2)
+    turned = rotary.turn(book.turning.double()[:, None], at)  # (Hkv, 1, 2 P)
+    return torch.complex(turned[..., : rotary.pairs], -turned[..., rotary.pairs :])
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,11 @@ class Turns:
     rows: Tensor
     slow: Tensor
 
+    @property
+    def in_order(self) -> bool:
+        """Whether the frequencies were given with the fast ones first, as rotary embeddings have them."""
+        return self.order == tuple(range(len(self.order)))
+
 
 @lru_cache(maxsize=_KEPT)
 def _turns(frequencies: tuple[float, ...], blocks: int, device: torch.device) -> Turns:

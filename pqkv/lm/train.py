@@ -18,7 +18,7 @@ from pqkv.codec.served import served_books
 from pqkv.codec.training import relative_error, train_codebooks
 from pqkv.config import TrainConfig
 from pqkv.env import package_versions
-from pqkv.errors import CodebookError
+from pqkv.errors import CodebookError, ConfigError
 from pqkv.lm.calibrate import Calibrated, Progress, calibrate
 from pqkv.lm.model import LanguageModel
 
@@ -56,6 +56,9 @@ def train(
     more.
     """
     num_subspaces, nbits = code_geometry(config.code_shape(), lm.head_dim)
+    for side, given in (("keys", config.key_layer_bits), ("values", config.value_layer_bits)):
+        if given and len(given) != len(lm.coded_layers):
+            raise ConfigError(f"{len(given)} bits of {side} by layer, and {lm.name} has {len(lm.coded_layers)} to code")
     found = calibrated or calibrate(lm, config, progress)
     samples = found.samples
     shuffle = torch.randperm(samples.keys[0].shape[1], generator=torch.Generator().manual_seed(config.seed))
@@ -105,9 +108,12 @@ def recipe_options(config: TrainConfig, *, turning: bool = True) -> dict[str, Co
     a rotary embedding that is not understood nothing is known to turn.
     """
     shape = {"bits": config.bits, "num_subspaces": config.num_subspaces, "nbits": config.nbits}
+    keys, values = (
+        {"layer_bits": given} if given else shape for given in (config.key_layer_bits, config.value_layer_bits)
+    )
     return {
         "keys": ComposedOptions(
-            **shape,
+            **keys,
             mean="turning" if turning else "constant",
             metric="full",
             transform="klt",
@@ -115,7 +121,7 @@ def recipe_options(config: TrainConfig, *, turning: bool = True) -> dict[str, Co
             centroids="int8",
             iterations=config.iterations,
         ),
-        "values": ComposedOptions(**shape, gain=True, transform="hadamard", grouping="adjacent", scope="universal"),
+        "values": ComposedOptions(**values, gain=True, transform="hadamard", grouping="adjacent", scope="universal"),
     }
 
 

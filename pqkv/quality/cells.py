@@ -51,7 +51,7 @@ class Coding:
         """For progress and tables."""
         if self.learnt is not None:
             return str(self.learnt.spec)
-        return f"{self.bits:g} bits" if self.bits else "exact"
+        return f"{self.bits:.3g} bits" if self.bits else "exact"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,6 +143,9 @@ def describe(
         later["codec"] = cell.coding.learnt.spec.config()
     if header is not None and header.recipe != "product":
         later["recipe"] = header.recipe
+        layers = {side: list(own.layer_bits) for side, own in (("keys", header.keys), ("values", header.values)) if own}
+        if any(layers.values()):
+            later["layer_bits"] = layers
     if cell.coded_sinks:
         later["coded_sinks"] = cell.coded_sinks
     if config.score_after:

@@ -97,7 +97,8 @@ def derive(records: list[Record], folder: Path) -> list[Path]:
 def _config(settings: Settings, backend: str, bits: float, context: int, device: str) -> EvalConfig:
     check_backend(backend)
     values = {
-        "model": settings.model, "device": device, "data": settings.data, "bits": (bits,), "recipe": "product", "context": (context,),
+        "model": settings.model, "device": device, "data": settings.data, "bits": (bits,),
+        "recipe": "product", "context": (context,),  # as the report's codes were
         "mode": ("decode",), "decode_tokens": settings.decode_tokens, "windows": settings.windows,
         "page_size": settings.page_size, "residual": max(128, settings.page_size), "backend": backend,
         "fallback": False, "recall_form": settings.recall_form, "seed": settings.seed,
@@ -143,7 +144,8 @@ def apart(config: EvalConfig, request: Request, command: Sequence[str] = COMMAND
 def _flags(config: EvalConfig) -> list[str]:
     return [
         "eval", "--device", config.device, "--model", config.model, "--data", config.data,
-        "--bits", f"{config.bits[0]:g}", "--recipe", config.recipe, "--mode", "decode", "--context", str(config.context[0]),
+        "--bits", f"{config.bits[0]:g}", "--recipe", config.recipe, "--mode", "decode",
+        "--context", str(config.context[0]),
         "--decode-tokens", str(config.decode_tokens), "--windows", str(config.windows),
         "--page-size", str(config.page_size), "--residual", str(config.residual), "--backend", config.backend,
         "--recall-form", config.recall_form, "--no-fallback", "--seed", str(config.seed),

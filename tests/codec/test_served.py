@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from served_recipes import D, H, KEYS, LAYERS, N, VALUES, learnt, make_samples
+from served_recipes import KEYS, LAYERS, VALUES, D, H, N, learnt, make_samples
 
 from pqkv.codec.composed import ComposedOptions
 from pqkv.codec.product import ProductCodec

@@ -1,5 +1,6 @@
 """What the attention kernels become on a GPU, without one: every variant is assembled and `ptxas` finds no fault."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -38,6 +39,9 @@ def coded(bits, group, layouts=("transposed", "transposed")):
 
 def plain(bits, group, layout="transposed"):
     return PlainVariant(group, Codes(*SHAPES[bits], layout), Codes(*SHAPES[bits], layout))
+
+
+BESIDE = {"turning": True, "gains": True}
 
 
 def check(variant, capability):
@@ -85,6 +89,52 @@ def test_a_kernel_that_ends_early_does_the_work_of_its_phases():
 @pytest.mark.parametrize("bits", SHAPES)
 def test_coded_kernels_are_sound(bits, group, capability):
     check(coded(bits, group), capability)
+
+
+def parameters(found):
+    """Those of the kernel."""
+    return re.search(r"\.entry [^(]*\(([^)]*)\)", found.ptx)[1].count(".param")
+
+
+def test_what_a_variant_does_not_have_it_does_not_take():
+    """An array is 7 words and a number one; tuples that are empty are none."""
+    variant = coded(4, 4)
+    found = [check(replace(variant, **more), (9, 0)) for more in ({}, BESIDE)]
+    assert [parameters(one) for one in found] == [10 * 7 + 11, 10 * 7 + 11 + 4 * 7 + 2 + 2 * 7]
+    assert found[0].report.shared_bytes == found[1].report.shared_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("bits", SHAPES)
+def test_coded_kernels_with_a_bias_and_gains_are_sound(bits, group, capability):
+    check(replace(coded(bits, group), **BESIDE), capability)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("layouts", [("row", "row"), ("row", "transposed"), ("transposed", "row")])
+@pytest.mark.parametrize("group", [3, 4])
+def test_coded_kernels_of_rows_with_a_bias_and_gains_are_sound(group, layouts):
+    check(replace(coded(4, group, layouts), **BESIDE), (9, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("group", GROUPS)
+def test_plain_kernels_with_a_bias_and_gains_are_sound(group, capability):
+    check(replace(plain(4, group, "row" if group == 2 else "transposed"), **BESIDE), capability)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("part", BESIDE)
+@pytest.mark.parametrize("last", ["scores", "softmax", "values"])
+def test_kernels_with_one_of_both_are_sound(last, part):
+    check(replace(coded(4, 4), last=last, **{part: True}), (9, 0))
 
 
 @pytest.mark.slow

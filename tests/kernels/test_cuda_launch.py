@@ -76,18 +76,26 @@ def test_an_array_is_seven_words_and_a_number_one(played):
         words(torch.zeros(3, dtype=torch.int16))
 
 
+def test_a_tuple_is_the_words_of_its_parts(monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "_starter", lambda kernel, kinds: lambda *given: seen.append((kinds, given[-1])))
+    flat = array(torch.zeros(2))
+    launch(None, (1,), 32, 5, (flat, 7), (), flat)
+    assert seen == [(("integer", (torch.float32, "integer"), (), torch.float32), [5, *flat.words, 7, *flat.words])]
+
+
 def test_compiled_code_takes_what_is_handed_over():
     """The parameters of the PTX are 64 bits each, seven for an array and one for a number."""
     from numba import cuda
     from numba import types as of_numba
 
-    def kernel(bytes_, halves, count, longs):
+    def kernel(bytes_, halves, count, nothing, longs, pair):
         if count:
-            longs[0] = bytes_[0] + longs[1]
+            longs[0] = bytes_[0] + longs[1] + pair[1]
 
-    types = signature((torch.uint8, torch.float16, "integer", torch.int64))
+    types = signature((torch.uint8, torch.float16, "integer", (), torch.int64, (torch.float32, "integer")))
     ptx, _ = cuda.compile_ptx(kernel, of_numba.void(*types), cc=(9, 0))
     entry = re.search(r"\.entry [^(]*\(([^)]*)\)", ptx)[1]
     widths = re.findall(r"\.param \.([a-z0-9]+)", entry)
-    assert len(widths) == 7 + 7 + 1 + 7
+    assert len(widths) == 7 + 7 + 1 + 0 + 7 + (7 + 1)
     assert {width[1:] for width in widths} == {"64"}

@@ -17,7 +17,10 @@ from pqkv.kernels import choose_backend
 
 FOLDER = Path(__file__).parent / "cuda"
 PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
-FEW = "test_exact_pages or test_centroids_of_four or test_splits_change or test_what_the_naive or (0 and fp16_tables)"
+FEW = (
+    "test_exact_pages or test_centroids_of_four or test_splits_change or test_what_the_naive or (0 and fp16_tables)"
+    " or drift or (many and test_any_number_of_pairs)"
+)
 everything = [pytest.mark.slow, pytest.mark.ci, pytest.mark.timeout(1500)]
 
 

@@ -23,18 +23,19 @@ CENTROID, TABLE = range(2)  # lengths of a `way`
 
 @compiled(nogil=True)
 def attend_coded(
-    launch, threads, taken, query, phasors, turn_starts, turn_rows, turn_slow, gains, gain_values, context_len, lowest,
-    table, num_kv_heads, page_size, stretch_pages,
+    launch, threads, taken, query, phasors, phasor_scale, turn_starts, turn_rows, turn_slow, gains, gain_values,
+    context_len, lowest, table, num_kv_heads, page_size, stretch_pages,
     key_pages, key_line, key_centroids, key_channels, key_unpacked, key_d_sub, key_block, key_nbits, key_order, key_way,
     value_pages, value_line, value_centroids, value_channels, value_unpacked, value_d_sub, value_block_, value_nbits,
     value_order, value_way, out, top, total, heads, unit,
 ):  # fmt: skip
     """Partial attention of every stretch, a unit of work each (`run_units`); `pqkv.kernels.cpu.decode` merges them.
 
-    query (B, Hq, D) float32 and phasors (B, Hkv, P, 2, G), as coded keys meet them, scaled to base 2, with the tables of
-    `pqkv.kernels.turns`. gains, flat, and gain_values (Hkv, 256) of values. Sequence b has context_len[b] tokens in the pages of table[b], of which
-    those before lowest[b] are not seen. Of keys and values: the fields of a `Side`. Per (b, head, stretch): out
-    (..., G, D), largest score `top` and mass `total` (..., G); -inf and 0 for what is empty.
+    query (B, Hq, D) float32, as coded keys meet it, scaled to base 2; phasors (B, Hq, P, 2), which `phasor_scale`
+    scales so, with the tables of `pqkv.kernels.turns`; gains, flat, and gain_values (Hkv, 256) of values. Sequence b
+    has context_len[b] tokens in the pages of table[b], of which those before lowest[b] are not seen. Of keys and
+    values: the fields of a `Side`. Per (b, head, stretch): out (..., G, D), largest score `top` and mass `total`
+    (..., G); -inf and 0 for what is empty.
     """
     # made here: as arguments, named tuples take long to be recognised
     keys = Side(
@@ -46,7 +47,7 @@ def attend_coded(
         value_nbits, value_order, value_way,
     )  # fmt: skip
     places = context_len, lowest, table, num_kv_heads, page_size, stretch_pages
-    turning = phasors, turn_starts, turn_rows, turn_slow
+    turning = phasors, phasor_scale, turn_starts, turn_rows, turn_slow
     return on_threads(
         launch, threads, _attend_units,
         (taken, query, turning, (gains, gain_values), places, keys, values, out, top, total, heads, unit),
@@ -56,11 +57,12 @@ def attend_coded(
 @compiled(error_model="numpy")
 def _attend_units(taken, query, turning, gains, places, keys, values, out, top, total, heads, unit):
     Hkv, stretches = out.shape[1:3]
-    phasors, starts, rows, slow = turning
+    phasors, scale, starts, rows, slow = turning
+    G = len(heads)
     job = next_unit(taken)
     while job < query.shape[0] * Hkv * stretches:
         b, h, s, hidden, stretch = stretch_of(job, stretches, *places)
-        own = phasors[b, h], starts, rows, slow
+        own = phasors[b, h * G : (h + 1) * G], scale, starts, rows, slow
         _attend(
             query[b], own, gains, stretch, keys, values, hidden, out[b, h, s], top[b, h, s], total[b, h, s], heads, unit
         )

@@ -30,7 +30,7 @@ _US_CODE, _US_EXACT_NUMBER, _US_PRODUCT = 4e-4, 8e-4, 2e-4
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 Array = np.ndarray
-Turning = tuple[Array, Array, Array, Array]
+Turning = tuple[Array, float, Array, Array, Array]
 
 
 Way = Literal["auto", "centroids", "tables"]
@@ -46,7 +46,7 @@ class Step:
 
     query: Array  # (B, Hq, D) float32, scaled to base 2
     coded_query: Array  # (B, Hq, D), what codes meet
-    turning: Turning  # phasors (B, Hkv, P, 2, G), then the tables of `pqkv.kernels.turns`
+    turning: Turning  # phasors (B, Hq, P, 2), what scales them, and the tables of `pqkv.kernels.turns`
     pages: PagedTokens | None
     longest: int  # tokens in pages of a sequence
     lengths: list[Array]
@@ -180,7 +180,7 @@ def step_of(
     Hkv = _kv_heads(pages, sinks, residual, Hq)
     scale *= math.log2(math.e)
     scaled = _scaled(query, scale)
-    coded_query, turning = _as_codes_meet(scaled, pages, scale, Hkv)
+    coded_query, turning = _as_codes_meet(scaled, pages, scale)
     lengths = [_lengths(part, B) for part in (sinks, pages, residual)]
     longest = 0 if pages is None else int(lengths[1].max(initial=0))
     if stretches is None or pages is None:
@@ -189,8 +189,9 @@ def step_of(
     out = np.empty((B, Hkv, stretches, G, D), np.float32)
     top, total = (np.empty((B, Hkv, stretches, G), np.float32) for _ in range(2))
     kind, exact = _exact_parts(sinks, residual, Hkv, D)
+    starts, partial = _starts(lengths, window), (out, top, total)
     return Step(
-        scaled, coded_query, turning, pages, longest, lengths, _starts(lengths, window), Hkv, (out, top, total), kind, exact, ways
+        scaled, coded_query, turning, pages, longest, lengths, starts, Hkv, partial, kind, exact, ways
     )  # fmt: skip
 
 
@@ -218,19 +219,19 @@ def _scaled(query: Tensor, scale: float) -> Array:
     return scaled
 
 
-def _as_codes_meet(query: Array, pages: PagedTokens | None, scale: float, Hkv: int) -> tuple[Array, Turning]:
+def _as_codes_meet(query: Array, pages: PagedTokens | None, scale: float) -> tuple[Array, Turning]:
     """What coded keys are scored with: the query, scaled, or one of their own with phasors and tables of turns."""
     coded = None if pages is None else pages.query
     if pages is None or coded is None or not coded.frequencies:
-        B, Hq, _ = query.shape
-        shapes = ((B, Hkv, 0, 2, Hq // Hkv), (0, 0, 2), (0, BLOCK), (0, POWERS))
-        none: Turning = tuple(np.empty(shape, np.float32) for shape in shapes)  # type: ignore[assignment] # of four
+        tables = (np.empty(shape, np.float32) for shape in ((0, 0, 2), (0, BLOCK), (0, POWERS)))
+        starts, rows, slow = tables
+        none = np.empty((*query.shape[:2], 0, 2), np.float32), 0.0, starts, rows, slow
         return query if coded is None else _scaled(coded.query, scale), none
     found = turns(coded.frequencies, pages.page_table.shape[1] * pages.page_size, coded.query.device)
-    phasors = _scaled(coded.phasors, scale)[:, :, list(found.order)]  # (B, Hq, P, 2)
-    grouped = phasors.reshape(len(phasors), Hkv, -1, *phasors.shape[2:]).transpose(0, 1, 3, 4, 2)
-    tables = found.starts.numpy(), found.rows.numpy(), found.slow.numpy()
-    return _scaled(coded.query, scale), (np.ascontiguousarray(grouped), *tables)
+    phasors: Array = coded.phasors[:, 0].detach().float().numpy()
+    if not found.in_order:
+        phasors = phasors[:, :, list(found.order)]
+    return _scaled(coded.query, scale), (phasors, scale, found.starts.numpy(), found.rows.numpy(), found.slow.numpy())
 
 
 def _kv_heads(pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None, Hq: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
@@ -31,7 +32,8 @@ from pqkv.vector_code import (
     vector,
 )
 
-_LANES = 8  # tokens of a vector register
+_WIDE = bool(get_host_cpu_features().get("avx512f"))
+_LANES = 16 if _WIDE else 8  # floats of a vector register
 _FUSE = ("contract", "nsz")
 
 
@@ -88,7 +90,8 @@ def _gather_slow(typing_context, turned, fast, slow, count, heads):
 def _add_sums(typing_context, scores, start, weights, rows, count, heads):
     """scores[start + t * G + g] += the sum over r < count of weights[r * G + g] * rows[r * BLOCK + t], t < BLOCK."""
     G = len(heads)
-    lanes = max(_LANES, BLOCK >> (G - 1).bit_length())  # eight sums under way hide the time of a product
+    # eight sums under way hide the time of a product
+    lanes = min(BLOCK, max(_LANES, 8 * _LANES >> (G - 1).bit_length()))
     signature = types.void(scores, types.intp, weights, rows, types.intp, heads)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -127,13 +130,18 @@ def _interleaved(builder: Any, parts: list[Any], lanes: int) -> Any:
 
 @register_jitable
 def add_bias(scores, turning, first, count, heads):
-    """Add to scores (count, G) of tokens first, first + 1, ... what `turning` says: phasors (P, 2, G), the fast ones
-    first, and the tables of `pqkv.kernels.turns`.
+    """Add to scores (count, G) of tokens first, first + 1, ... what `turning` says: phasors (G, P, 2), the fast ones
+    first, what they are to be multiplied by, and the tables of `pqkv.kernels.turns`.
     """
-    phasors, starts, rows, slow = turning
-    G, P = len(heads), phasors.shape[0]
+    given, scale, starts, rows, slow = turning
+    G, P = len(heads), given.shape[1]
     if P == 0:
         return
+    phasors = np.empty(2 * P * G, np.float32)
+    for g in range(G):
+        for i in range(P):
+            phasors[2 * i * G + g] = given[g, i, 0] * scale
+            phasors[(2 * i + 1) * G + g] = given[g, i, 1] * scale
     fast = P - slow.shape[0]
     turned = np.empty((2 * P + POWERS) * G, np.float32)
     part = np.empty(BLOCK * G, np.float32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from pqkv.kernels.cuda.merge import merge_block, merge_kernel
 from pqkv.kernels.cuda.plain import PlainVariant, plain_kernel
 from pqkv.kernels.cuda.splits import SHORTEST_SPLIT, choose_coded_splits, choose_splits, stretches
 from pqkv.kernels.reference import attention as reference
+from pqkv.kernels.turns import turns
 from pqkv.kernels.types import ExactTokens, PagedSide, PagedTokens
 
 _HEADS = 8  # query heads of a group that one block serves; larger groups take several blocks
@@ -98,8 +100,9 @@ class Step:
             none = torch.zeros(self.B, dtype=torch.int32, device=query.device)
             present = {part: present.get(part, none) for part in (_SINKS, _PAGES, _RESIDUAL)}
         self.lengths = array(_together([present[part] for part in (_SINKS, _PAGES, _RESIDUAL)]))
-        # the kernels' softmax is in powers of two
-        self.scaled = array(query.reshape(self.B, self.Hq, self.D).float() * (scale * math.log2(math.e)))
+        self.scale = scale * math.log2(math.e)  # the kernels' softmax is in powers of two
+        self.scaled = array(self._scaled(query))
+        self.coded, self.turning = self._as_codes_meet()
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Launch everything; returns out in the query's dtype and lse in float32."""
@@ -146,9 +149,32 @@ class Step:
 
     def fast(self, pages: PagedTokens) -> CodedVariant | None:
         """The variant of `coded_kernel` that serves coded pages, or None where the plain kernel has to."""
-        variant = coded_variant(self.group, _codes(pages.keys), _codes(pages.values))
+        variant = coded_variant(self.group, _codes(pages.keys), _codes(pages.values), **self._beside(pages))
         served = self.query.dtype != torch.float32 and variant.obstacle(pages.page_size) is None
         return variant if served else None
+
+    def _scaled(self, numbers: Tensor) -> Tensor:
+        """Those of the one query of each sequence, (B, 1, Hq, ...) -> (B, Hq, ...) float32, as scores want them."""
+        return numbers.flatten(0, 1).float() * self.scale
+
+    def _as_codes_meet(self) -> tuple[DeviceArray, tuple[DeviceArray | int, ...]]:
+        """The query that coded keys are scored with, and what a kernel takes as `turning`."""
+        coded = None if self.pages is None else self.pages.query
+        if self.pages is None or coded is None:
+            return self.scaled, ()
+        query = array(self._scaled(coded.query))
+        if not coded.frequencies:
+            return query, ()
+        tables = turns(coded.frequencies, self._longest(self.pages), coded.query.device)
+        phasors, order = self._scaled(coded.phasors), _order(tables.order, coded.query.device)
+        if order is not None:
+            phasors = phasors[:, :, order]
+        turning = array(phasors), array(tables.starts), array(tables.rows), array(tables.slow)
+        return query, (*turning, len(tables.order), tables.fast)
+
+    def _beside(self, pages: PagedTokens) -> dict[str, bool]:
+        """What variants of the kernels of codes have beside codes."""
+        return {"turning": bool(self.turning), "gains": pages.values.gains is not None}
 
     def _splits(self, tokens: int, *, paged: bool, shortest: int = SHORTEST_SPLIT) -> int:
         if paged and self.splits is not None:
@@ -183,7 +209,7 @@ class Step:
         half, together = fast is not None, 1 if fast is None else fast.together
         variant: CodedVariant | PlainVariant
         if fast is None:
-            variant = PlainVariant(self.group, _codes(pages.keys), _codes(pages.values))
+            variant = PlainVariant(self.group, _codes(pages.keys), _codes(pages.values), **self._beside(pages))
             kernel = compiled(plain_kernel, variant)
         else:
             variant = replace(fast, last=last)
@@ -206,13 +232,14 @@ class Step:
         books = self._books(pages, fast)
         channels = [_channels(side, self.D) for side in sides]
         heads = [side.centroids.shape[0] for side in sides if side.centroids is not None]
+        gains = _gains(pages.values, words if half else array)
 
         def start(partial: DeviceArray, first: int, slots: int) -> None:
             launch(
                 kernel, (splits, self.kv_heads * self.chunks, self.B), variant.block,
-                self.scaled, *codes, *books, *map(array, channels), array(pages.page_table), self.lengths,
+                self.coded, *codes, *books, *map(array, channels), array(pages.page_table), self.lengths,
                 partial, *_paging(pages.page_size, pages.page_table.shape[1]), self.kv_heads, self.chunks, *heads,
-                self.window, share, first, slots,
+                self.window, share, first, slots, self.turning, gains,
             )  # fmt: skip
 
         return splits, start
@@ -249,6 +276,19 @@ def _channels(side: PagedSide, head_dim: int) -> Tensor:
     if side.channels is not None:
         return side.channels.contiguous()
     return side.derive("natural order", lambda c: torch.arange(head_dim, device=c.device).repeat(c.shape[0], 1))
+
+
+def _gains(side: PagedSide, read: Callable[[Tensor], DeviceArray]) -> tuple[DeviceArray, ...]:
+    """What a kernel takes as `gains`, their bytes as `read` makes them an array."""
+    if side.gains is None or side.gain_values is None:
+        return ()
+    return read(side.gains), array(side.gain_values)
+
+
+@lru_cache(maxsize=8)
+def _order(order: tuple[int, ...], device: torch.device) -> Tensor | None:
+    """What brings pairs into this order; None where they stand in it. On the device once, not in every step."""
+    return None if order == tuple(range(len(order))) else torch.tensor(order, device=device)
 
 
 def _paging(page_size: int, table_stride: int) -> tuple[int, int, int]:

@@ -7,6 +7,10 @@ the group (decode), whichever loads fewer words; see `CodedVariant.decodes`. Val
 over the tokens, the words of one centroid id lying side by side for all subspaces, so no two lanes of a warp ever want
 the same bank. fp16x2 sums of four terms go to float32, those of values in pairs.
 
+Coded keys may have a bias by position: products of the turns within 64 tokens, of `pqkv.kernels.turns`, with what each
+query head's phasors are at the start of those tokens, in float32. Coded values may have gains. Both are compiled in
+only where a variant names them.
+
 A block reads one stretch only: softmax is taken once, tables are built once a stretch, in stages of as many subspaces
 as shared memory holds. Centroids come in fp16 in the tables' own order, copied without a register in between. Codes are
 read packed, 32 bits at a time, as they lie in the page.
@@ -25,6 +29,7 @@ from pqkv.config import Layout
 from pqkv.kernels.cuda.device import (
     LOWEST,
     SIMULATED,
+    bias_step,
     bits_of,
     bits_of_halves,
     copy_four,
@@ -39,11 +44,14 @@ from pqkv.kernels.cuda.device import (
 )
 from pqkv.kernels.cuda.exact import SHARED_BYTES
 from pqkv.kernels.cuda.steps import KeyStep, ValueStep
+from pqkv.kernels.turns import BLOCK as TURN
+from pqkv.kernels.turns import POWERS
 
 _ROW_TOKENS = 4  # tokens of a thread where keys lie in rows
 _LANES = 32
 _L2_BYTES = 39  # that a multiprocessor gets from the second-level cache in a clock
 _KEY_WAVEFRONTS = 3.2  # of a load by lanes whose codes are drawn at random
+_LEAST_PEAK = 2.0**-100  # where all products are zero: something to divide them by
 
 Phase = Literal["tables", "scores", "softmax", "values"]
 
@@ -77,6 +85,8 @@ class Codes:
 class CodedVariant:
     """What the kernel is compiled for. With a `last` phase before that of values it ends there, to be timed: a word of
     every thread goes where values would, so that no phase is left out as useless.
+
+    `turning`: scores get a bias by position, from phasors that turn. `gains`: so do weights of values a factor.
     """
 
     group: int
@@ -84,6 +94,8 @@ class CodedVariant:
     values: Codes
     block: int = 128
     last: Phase = "values"
+    turning: bool = False
+    gains: bool = False
 
     @property
     def decodes(self) -> bool:
@@ -156,7 +168,9 @@ class CodedVariant:
 
     @property
     def table_words(self) -> int:
-        """Words of the shared table: that of keys, that of values, or the partial sums of all teams."""
+        """Words of the shared table: that of keys, that of values, the partial sums of all teams, or what powers are
+        weighted with in the bias.
+        """
         keys, values = self.stages
         teams = self.block // max(1, values)
         sums = teams * self.group * values * self.values.d_sub
@@ -164,7 +178,23 @@ class CodedVariant:
             keys * self.keys.entries * self.entry_words,
             values * self.values.entries * self.values.centroid_words,
             sums,
+            POWERS * self._turned_words if self.turning else 0,
         )
+
+    @property
+    def turned_blocks(self) -> int:
+        """Blocks of `turns` that a stretch lies in at most."""
+        return (TURN - self.together + self.tokens - 1) // TURN + 1
+
+    @property
+    def _turned_words(self) -> int:
+        """Words that one row of turns is weighted with, for all blocks and heads."""
+        return self.turned_blocks * self.group
+
+    @property
+    def turned_pairs(self) -> int:
+        """Fast pairs, of two rows each, whose weights fit the shared table at a time."""
+        return self.table_words // self._turned_words // 2
 
     @property
     def weight_words(self) -> int:
@@ -208,11 +238,16 @@ class CodedVariant:
         return None if self.shared_bytes <= SHARED_BYTES else "weights and partial sums do not fit shared memory"
 
 
-def coded_variant(group: int, keys: Codes, values: Codes) -> CodedVariant:
+def coded_variant(
+    group: int, keys: Codes, values: Codes, *, turning: bool = False, gains: bool = False
+) -> CodedVariant:
     """The variant with the block that serves `group` query heads: their scores must fit a thread's registers. Two heads
     leave room for a large block, which reads more tokens by the same tables.
     """
-    usual, large = (CodedVariant(group, keys, values, block=block) for block in (64 if group > 4 else 128, 256))
+    usual, large = (
+        CodedVariant(group, keys, values, block, turning=turning, gains=gains)
+        for block in (64 if group > 4 else 128, 256)
+    )
     return large if group <= 2 and large.stages == usual.stages else usual
 
 
@@ -234,6 +269,12 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
     `centroids.value_words` make them, of `key_heads`, `value_heads` (1 or Hkv) heads; key_channels, value_channels
     (H, D) int64; table, lengths, partial as in
     `exact_kernel`. A split reads `share` tokens, at most `variant.tokens` and a multiple of what is read at once.
+
+    turning: () or phasors (B, Hq, pairs, 2) float32, fast pairs first, times scale and log2(e), the tables `starts`,
+    `rows` and `slow` of `Turns`, and the numbers of pairs and of fast ones. gains: () or words of the gains (pages,
+    Hkv, page_size) and their values (Hkv, 256) float32. Products of weight and gain go to fp16 over the largest of the
+    stretch, whatever octaves the gains span: sums over values are as far from overflow as without gains, and a product
+    is off by no more than 2**-11 of itself or 2**-25 of the largest.
     """
     GROUP, BLOCK = variant.group, variant.block
     KM, KBITS, KSUB, KC, KROW = _constants(variant.keys)
@@ -255,20 +296,24 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
     VLOAD, VLOADS = words_of_loads(VALUE_STEP.line)
     KCENTROID, KPARTS = words_of_loads(KWORDS)
     LOAD_KEYS, LOAD_VALUES, LOAD_KEY_CENTROID = words_loader(KLOAD), words_loader(VLOAD), words_loader(KCENTROID)
+    GLOAD, GLOADS = words_of_loads(KT // 4)
+    LOAD_GAINS, ADD_BIAS = words_loader(GLOAD), bias_step(KT, GROUP)
     KEY_TABLE, VALUE_TABLE = KSTAGE * KC * KWORDS, VSTAGE * VC * VWORDS  # words of the centroids of a stage
     ONE = GROUP == 1
     TABLES_ONLY, SCORES_ONLY, NO_VALUES = (variant.last == phase for phase in ("tables", "scores", "softmax"))
+    BIASED, GAINS = variant.turning and not TABLES_ONLY, variant.gains
+    TURNED, PAIRS = variant.turned_blocks, variant.turned_pairs
     FULL = BLOCK % 32 == 0
     TABLE, WEIGHT_ROOM, QUERY, PACKED, RED = (
         variant.table_words, TILE * WEIGHTS, GROUP * D, GROUP * KM * KWORDS, BLOCK * GROUP,
     )  # fmt: skip
-    SCORES, ACC, HELD, LINE = KT * GROUP, VSUB * GROUP, KLINE * KLINES, VALUE_STEP.line
+    SCORES, ACC, HELD, LINE, GAIN_WORDS = KT * GROUP, VSUB * GROUP, KLINE * KLINES, VALUE_STEP.line, KT // 4
     ALIGNMENT = None if SIMULATED else 16  # of what is read 128 bits at a time; the simulator knows none
 
     def kernel(
         query, key_codes, value_codes, key_centroids, value_centroids, key_channels, value_channels, table, lengths,
         partial, page_size, page_shift, table_stride, kv_heads, chunks, key_heads, value_heads, window, share,
-        first_slot, slots,
+        first_slot, slots, turning, gains,
     ):  # fmt: skip
         tables = cuda.shared.array(TABLE, uint32, alignment=ALIGNMENT)
         weights = cuda.shared.array(WEIGHT_ROOM, uint32, alignment=ALIGNMENT)
@@ -280,6 +325,10 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
         acc = cuda.local.array(ACC, float32)
         line = cuda.local.array(LINE, uint32)
         centroid = cuda.local.array(KWORDS, uint32)
+        if BIASED:
+            power = cuda.local.array(POWERS, float32)
+        if GAINS:
+            gain_bytes = cuda.local.array(GAIN_WORDS, uint32)
 
         split, kv, b = cuda.blockIdx.x, cuda.blockIdx.y // chunks, cuda.blockIdx.z
         batch = cuda.gridDim.z
@@ -334,6 +383,60 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
                 place = ((page * kv_heads + kv) * page_size + inside) * key_line
             else:
                 place = (page * kv_heads + kv) * KM * key_line + inside * KBITS // 32
+        if BIASED:
+            # what rows of turns are weighted with, [row][block][head]: first powers, then fast pairs as there is room
+            phasors, starts, rows, slow, pairs, fast = turning
+            first_block = start // TURN
+            blocks = uint32((end - 1) // TURN - first_block + 1)
+            own_row, own_weight = token % TURN, uint32((token // TURN - first_block) * (4 * GROUP))
+            index = thread
+            while index < blocks * uint32(GROUP):
+                g, block = uint32(index % uint32(GROUP)), uint32(index // uint32(GROUP))
+                at_turn = 2 * ((first_block + int64(block)) * pairs + fast)
+                at_phasor = 2 * ((b * heads + head + int64(g)) * pairs + fast)
+                for k in range(POWERS):
+                    power[k] = 0.0
+                for pair in range(pairs - fast):
+                    cosine, sine = starts[uint64(at_turn)], starts[uint64(at_turn + 1)]
+                    even, odd = phasors[uint64(at_phasor)], phasors[uint64(at_phasor + 1)]
+                    even, odd = even * cosine + odd * sine, odd * cosine - even * sine
+                    for k in range(POWERS):
+                        power[k] += (even if k % 2 == 0 else odd) * slow[uint64(pair * POWERS + k)]
+                    at_turn += 2
+                    at_phasor += 2
+                for k in range(POWERS):
+                    tables[uint32(index + uint32(k * TURNED * GROUP))] = bits_of(power[k])
+                index = uint32(index + uint32(BLOCK))
+            cuda.syncthreads()
+            if alive:
+                at_row, at_weight = 2 * fast * TURN + own_row, own_weight
+                for _row in range(POWERS):
+                    ADD_BIAS(rows, at_row, tables, at_weight, score)
+                    at_row += TURN
+                    at_weight = uint32(at_weight + uint32(4 * TURNED * GROUP))
+            for pair in range(0, fast, PAIRS):
+                count = min(fast - pair, PAIRS)
+                cuda.syncthreads()
+                index = thread
+                while index < uint32(count) * uint32(TURNED * GROUP):
+                    own = uint32(index // uint32(TURNED * GROUP))
+                    g, block = uint32(index % uint32(GROUP)), uint32(index // uint32(GROUP) % uint32(TURNED))
+                    if block < blocks:
+                        at_turn = 2 * ((first_block + int64(block)) * pairs + pair + int64(own))
+                        at_phasor = 2 * ((b * heads + head + int64(g)) * pairs + pair + int64(own))
+                        cosine, sine = starts[uint64(at_turn)], starts[uint64(at_turn + 1)]
+                        even, odd = phasors[uint64(at_phasor)], phasors[uint64(at_phasor + 1)]
+                        target = uint32(index + own * uint32(TURNED * GROUP))
+                        tables[target] = bits_of(even * cosine + odd * sine)
+                        tables[uint32(target + uint32(TURNED * GROUP))] = bits_of(odd * cosine - even * sine)
+                    index = uint32(index + uint32(BLOCK))
+                cuda.syncthreads()
+                if alive:
+                    at_row, at_weight = 2 * pair * TURN + own_row, own_weight
+                    for _row in range(2 * count):
+                        ADD_BIAS(rows, at_row, tables, at_weight, score)
+                        at_row += TURN
+                        at_weight = uint32(at_weight + uint32(4 * TURNED * GROUP))
         for stage in range(0, KM, KSTAGE):
             cuda.syncthreads()
             first_word = (int64(key_book) * KM + stage) * KC * KWORDS
@@ -431,6 +534,39 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
                 for halving in range(5):
                     mass += exchange(uint32(0xFFFFFFFF), mass, int32(1 << halving))
             meeting[uint32(thread * uint32(GROUP) + uint32(g))] = mass
+        if GAINS:  # from here on a score is the product of weight and gain over the largest of the block
+            stored_gains, gain_values = gains
+            if alive:
+                number = token >> page_shift if page_shift >= 0 else token // page_size
+                page, inside = int64(table[uint64(b * table_stride + number)]), token - number * page_size
+                place = ((page * kv_heads + kv) * page_size + inside) // 4
+                for w in range(GLOADS):
+                    LOAD_GAINS(stored_gains, place + w * GLOAD, gain_bytes, w * GLOAD)
+                for j in range(KT):
+                    byte = uint32(gain_bytes[j // 4] >> uint32(8 * (j % 4))) & uint32(255)
+                    # what lies past the end has weight 0, whatever its byte stands for
+                    gain = gain_values[uint64(kv * 256 + int64(byte))] if token + j < end else float32(0.0)
+                    for g in range(GROUP):
+                        score[j * GROUP + g] *= gain
+            for g in range(GROUP):
+                peak = float32(_LEAST_PEAK)
+                for j in range(KT):
+                    peak = max(peak, abs(score[j * GROUP + g]))
+                if FULL:
+                    for halving in range(5):
+                        peak = max(peak, exchange(uint32(0xFFFFFFFF), peak, int32(1 << halving)))
+                weights[uint32(thread * uint32(GROUP) + uint32(g))] = bits_of(peak)
+            cuda.syncthreads()
+            for g in range(GROUP):
+                peak = float32(_LEAST_PEAK)
+                for other in range(0, BLOCK, 32 if FULL else 1):
+                    peak = max(peak, float_of(weights[other * GROUP + g]))
+                shrink = float32(1.0) / peak
+                for j in range(KT):
+                    score[j * GROUP + g] *= shrink
+                if thread == 0:
+                    q[g] = peak  # which sums over values are multiplied by; nothing else wants q any more
+            cuda.syncthreads()
         for j in range(KT):
             for w in range(WEIGHTS):
                 lower = score[j * GROUP + 2 * w]
@@ -518,6 +654,8 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
                 value = float32(0.0)
                 for one in range(TEAMS):
                     value += float_of(tables[uint32(uint32(one * GROUP * VSTAGE * VSUB) + index)])
+                if GAINS:
+                    value *= q[g]
                 channel = int64(value_channels[uint64(int64(value_book) * D + stage * VSUB + int64(element))])
                 partial[uint64(at + int64(g) * slots * (D + 2) + channel)] = value
                 index = uint32(index + uint32(BLOCK))

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ Capability = tuple[int, int]  # such as (9, 0)
 _REMEDY = "pip install 'pqkv[cuda]'"
 _PTXAS = Path("bin") / "ptxas"
 _CODED_NUMBERS, _EXACT_NUMBERS, _NAIVE_NUMBERS = 11, 10, 4  # arguments after the arrays
+_TURN_TABLES = 4  # phasors and three tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def compile_coded(variant: CodedVariant, capability: Capability) -> Compiled:
         types.float32, words, words if variant.values.layout == "transposed" else numbers, words, words, types.int64,
         types.int64, types.int32, types.int32, types.float32,
     ]  # fmt: skip
-    return _compile(coded_kernel(variant), arrays, _CODED_NUMBERS, capability)
+    return _compile(coded_kernel(variant), arrays, _CODED_NUMBERS, capability, _beside(variant, words))
 
 
 def compile_plain(variant: PlainVariant, capability: Capability) -> Compiled:
@@ -75,7 +76,20 @@ def compile_plain(variant: PlainVariant, capability: Capability) -> Compiled:
         types.float32, numbers, numbers, types.float32, types.float32, types.int64, types.int64, types.int32,
         types.int32, types.float32,
     ]  # fmt: skip
-    return _compile(plain_kernel(variant), arrays, _CODED_NUMBERS, capability)
+    return _compile(plain_kernel(variant), arrays, _CODED_NUMBERS, capability, _beside(variant, numbers))
+
+
+def _beside(variant: CodedVariant | PlainVariant, gains: Any) -> list[Any]:  # noqa: ANN401 - a type of Numba
+    """Numba's types of what turns keys and of the gains of values, whose bytes are read as `gains`: empty tuples where
+    a variant has none.
+    """
+    from numba import types
+
+    floats, stored = types.Array(types.float32, 1, "C"), types.Array(gains, 1, "C")
+    return [
+        types.Tuple((*[floats] * _TURN_TABLES, types.int64, types.int64) if variant.turning else ()),
+        types.Tuple((stored, floats) if variant.gains else ()),
+    ]
 
 
 def compile_exact(variant: ExactVariant, capability: Capability) -> Compiled:
@@ -164,7 +178,9 @@ def assemble(ptx: str, capability: Capability) -> tuple[bytes, Report]:
         return target.read_bytes(), parse_report(ran.stdout + ran.stderr)
 
 
-def _compile(kernel: Callable[..., Any], arrays: list[Any], scalars: int, capability: Capability) -> Compiled:
+def _compile(
+    kernel: Callable[..., Any], arrays: list[Any], scalars: int, capability: Capability, more: Sequence[Any] = ()
+) -> Compiled:
     if SIMULATED:
         raise KernelError("the simulator of numba compiles nothing; remedy: unset NUMBA_ENABLE_CUDASIM")
     if importlib.util.find_spec("numba_cuda") is None:
@@ -172,6 +188,6 @@ def _compile(kernel: Callable[..., Any], arrays: list[Any], scalars: int, capabi
     find_ptxas()  # before seconds of compilation
     from numba import cuda, types
 
-    signature = types.void(*(types.Array(kind, 1, "C") for kind in arrays), *[types.int64] * scalars)
+    signature = types.void(*(types.Array(kind, 1, "C") for kind in arrays), *[types.int64] * scalars, *more)
     ptx: str = cuda.compile_ptx(kernel, signature, cc=capability)[0]
     return Compiled(ptx, *assemble(ptx, capability))

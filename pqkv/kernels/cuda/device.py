@@ -11,6 +11,7 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 if SIMULATED:
     from pqkv.kernels.cuda.simulated import (
         add_halves,
+        bias_step,
         bits_of,
         bits_of_halves,
         copy_four,
@@ -51,7 +52,7 @@ else:
         power_of_two,
         shared_word,
     )
-    from pqkv.kernels.cuda.lookups import key_step, value_step, words_loader
+    from pqkv.kernels.cuda.lookups import bias_step, key_step, value_step, words_loader
 
 # A maximum over nothing. Finite, so that the difference of two is 0 and not NaN; far below any score, so that
 # 2**(LOWEST - score) is 0.
@@ -61,6 +62,7 @@ __all__ = [
     "LOWEST",
     "SIMULATED",
     "add_halves",
+    "bias_step",
     "bits_of",
     "bits_of_halves",
     "copy_four",

@@ -24,6 +24,8 @@ Factory = Callable[[Any], Callable[..., Any]]
 Kernel = Any  # a Numba dispatcher, or the simulator's stand-in
 _DRIVER = ("numba.cuda.cudadrv", "cuda.")  # where the errors of driver, linker and NVVM come from; they share no base
 DeviceArray = Any  # `FlatArray`; under the simulator a NumPy array
+Argument = DeviceArray | int | tuple[Any, ...]  # a tuple of arguments is one of the kernel
+Kind = Any  # of an argument in a signature: a dtype, `_INTEGER` or a tuple of kinds
 Starter = Callable[[int, tuple[int, ...], int, list[int]], None]  # stream, grid, block, words of the arguments
 _INTEGER = "integer"  # what stands for a number among the dtypes of a signature
 
@@ -69,24 +71,16 @@ def _flat(tensor: Tensor, dtype: torch.dtype) -> DeviceArray:
     return FlatArray(tensor, dtype, (0, 0, count, size, tensor.data_ptr(), count, size))
 
 
-def launch(kernel: Kernel, grid: tuple[int, ...], block: int, *arguments: DeviceArray | int) -> None:
+def launch(kernel: Kernel, grid: tuple[int, ...], block: int, *arguments: Argument) -> None:
     """Run on torch's current stream, so that torch's operations before and after keep their order. Raises `KernelError`
     with the words of the driver or the compiler where a kernel cannot be compiled, loaded or started.
     """
     if SIMULATED:
         kernel[grid, block](*arguments)
         return
-    kinds: list[torch.dtype | str] = []
-    numbers: list[int] = []
-    for argument in arguments:
-        if isinstance(argument, FlatArray):
-            kinds.append(argument.dtype)
-            numbers += argument.words
-        else:
-            kinds.append(_INTEGER)
-            numbers.append(int(argument))
+    kinds, numbers = _lowered(arguments)
     try:
-        start = _starter(kernel, tuple(kinds))
+        start = _starter(kernel, kinds)
         start(torch.cuda.current_stream().cuda_stream, grid, block, numbers)
     except Exception as error:
         if not type(error).__module__.startswith(_DRIVER):
@@ -94,8 +88,26 @@ def launch(kernel: Kernel, grid: tuple[int, ...], block: int, *arguments: Device
         raise KernelError(f"CUDA: {type(error).__name__}: {reason(error)}") from error
 
 
+def _lowered(arguments: tuple[Argument, ...]) -> tuple[tuple[Kind, ...], list[int]]:
+    """Their kinds, and their words one after another: those of a tuple lie as if there were none, nothing of ()."""
+    kinds: list[Kind] = []
+    numbers: list[int] = []
+    for argument in arguments:
+        if isinstance(argument, FlatArray):
+            kinds.append(argument.dtype)
+            numbers += argument.words
+        elif isinstance(argument, tuple):
+            inner, found = _lowered(argument)
+            kinds.append(inner)
+            numbers += found
+        else:
+            kinds.append(_INTEGER)
+            numbers.append(int(argument))
+    return tuple(kinds), numbers
+
+
 @cache
-def _starter(kernel: Kernel, kinds: tuple[torch.dtype | str, ...]) -> Starter:
+def _starter(kernel: Kernel, kinds: tuple[Kind, ...]) -> Starter:
     """Compile `kernel` for arguments of these kinds; what starts it on a stream with a grid, a block and its words."""
     from cuda.core import launch as start
 
@@ -108,14 +120,18 @@ def _starter(kernel: Kernel, kinds: tuple[torch.dtype | str, ...]) -> Starter:
     return run
 
 
-def signature(kinds: tuple[torch.dtype | str, ...]) -> tuple[Any, ...]:
-    """Numba's types of arguments: an array of each dtype, 64 bits of a number."""
+def signature(kinds: tuple[Kind, ...]) -> tuple[Any, ...]:
+    """Numba's types of arguments: an array of each dtype, 64 bits of a number, a tuple of a tuple."""
     from numba import types
 
-    return tuple(
-        types.int64 if isinstance(kind, str) else types.Array(getattr(types, str(kind).removeprefix("torch.")), 1, "C")
-        for kind in kinds
-    )
+    def one(kind: Kind) -> Any:  # noqa: ANN401 - Numba has no types of its types
+        if isinstance(kind, tuple):
+            return types.Tuple(signature(kind))
+        if isinstance(kind, str):
+            return types.int64
+        return types.Array(getattr(types, str(kind).removeprefix("torch.")), 1, "C")
+
+    return tuple(one(kind) for kind in kinds)
 
 
 @cache

@@ -88,6 +88,28 @@ def value_step(step):
     return mix_values
 
 
+@cache
+def bias_step(tokens, group):
+    """add_bias(rows, at, weights, weights_at, score): to the scores (float32, [token][head]) of `tokens` tokens, a
+    multiple of 4, their numbers in the global array `rows` (float32) from `at` (int64, a multiple of 4) on, times the
+    `group` float32 from byte `weights_at` of the shared array `weights` (uint32) on, one for each head.
+    """
+
+    @intrinsic
+    def add_bias(typing_context, rows, at, weights, weights_at, score):
+        def generate(context, builder, signature, arguments):
+            rows, weights, score = (
+                context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (0, 2, 4)
+            )
+            _emit_bias(builder, tokens, group, builder.gep(rows, [arguments[1]]),
+                       _Place(builder, weights, arguments[3]), _Local(builder, score))  # fmt: skip
+            return context.get_dummy_value()
+
+        return types.void(rows, types.int64, weights, types.uint32, score), generate
+
+    return add_bias
+
+
 class _Local:
     """A local array, read and written at constant places so that it stays in registers."""
 
@@ -103,6 +125,9 @@ class _Local:
 
     def add(self, index, value):
         self.builder.store(self.builder.fadd(self.load(index), value), self._pointer(index))
+
+    def add_product(self, index, a, b):
+        self.builder.store(self.builder.fma(a, b, self.load(index)), self._pointer(index))
 
 
 class _Place:
@@ -219,3 +244,14 @@ def _emit_values(builder, step, table, weights, line, acc):
             acc.add(g * step.elements + 2 * w, lower)
             if 2 * w + 1 < step.elements:
                 acc.add(g * step.elements + 2 * w + 1, upper)
+
+
+def _emit_bias(builder, tokens, group, rows, weights, score):
+    heads = [builder.bitcast(word, _F32) for word in weights.load(0, group)]
+    start, four = builder.ptrtoint(rows, _I64), ir.LiteralStructType([_F32] * 4)
+    for first in range(0, tokens, 4):
+        code = "ld.global.nc.v4.f32 {$0, $1, $2, $3}, [$4];"
+        found = _asm(builder, four, [builder.add(start, _I64(4 * first))], code, "=f,=f,=f,=f,l")
+        for token in range(4):
+            for g, weight in enumerate(heads):
+                score.add_product((first + token) * group + g, builder.extract_value(found, token), weight)

@@ -14,37 +14,51 @@ from numba import cuda, float32, int32, int64, uint32, uint64
 
 from pqkv.kernels.cuda.coded import Codes
 from pqkv.kernels.cuda.device import LOWEST, power_of_two
+from pqkv.kernels.turns import BLOCK as TURN
+from pqkv.kernels.turns import POWERS
+
+_ROWS = 16  # of turns, whose weights lie in shared memory at a time
 
 
 @dataclass(frozen=True, slots=True)
 class PlainVariant:
-    """What the kernel is compiled for; `tokens` are those of a split at most."""
+    """What the kernel is compiled for; `tokens` are those of a split at most. For the rest see `CodedVariant`."""
 
     group: int
     keys: Codes
     values: Codes
     block: int = 128
     tokens: int = 512
+    turning: bool = False
+    gains: bool = False
+
+    @property
+    def turned_blocks(self) -> int:
+        """Blocks of `turns` that a split lies in at most."""
+        return (TURN - 1 + self.tokens - 1) // TURN + 1
 
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
-        return 4 * self.group * (self.tokens + self.keys.num_subspaces * self.keys.d_sub + self.block)
+        turned = _ROWS * self.turned_blocks if self.turning else 0
+        return 4 * self.group * (self.tokens + self.keys.num_subspaces * self.keys.d_sub + self.block + turned)
 
 
 def plain_kernel(variant: PlainVariant) -> Callable[..., Any]:
-    """The kernel, not compiled yet; arguments as those of `coded_kernel`, but all codes are bytes."""
+    """The kernel, not compiled yet; arguments as those of `coded_kernel`, but all codes and gains are bytes."""
     GROUP, BLOCK, TILE = variant.group, variant.block, variant.tokens
     keys, values = variant.keys, variant.values
     KM, KBITS, KSUB, KC, KROW = keys.num_subspaces, keys.nbits, keys.d_sub, keys.entries, keys.layout == "row"
     VM, VBITS, VSUB, VC, VROW = values.num_subspaces, values.nbits, values.d_sub, values.entries, values.layout == "row"
     D = KM * KSUB
     QUERY, WEIGHTS, RED = GROUP * D, GROUP * TILE, GROUP * BLOCK
+    TURNING, GAINS, TURNED = variant.turning, variant.gains, variant.turned_blocks
+    TURNED_WEIGHTS = _ROWS * TURNED * GROUP
 
     def kernel(
         query, key_codes, value_codes, key_centroids, value_centroids, key_channels, value_channels, table, lengths,
         partial, page_size, _page_shift, table_stride, kv_heads, chunks, key_heads, value_heads, window, share,
-        first_slot, slots,
+        first_slot, slots, turning, gains,
     ):  # fmt: skip
         q = cuda.shared.array(QUERY, float32)
         weights = cuda.shared.array(WEIGHTS, float32)
@@ -73,13 +87,50 @@ def plain_kernel(variant: PlainVariant) -> Callable[..., Any]:
         for index in range(thread, GROUP * D, BLOCK):
             channel = int64(key_channels[uint64(key_book * D + index % D)])
             q[index] = query[uint64((b * heads + head + index // D) * D + channel)]
+        if TURNING:
+            turned = cuda.shared.array(TURNED_WEIGHTS, float32)  # [row][block][head]
+            phasors, starts, rows, slow, pairs, fast = turning
+            first_block = start // TURN
+            blocks = (end - 1) // TURN - first_block + 1
+            for t in range(thread, end - start, BLOCK):
+                for g in range(GROUP):
+                    weights[t * GROUP + g] = 0.0
+            for row in range(0, 2 * fast + POWERS, _ROWS):
+                count = min(2 * fast + POWERS - row, _ROWS)
+                cuda.syncthreads()
+                for index in range(thread, count * TURNED * GROUP, BLOCK):
+                    g, block, own = index % GROUP, index // GROUP % TURNED, row + index // (GROUP * TURNED)
+                    if block < blocks:
+                        power = own - 2 * fast  # all slow pairs have a row a power; below 0 a fast one has two
+                        pair, last = (own // 2, own // 2 + 1) if power < 0 else (fast, pairs)
+                        is_even = (own if power < 0 else power) % 2 == 0
+                        total = float32(0.0)
+                        while pair < last:
+                            at_turn = 2 * ((first_block + block) * pairs + pair)
+                            at_phasor = 2 * ((b * heads + head + g) * pairs + pair)
+                            cosine, sine = starts[uint64(at_turn)], starts[uint64(at_turn + 1)]
+                            even, odd = phasors[uint64(at_phasor)], phasors[uint64(at_phasor + 1)]
+                            component = even * cosine + odd * sine if is_even else odd * cosine - even * sine
+                            if power >= 0:
+                                component *= slow[uint64((pair - fast) * POWERS + power)]
+                            total += component
+                            pair += 1
+                        turned[index] = total
+                cuda.syncthreads()
+                for t in range(thread, end - start, BLOCK):
+                    token = start + t
+                    for i in range(count):
+                        within = rows[uint64((row + i) * TURN + token % TURN)]
+                        for g in range(GROUP):
+                            weight = turned[(i * TURNED + token // TURN - first_block) * GROUP + g]
+                            weights[t * GROUP + g] += weight * within
         cuda.syncthreads()
         for t in range(thread, end - start, BLOCK):
             token = start + t
             page = int64(table[uint64(b * table_stride + token // page_size)])
             slot = token % page_size
             for g in range(GROUP):
-                score[g] = 0.0
+                score[g] = weights[t * GROUP + g] if TURNING else float32(0.0)
             for m in range(KM):
                 line = page_size if KROW else KM
                 row = (page * kv_heads + kv) * line + (slot if KROW else m)
@@ -119,6 +170,17 @@ def plain_kernel(variant: PlainVariant) -> Callable[..., Any]:
             for t in range(end - start):
                 mass += weights[t * GROUP + g]
             partial[uint64(at + g * slots * (D + 2) + D + 1)] = mass
+        if GAINS:
+            stored_gains, gain_values = gains
+            cuda.syncthreads()
+            for t in range(thread, end - start, BLOCK):
+                token = start + t
+                page = int64(table[uint64(b * table_stride + token // page_size)])
+                place = (page * kv_heads + kv) * page_size + token % page_size
+                gain = gain_values[uint64(kv * 256 + int64(stored_gains[uint64(place)]))]
+                for g in range(GROUP):
+                    weights[t * GROUP + g] *= gain
+            cuda.syncthreads()
         for index in range(thread, VM * GROUP, BLOCK):
             m, g = index // GROUP, index % GROUP
             for e in range(VSUB):

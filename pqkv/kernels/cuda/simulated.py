@@ -214,6 +214,20 @@ def value_step(step: ValueStep) -> Callable[..., None]:
     return mix
 
 
+def bias_step(tokens: int, group: int) -> Callable[..., None]:
+    """See `lookups.bias_step`."""
+    width = next(w for w in (4, 2, 1) if group % w == 0)
+
+    def add_bias(rows: Any, at: Any, weights: Any, weights_at: Any, score: Any) -> None:
+        if int(at) % 4 or int(weights_at) % (4 * width):
+            raise IndexError(f"a load of 4 numbers from {int(at)} on, or of {width} words from byte {int(weights_at)}")
+        first = int(weights_at) // 4
+        heads = np.array(weights[first : first + group], np.uint32).view(np.float32)
+        score[:] += np.outer(rows[int(at) : int(at) + tokens], heads).ravel()
+
+    return add_bias
+
+
 def _code(words: Any, bit: int, nbits: int) -> int:
     """The `nbits` bits at `bit` of an array of words."""
     found = int(words[bit // 32]) >> bit % 32

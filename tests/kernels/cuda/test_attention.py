@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from batches import Spec, brute_force, build
+from served import PARTS, SERVED
 
 from pqkv.errors import KernelError
 from pqkv.kernels.cuda import backend, naive
 from pqkv.kernels.cuda.backend import attention
 from pqkv.kernels.cuda.coded import CodedVariant
 from pqkv.kernels.cuda.exact import ExactVariant
+from pqkv.kernels.cuda.splits import stretches
 from pqkv.kernels.splits import split_step
 
 SMALL = Spec(
@@ -28,6 +30,12 @@ LENGTHS = (0, 1, 63, 64, 65, 127, 128, 129, 2047, 2048, 2049, 4096, 8191, 32768)
 LONG = SMALL.but(
     context=LENGTHS, sinks=(0, 1) + (4,) * 12, residual=(1, 2, 3, 128, 70, 1, 64, 127, 90, 65, 100, 128, 77, 64),
     head_dim=128, heads=2, subspaces=(64, 64), nbits=8,
+)  # fmt: skip
+BESIDE = [SMALL.but(**SERVED), SMALL.but(dtype=torch.float16, **SERVED)]
+beside = pytest.mark.parametrize("spec", BESIDE, ids=["plain", "coded"])
+kinds = pytest.mark.parametrize(
+    "spec", [EXACT, SMALL, SMALL.but(dtype=torch.float16), *BESIDE],
+    ids=["exact", "plain", "coded", "plain with all", "coded with all"],
 )  # fmt: skip
 # of the largest element of a row: fp16 tables hold 11 bits of a centroid, and the query's sums are in fp16x2
 TOLERANCE = {torch.float32: 3e-5, torch.float16: 3e-3, torch.bfloat16: 1e-2}
@@ -78,7 +86,7 @@ def test_reductions_are_right_at_every_block_size(block, device, monkeypatch):
 
 
 @pytest.mark.parametrize("splits", [1, 3, 7])
-@pytest.mark.parametrize("spec", [EXACT, SMALL, SMALL.but(dtype=torch.float16)], ids=["exact", "plain", "coded"])
+@kinds
 def test_any_number_of_splits_of_the_pages(spec, splits, device):
     taken = []
 
@@ -115,12 +123,12 @@ def test_blocks_of_several_warps_reduce_over_all_of_them(block, group, device, m
 
 
 @pytest.mark.parametrize("window", [1, 5, 50])
-@pytest.mark.parametrize("spec", [EXACT, SMALL, SMALL.but(dtype=torch.float16)], ids=["exact", "plain", "coded"])
+@kinds
 def test_a_sliding_window_hides_what_is_older(spec, window, device):
     check(spec, device, window=window)
 
 
-@pytest.mark.parametrize("spec", [EXACT, SMALL, SMALL.but(dtype=torch.float16)], ids=["exact", "plain", "coded"])
+@kinds
 def test_unused_memory_changes_no_bit(spec, device):
     clean, *dirty = (
         attention(*(moved(p, device) for p in build(spec.but(unused=u)).inputs), scale=0.2)
@@ -131,13 +139,13 @@ def test_unused_memory_changes_no_bit(spec, device):
         assert torch.equal(clean[1], other[1])
 
 
-@pytest.mark.parametrize("spec", [EXACT, SMALL, SMALL.but(dtype=torch.float16)], ids=["exact", "plain", "coded"])
+@kinds
 def test_splits_change_nothing_but_rounding(spec, device, monkeypatch):
     monkeypatch.setattr(backend, "choose_splits", lambda units, tokens, multiprocessors, **rule: 3)
     check(spec, device)
 
 
-@pytest.mark.parametrize("spec", [EXACT, SMALL, SMALL.but(dtype=torch.float16)], ids=["exact", "plain", "coded"])
+@kinds
 def test_a_query_that_is_not_a_number_is_not_hidden(spec, device):
     query, *rest = build(spec).inputs
     query = query.clone()
@@ -146,6 +154,129 @@ def test_a_query_that_is_not_a_number_is_not_hidden(spec, device):
     assert not torch.isfinite(out[2, 0, 1]).any()
     assert not torch.isfinite(lse[2, 0, 1]).any()
     assert torch.isfinite(out[2, 0, 0]).all()
+
+
+@pytest.mark.parametrize("part", ["query", "phasors"])
+@beside
+def test_what_codes_meet_that_is_not_a_number_is_not_hidden(spec, part, device):
+    query, pages, *rest = build(spec).inputs
+    spoilt = getattr(pages.query, part).clone()
+    spoilt[2, 0, 1, 3] = float("nan")
+    pages = replace(pages, query=replace(pages.query, **{part: spoilt}))
+    out, lse = attention(*(moved(part, device) for part in (query, pages, *rest)), scale=0.2)
+    assert not torch.isfinite(out[2, 0, 1]).any()
+    assert not torch.isfinite(lse[2, 0, 1]).any()
+    assert torch.isfinite(out[2, 0, 0]).all()
+
+
+def fast_variant(spec):
+    """The variant of `coded_kernel` that serves a spec; None where the plain kernel does."""
+    step = backend.Step(*build(spec).inputs, scale=1.0, window=0)
+    return step.fast(step.pages)
+
+
+@pytest.mark.parametrize("part", PARTS, ids=["query", "bias", "gains", "int8", "all"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_is_served_beside_codes(part, dtype, device):
+    assert (fast_variant(SMALL.but(dtype=dtype, **part)) is None) == (dtype == torch.float32)
+    check(SMALL.but(dtype=dtype, **part), device)
+
+
+@pytest.mark.parametrize("layouts", [("row", "row"), ("row", "transposed"), ("transposed", "row")])
+@pytest.mark.parametrize("group", [1, 3, 4])
+@beside
+def test_all_of_it_in_every_layout_for_every_group(spec, group, layouts, device):
+    check(spec.but(group=group, layouts=layouts, heads=2 if group == 1 else 1), device)
+
+
+@beside
+def test_all_of_it_where_a_group_takes_several_blocks_and_heads_share_centroids(spec, device):
+    assert backend.heads_of_block(10) == 5
+    check(spec.but(group=10, heads=2, per_head=False), device)
+
+
+@pytest.mark.parametrize(("spec", "fast"), [
+    (BESIDE[0].but(page_size=5), False),
+    (BESIDE[1].but(page_size=24), False),
+    (BESIDE[1].but(page_size=24, layouts=("row", "row")), True),
+    (BESIDE[1].but(page_size=128, nbits=6), True),
+])  # fmt: skip
+def test_pages_of_any_size_with_all_of_it(spec, fast, device):
+    """Where blocks of turns begin has nothing to do with where pages do."""
+    assert (fast_variant(spec) is not None) == fast
+    check(spec, device)
+    check(spec.but(context=(130, 64, 7)), device, window=75)
+
+
+@pytest.mark.parametrize("window", [None, 333])
+@pytest.mark.parametrize(("spec", "block"), [
+    (BESIDE[0], 32), (BESIDE[1], 32), (BESIDE[1].but(group=4), 64), (BESIDE[1].but(group=1), 256),
+], ids=["plain", "coded", "two warps", "eight warps"])  # fmt: skip
+def test_a_stretch_lies_in_many_blocks_of_turns(spec, block, window, device, monkeypatch):
+    monkeypatch.setattr(backend, "coded_variant", partial(CodedVariant, block=block))
+    check(spec.but(context=(0, 1, 700)), device, window=window)
+
+
+@pytest.mark.parametrize("frequencies", [
+    (0.01, 1.0, 0.7, 0.5, 0.3, 0.2, 0.11, 0.07, 0.05, 0.03, 0.0), (0.5, 0.04), (0.02, 0.0),
+], ids=["many", "fast", "slow"])  # fmt: skip
+@beside
+def test_any_number_of_pairs_turns(spec, frequencies, device):
+    spec = spec.but(turning=frequencies, context=(0, 1, 200))
+    if variant := fast_variant(spec):
+        assert 0 < variant.turned_pairs < 9  # of the many, not all at a time
+    # the powers that stand for slow pairs leave out 2e-5 of their phasors at most
+    check(spec, device, lse_error=3e-5 if variant is None else None)
+
+
+@beside
+def test_the_bias_does_not_drift_at_131072_tokens(spec, device, monkeypatch):
+    """Codes score nothing here, so that what fp16 tables leave out of them hides no drift."""
+    monkeypatch.setattr(backend, "stretches", lambda *given, **rule: (stretches(*given, **rule)[0], 2))  # of a window
+    batch = build(spec.but(context=(131_072,), sinks=None, residual=(1,), group=1, turning=(0.7, 0.31, 0.05, 0.003)))
+    own = batch.pages.query
+    own = replace(own, query=own.query * 0, phasors=own.phasors * 10)
+    batch = replace(batch, pages=replace(batch.pages, query=own))
+    _, lse = attention(*(moved(part, device) for part in batch.inputs), scale=0.25, window=200)
+    _, expected = brute_force(batch, 0.25, 200)
+    np.testing.assert_allclose(lse.double().cpu().numpy(), expected, atol=1e-4, rtol=0)
+    # the same of float32 angles would be seen
+    angles = np.float32(own.frequencies)[:, None] * np.arange(131_072 - 199, 131_072, dtype=np.float32)
+    even, odd = own.phasors[0, 0, 0].double().numpy().T
+    biases = even @ np.cos(np.float64(angles)) + odd @ np.sin(np.float64(angles))
+    scores = np.append(0.25 * biases, 0.25 * batch.keys[0][0, -1] @ batch.query[0, 0, 0].double().numpy())
+    assert np.abs(np.logaddexp.reduce(scores) - expected[0, 0, 0]) > 1e-3
+
+
+def with_gains(batch, stored, values):
+    """A batch, and gains of its values: bytes (pages, Hkv, page_size) and what they stand for (Hkv, 256)."""
+    for b, columns in enumerate(batch.coded):
+        places = np.arange(columns.stop - columns.start)
+        pages = batch.pages.page_table[b].numpy()[places // batch.pages.page_size]
+        own = stored.numpy()[pages, :, places % batch.pages.page_size].T
+        batch.values[b][:, columns] *= np.take_along_axis(values.double().numpy(), own.astype(int), 1)[..., None]
+    side = replace(batch.pages.values, gains=stored, gain_values=values)
+    return replace(batch, pages=replace(batch.pages, values=side))
+
+
+@pytest.mark.parametrize("kept", ["any", "smallest", "largest"])
+@pytest.mark.parametrize("octaves", [6, 14])
+@pytest.mark.parametrize("group", [1, 4])
+def test_gains_of_many_octaves_lose_nothing_in_fp16(octaves, kept, group, device):
+    """A sequence may have all gains of its table, or no others than the smallest or the largest."""
+    spec = SMALL.but(context=(3, 65, 200), sinks=None, residual=None, dtype=torch.float16, group=group)
+    assert fast_variant(spec.but(gains=True)).gains
+    batch = build(spec)
+    values = torch.linspace(-octaves, octaves, 256)[None].exp2()
+    stored = torch.randint(256, (batch.pages.values.pages.shape[0], 1, 64), generator=torch.Generator().manual_seed(0))
+    if kept != "any":
+        stored.fill_(0 if kept == "smallest" else 255)
+    batch = with_gains(batch, stored.to(torch.uint8), values)
+    out, lse = attention(*(moved(part, device) for part in batch.inputs), scale=0.25)
+    expected, expected_lse = brute_force(batch, 0.25)
+    error = np.abs(out.double().cpu().numpy() - expected) / np.abs(expected).max(-1, keepdims=True)
+    assert error.max() <= TOLERANCE[torch.float16]
+    np.testing.assert_allclose(lse.double().cpu().numpy(), expected_lse, atol=3e-3)
 
 
 def test_pages_whose_size_is_no_power_of_two(device):

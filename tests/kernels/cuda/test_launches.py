@@ -1,14 +1,18 @@
 """What a decoding step asks of a GPU: launches of kernels and operations of torch, each a node of a graph."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from batches import Spec, brute_force, build
+from served import TURNING
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pqkv.cache.layer import length_tensors
 from pqkv.kernels.cuda import backend
 from pqkv.kernels.cuda.backend import attention
-from pqkv.kernels.types import ExactTokens, PagedTokens
+from pqkv.kernels.types import ExactTokens
 
 FREE = ("empty", "view", "reshape", "detach", "as_strided", "alias", "select", "slice", "unsqueeze", "unbind")
 SPEC = Spec(
@@ -41,20 +45,38 @@ def counted(monkeypatch, *inputs):
     return torchs.found, len(launches), out
 
 
-def test_a_step_of_a_cache_is_seven(device, monkeypatch):
-    query, pages, sinks, residual = (part.to(device) for part in build(SPEC).inputs)
+def as_a_cache_has(spec, device):
+    """Inputs whose lengths are one tensor."""
+    query, pages, sinks, residual = (part.to(device) for part in build(spec).inputs)
     lengths = [part.tolist() for part in (sinks.length, pages.context_len, residual.length)]
     ours = length_tensors(lengths, device)
-    inputs = (
+    return (
         query,
-        PagedTokens(pages.keys, pages.values, pages.page_table, ours[1], pages.page_size, trusted=True),
+        replace(pages, context_len=ours[1], trusted=True),
         ExactTokens(sinks.keys, sinks.values, ours[0]),
         ExactTokens(residual.keys, residual.values, ours[2]),
     )
-    torchs, launches, out = counted(monkeypatch, *inputs)
+
+
+def test_a_step_of_a_cache_is_seven(device, monkeypatch):
+    torchs, launches, out = counted(monkeypatch, *as_a_cache_has(SPEC, device))
     assert torchs == ["_to_copy", "mul", "_to_copy"]  # the query to float32, times its scale, the output back
     assert launches == 4  # sinks, residual, pages, merge
     expected, _ = brute_force(build(SPEC), 0.25, None)
+    torch.testing.assert_close(out.double().cpu(), torch.from_numpy(expected), atol=3e-3, rtol=3e-3)
+
+
+@pytest.mark.parametrize(("frequencies", "more"), [
+    ((), ["mul"]),  # the query of codes, times the scale
+    (TURNING, ["mul", "mul"]),  # and the phasors
+    ((0.0, *TURNING), ["mul", "mul", "index"]),  # and those put into order
+], ids=["query", "bias", "bias out of order"])  # fmt: skip
+def test_what_codes_meet_costs_a_few_operations_and_no_launch(frequencies, more, device, monkeypatch):
+    spec = SPEC.but(turning=frequencies, gains=True, int8=True)
+    torchs, launches, out = counted(monkeypatch, *as_a_cache_has(spec, device))
+    assert torchs == ["_to_copy", "mul", *more, "_to_copy"]
+    assert launches == 4
+    expected, _ = brute_force(build(spec), 0.25, None)
     torch.testing.assert_close(out.double().cpu(), torch.from_numpy(expected), atol=3e-3, rtol=3e-3)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from batches import Spec, brute_force, build
+from served import SERVED
 
 from pqkv.errors import KernelError
 from pqkv.kernels.cuda.parts import decode_parts
@@ -19,7 +20,9 @@ SMALL = Spec(
     [
         (SMALL, ["key tables", "scores", "softmax", "values", "exact part"]),
         (SMALL.but(group=4), ["key centroids", "scores", "softmax", "values", "exact part"]),
+        (SMALL.but(**SERVED), ["key tables", "scores", "softmax", "values", "exact part"]),
         (SMALL.but(dtype=torch.float32), ["plain kernel", "exact part"]),
+        (SMALL.but(dtype=torch.float32, **SERVED), ["plain kernel", "exact part"]),
         (SMALL.but(nbits=None, layouts=("row", "row"), sinks=None, residual=None), ["exact pages"]),
     ],
 )

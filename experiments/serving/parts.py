@@ -1,0 +1,88 @@
+"""What each part of recipe pqkv costs a decoding step, all variants taking turns on random caches.
+
+python experiments/serving/parts.py [-o results/serving] [--heads 32 --kv-heads 8 --head-dim 128] [--repeats 25]
+
+A step is what a cache takes: the query that codes meet, attention, and the turn of what comes out. Ratios are medians
+over rounds in which every variant ran once; each variant has as many caches as exceed the processor's own twice.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pqkv.cell import run_cell
+from pqkv.codec import code_geometry
+from pqkv.config import SERVED, BenchConfig, CodeShape
+from pqkv.env import environment, git_state, machine_name
+from pqkv.kernels import choose_backend
+from pqkv.record import RecordStore
+from pqkv.speed.bench import backend_call, metric_of
+from pqkv.speed.synthetic import decode_inputs
+from pqkv.speed.timing import Contestant, copies_beyond_cache, race
+
+# the universal codebook stands behind the Hadamard matrix, with gains
+PARTS = {
+    "product codes": (),
+    "int8": ("int8",),
+    "frame": ("frame",),
+    "frame, turning": ("frame", "turning"),
+    "gains": ("gains",),
+    "hadamard, universal": ("hadamard", "universal"),
+    "all": SERVED,
+}
+
+asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+asked.add_argument("-o", "--output", type=Path)
+asked.add_argument("--heads", type=int, default=32)
+asked.add_argument("--kv-heads", type=int, default=8)
+asked.add_argument("--head-dim", type=int, default=128)
+asked.add_argument("--lengths", default="4096,32768")
+asked.add_argument("--bits", default="4,3,2")
+asked.add_argument("--repeats", type=int, default=25)
+given = asked.parse_args()
+CPU = torch.device("cpu")
+backend = choose_backend("auto", CPU, torch.float32)
+
+
+def measure(bits: float, length: int) -> dict[str, Any]:
+    shape = code_geometry(CodeShape(bits=bits), given.head_dim)
+    contestants = []
+    for name, served in PARTS.items():
+        config = BenchConfig(heads=given.heads, kv_heads=given.kv_heads, head_dim=given.head_dim, served=served)
+        first = decode_inputs(config, length, 1, shape, 0)
+        count = copies_beyond_cache(first.read, CPU)
+        cases = [first, *(decode_inputs(config, length, 1, shape, i) for i in range(1, count))]
+        calls = [backend_call(backend, case, given.head_dim**-0.5, None) for case in cases]
+        contestants.append(Contestant(name, calls))
+    timings = race(contestants, given.repeats, always=list(PARTS), device=CPU)
+    base = timings["product codes"]
+    metrics = {"latency_ms": metric_of(base.median, [1e3 * s for s in base.seconds], "ms")}
+    for name, timing in timings.items():
+        if timing is not base:
+            ratios = [own / other for own, other in zip(timing.seconds, base.seconds, strict=True)]
+            metrics[f"times_{name.replace(', ', '_')}"] = metric_of(statistics.median(ratios), ratios, "x")
+    return {"metrics": metrics}
+
+
+store, env, git = RecordStore(given.output) if given.output else None, environment(), git_state()
+for bits in map(float, given.bits.split(",")):
+    for length in map(int, given.lengths.split(",")):
+        described = {
+            "model": f"{given.heads} query heads on {given.kv_heads} KV heads of {given.head_dim}",
+            "machine": machine_name(env), "backend": backend.name, "threads": torch.get_num_threads(),
+            "bits": bits, "context": length, "repeats": given.repeats,
+        }  # fmt: skip
+        record = run_cell(
+            lambda bits=bits, length=length: measure(bits, length),
+            kind="serving", config=described, seed=0, env=env, git=git, store=store, force=True,
+        )  # fmt: skip
+        print(
+            described["model"],
+            bits,
+            length,
+            {n: round(m.value, 3) for n, m in record.metrics.items()},
+            record.error or "",
+        )
