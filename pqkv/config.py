@@ -93,6 +93,7 @@ class TrainConfig(Settings):
         description="pqkv: keys around a mean that turns in their queries' frame, values with gains behind a Hadamard "
         "matrix; product: codes of the vectors as they are; million: those of the report",
     )
+    codec: str | None = Field(None, description="a codec that is served, in place of recipe pqkv's own options")
     key_layer_bits: tuple[float, ...] = Field((), description="bits of each coded layer's keys; empty: bits")
     value_layer_bits: tuple[float, ...] = Field((), description="bits of each coded layer's values; empty: bits")
     scope: Scope = "head"
@@ -121,8 +122,11 @@ class TrainConfig(Settings):
         CodeShape(bits=self.bits, num_subspaces=self.num_subspaces, nbits=self.nbits)
         if self.left_out() >= self.context:
             raise ValueError(f"leave_out {self.left_out()} leaves nothing to learn from in windows of {self.context}")
-        if self.recipe != "pqkv" and (self.key_layer_bits or self.value_layer_bits):
-            raise ValueError("bits a layer are of recipe pqkv; take --recipe pqkv with them")
+        if self.recipe != "pqkv" and (self.key_layer_bits or self.value_layer_bits or self.codec):
+            raise ValueError("bits a layer, and codecs, are of recipe pqkv; take --recipe pqkv with them")
+        own = ("bits", "num_subspaces", "nbits", "key_layer_bits", "value_layer_bits", "scope", "iterations")
+        if self.codec and (given := self.model_fields_set & set(own)):
+            raise ValueError(f"a codec says {min(given)} itself; give one or the other")
         if self.recipe == "pqkv":
             changed = [name for name in ("channels", "metric", "init") if getattr(self, name) != _default(self, name)]
             if changed:

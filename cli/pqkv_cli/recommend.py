@@ -96,8 +96,21 @@ def _print(best: Recipe | None, found: list[Recipe], wanted: Wanted, lm: Languag
             said = f"the {kind} that could be looked up: {lookable.name} at {lookable.code_bits:.4g} bits"
             print_lines(out, f"{said}, {_loss(lookable)}")
     if coded:
-        print_lines(out, "measured, not served: pages and kernels hold the codes of codebooks alone so far")
+        print_lines(out, _serving(lm, best.name))
     print_lines(out, f"learn and use it: pqkv eval --model {lm.name} {codec}")
+
+
+def _serving(lm: LanguageModel, codec: str) -> str:
+    """How a codec gets into pages, or why it does not."""
+    from pqkv.codec.catalog import CodecSpec
+    from pqkv.codec.served import served_options
+    from pqkv.errors import ConfigError
+
+    try:
+        served_options(CodecSpec.parse(codec))
+    except ConfigError as error:
+        return f"measured, not served: {error}; pqkv train-codebooks makes the nearest that is"
+    return f"serve it: pqkv train-codebooks --model {lm.name} --codec '{codec}' -o FILE"
 
 
 def _measured(record: Record) -> list[str]:

@@ -28,6 +28,9 @@ def train_codebooks(
             "pqkv",
         ),
     ] = None,
+    codec: Annotated[
+        str | None, option("A way of coding as pqkv eval --codec takes it, if it is one that is served.", _CODES, False)
+    ] = None,
     key_layer_bits: Annotated[
         str | None, option("Bits of each coded layer's keys, by commas, as 3,4,4,6.", _CODES, "--bits everywhere")
     ] = None,
@@ -86,6 +89,7 @@ def train_codebooks(
         "num_subspaces": num_subspaces,
         "nbits": nbits,
         "recipe": recipe,
+        "codec": codec,
         "key_layer_bits": split_list(key_layer_bits, float, "--key-layer-bits"),
         "value_layer_bits": split_list(value_layer_bits, float, "--value-layer-bits"),
         "scope": scope,

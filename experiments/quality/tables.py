@@ -1,7 +1,8 @@
-"""The tables of the READMEs, made of records: python experiments/quality/tables.py MODEL TEXT [CONTEXT,...]
+"""The tables of the READMEs, made of records: python experiments/quality/tables.py MODEL TEXT [CONTEXT,...] [RECIPE]
 
-A row for each context and number of bits, in three ways to run text through the cache; where the noise floor was
-measured, what rounding alone does. 95% intervals stand in brackets.
+RECIPE is that of the codebooks, pqkv unless `product` is named. A row for each context and number of bits, in three
+ways to run text through the cache; where the noise floor was measured, what rounding alone does. 95% intervals stand
+in brackets.
 """
 
 import sys
@@ -16,9 +17,10 @@ HEAD = """\
 |---|---|---|---|---|---|---|---|---|"""
 
 
-def table(model: str, text: str, contexts: tuple[int, ...] = (), folder: Path = RESULTS) -> str:
+def table(model: str, text: str, contexts: tuple[int, ...] = (), folder: Path = RESULTS, recipe: str = "pqkv") -> str:
     """Markdown rows of a model on a text; of all contexts that have records unless some are named."""
     found = [r for r in load_records(folder) if (r.config["model"], r.config["data"]) == (model, text)]
+    found = [r for r in found if r.config.get("floor") or r.config.get("recipe", "product") == recipe]
     cells = {_way(record): record for record in found if record.status == "ok"}
     contexts = contexts or tuple(sorted({key[0] for key in cells}))
     rows = [HEAD]
@@ -26,7 +28,7 @@ def table(model: str, text: str, contexts: tuple[int, ...] = (), folder: Path = 
         for bits in sorted({key[1] for key in cells if key[0] == context and key[1]}, reverse=True):
             schedule, sinks, coded = (cells.get((context, bits, *way)) for way in WAYS)
             if schedule:
-                words = [f"{context:,}", f"{bits:g}", _ratio(schedule), _share(schedule), _nats(schedule)]
+                words = [f"{context:,}", f"{bits:.3g}", _ratio(schedule), _share(schedule), _nats(schedule)]
                 words += [cell for record in (sinks, coded) for cell in (_ratio(record), _nats(record))]
                 rows.append(f"| {' | '.join(words)} |")
         for kind in ("bfloat16 arithmetic", "bfloat16 cache"):
@@ -66,8 +68,9 @@ def _nats(record: Record | None) -> str:
 
 def printed(words: list[str]) -> str:
     """What the command line `words` prints."""
-    model, text, *contexts = words
-    return table(model, text, tuple(int(c) for c in contexts[0].split(",")) if contexts else ())
+    model, text, *more = words
+    recipe = more.pop() if more and more[-1] in ("pqkv", "product") else "pqkv"
+    return table(model, text, tuple(int(c) for c in more[0].split(",")) if more else (), recipe=recipe)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pqkv.codec.catalog import CodecSpec
 from pqkv.codec.codebook import Codebook, CodebookSet
 from pqkv.codec.composed import Composed, ComposedOptions
 from pqkv.codec.transforms import hadamard
@@ -26,6 +27,21 @@ def refusal(options: ComposedOptions, side: str) -> str | None:
     if side == "values" and (options.mean != "none" or options.metric != "none"):
         return "mean and metric of values: they gain nothing, and a turn of values must be orthogonal"
     return None
+
+
+def served_options(spec: CodecSpec) -> dict[str, ComposedOptions]:
+    """What a codec is of keys and of values. Raises `ConfigError` for one that pages and kernels do not serve."""
+    found = {}
+    for side, part in (("keys", spec.keys), ("values", spec.values)):
+        options = part.options
+        if not isinstance(options, ComposedOptions):
+            raise ConfigError(
+                f"{side}: {part.name} is measured and not served; pages and kernels hold codes of composed"
+            )
+        if problem := refusal(options, side):
+            raise ConfigError(f"{side}: {problem} is measured by the lab and not served")
+        found[side] = options
+    return found
 
 
 def served_books(

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from pqkv.codec import CodebookSet, code_geometry
+from pqkv.codec.catalog import CodecSpec
 from pqkv.codec.codebook_header import FORMAT_VERSION, PRODUCT_VERSION, CodebookHeader, ModelIdentity
 from pqkv.codec.composed import ComposedOptions, learn_layers
 from pqkv.codec.samples import Samples
-from pqkv.codec.served import served_books
+from pqkv.codec.served import served_books, served_options
 from pqkv.codec.training import relative_error, train_codebooks
 from pqkv.config import TrainConfig
 from pqkv.env import package_versions
@@ -55,7 +56,10 @@ def train(
     Beside the model and one forward over a window it holds `memory_of_samples` and one layer's vectors a few times
     more.
     """
-    num_subspaces, nbits = code_geometry(config.code_shape(), lm.head_dim)
+    shape = config.code_shape()
+    if config.codec:  # before the model runs
+        shape = recipe_options(config)["keys"].shape(0) or shape
+    num_subspaces, nbits = code_geometry(shape, lm.head_dim)
     for side, given in (("keys", config.key_layer_bits), ("values", config.value_layer_bits)):
         if given and len(given) != len(lm.coded_layers):
             raise ConfigError(f"{len(given)} bits of {side} by layer, and {lm.name} has {len(lm.coded_layers)} to code")
@@ -87,7 +91,7 @@ def train(
         head_dim=lm.head_dim,
         num_subspaces=num_subspaces,
         nbits=nbits,
-        scope=config.scope,
+        scope=config.scope if not ours or ours["keys"].scope == "head" else "layer",
         channels=config.channels,
         metric=config.metric,
         calibration=found.text,
@@ -104,9 +108,11 @@ def train(
 
 
 def recipe_options(config: TrainConfig, *, turning: bool = True) -> dict[str, ComposedOptions]:
-    """What recipe pqkv is of keys and of values: what the quality lab found best of what is served (its README). With
-    a rotary embedding that is not understood nothing is known to turn.
+    """What recipe pqkv is of keys and of values: what the quality lab found best of what is served (its README). With a
+    rotary embedding that is not understood nothing is known to turn. A codec that is named says all itself.
     """
+    if config.codec:
+        return served_options(CodecSpec.parse(config.codec))
     shape = {"bits": config.bits, "num_subspaces": config.num_subspaces, "nbits": config.nbits}
     keys, values = (
         {"layer_bits": given} if given else shape for given in (config.key_layer_bits, config.value_layer_bits)

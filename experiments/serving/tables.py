@@ -1,0 +1,118 @@
+"""The tables of experiments/serving/README.md, made of records: python experiments/serving/tables.py WHAT
+
+WHAT is `loss` (recipe pqkv beside product codes in the schedule of a cache), `cache` (the same through the real cache),
+`step` (what each part costs a decoding step), `choices` (recipes by the bits that everything takes) or `training`.
+"""
+
+import sys
+from pathlib import Path
+
+from pqkv.record import Metric, Record, load_records
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results/serving"
+LOSS_HEAD = """\
+| context | recipe | bits | PPL, exact schedule | top-1 | KLD, nats | of product codes |
+|---|---|---|---|---|---|---|"""
+CACHE_HEAD = """\
+| bits | mode | PPL | top-1 | KLD, nats | largest error of the softmax |
+|---|---|---|---|---|---|"""
+STEP_HEAD = """\
+| shape | bits | tokens | product codes, ms | int8 | frame | frame, turning mean | gains | Hadamard, universal | all |
+|---|---|---|---|---|---|---|---|---|---|"""
+CHOICE_HEAD = """\
+| model | recipe | marginal bits | at 2,048 tokens, everything counted | KLD, nats |
+|---|---|---|---|---|"""
+STEPS = ("int8", "frame", "frame_turning", "gains", "hadamard_universal", "all")
+
+
+def eval_records(folder: Path) -> list[Record]:
+    return [r for r in load_records(folder) if r.kind == "eval" and r.status == "ok"]
+
+
+def recipe_of(record: Record) -> str:
+    return str(record.config.get("recipe", "product"))
+
+
+def loss() -> str:
+    """SmolLM2 on WikiText-2 test, mode exact-schedule: each recipe at each width and context."""
+    cells = {}
+    for record in eval_records(ROOT / "results/quality"):
+        c = record.config
+        if (c["model"], c["data"], c["mode"]) == ("smollm2", "wikitext2-test.txt", "exact-schedule") and c["bits"]:
+            cells[c["context"], -int(c["bits"]), recipe_of(record) == "pqkv"] = record
+    lines = [LOSS_HEAD]
+    for (context, bits, ours), record in sorted(cells.items()):
+        other = cells.get((context, bits, False))
+        m = record.metrics
+        times = f"{m['kld_mean'].value / other.metrics['kld_mean'].value:.2f}" if ours and other else ""
+        lines.append(
+            f"| {context:,} | {recipe_of(record)} | {record.config['bits']:.3g} | {percent(m['perplexity_ratio'])} | "
+            f"{100 * m['agreement_at_1'].value:.1f}% | {nats(m['kld_mean'])} | {times} |"
+        )
+    return "\n".join(lines)
+
+
+def cache() -> str:
+    """The same windows in one forward, and token by token through pages and kernels."""
+    lines = [CACHE_HEAD]
+    records = [r for r in eval_records(RESULTS) if r.config["mode"] in ("exact-schedule", "token", "chunk")]
+    for record in sorted(records, key=lambda r: (-r.config["bits"], r.config["mode"])):
+        if record.config["windows"] != 2:
+            continue
+        m = record.metrics
+        errors = [m[name].value for name in ("softmax_mass_error", "lse_mass_error") if name in m]
+        lines.append(
+            f"| {record.config['bits']:.3g} | {record.config['mode']} | {percent(m['perplexity_ratio'])} | "
+            f"{100 * m['agreement_at_1'].value:.1f}% | {m['kld_mean'].value:.4g} | "
+            f"{f'{max(errors):.1e}' if errors else ''} |"
+        )
+    return "\n".join(lines)
+
+
+def step() -> str:
+    """Times of product codes' step, by part."""
+    lines = [STEP_HEAD]
+    records = [r for r in load_records(RESULTS) if r.kind == "serving" and r.status == "ok"]
+    for record in sorted(records, key=lambda r: (r.config["model"], -r.config["bits"], r.config["context"])):
+        c, m = record.config, record.metrics
+        times = (f"{m[f'times_{part}'].value:.2f}" for part in STEPS)
+        lines.append(
+            f"| {c['model']} | {c['bits']:g} | {c['context']:,} | {m['latency_ms'].value:.2f} | {' | '.join(times)} |"
+        )
+    return "\n".join(lines)
+
+
+def choices() -> str:
+    """What everything takes at 2,048 tokens, and the loss in the schedule at 1,024, by recipe."""
+    lines = [CHOICE_HEAD]
+    records = [r for r in eval_records(RESULTS) if r.config["mode"] == "exact-schedule" and r.config["windows"] == 16]
+    for record in sorted(records, key=lambda r: (r.config["model"], r.tables["memory"][0]["effective_bits"])):
+        c, (at_2k, *_) = record.config, record.tables["memory"]
+        name = f"{recipe_of(record)}, scope {c['scope']}, {c['dtype']} exact parts"
+        lines.append(
+            f"| {c['model']} | {name} | {record.metrics['code_bits'].value:.2f} | {at_2k['effective_bits']:.2f} | "
+            f"{nats(record.metrics['kld_mean'])} |"
+        )
+    return "\n".join(lines)
+
+
+def percent(metric: Metric) -> str:
+    values = [100 * (value - 1) for value in (metric.value, metric.low, metric.high)]  # type: ignore[operator]
+    return "{:+.2f}% [{:+.2f}%, {:+.2f}%]".format(*values)
+
+
+def nats(metric: Metric) -> str:
+    return f"{metric.value:.3g} [{metric.low:.2g}, {metric.high:.2g}]"
+
+
+TABLES = {"loss": loss, "cache": cache, "step": step, "choices": choices}
+
+
+def printed(words: list[str]) -> str:
+    """What the command line `words` prints."""
+    return TABLES[words[0]]()
+
+
+if __name__ == "__main__":
+    print(printed(sys.argv[1:]))
