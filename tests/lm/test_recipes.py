@@ -62,7 +62,7 @@ def test_layers_have_the_bits_that_they_were_dealt(trained):
     assert [book.code_bits for book in books.keys] == [2, 4]
     assert [book.code_bits for book in books.values] == [2.5, 2.5]  # a byte of gain for 16 elements
     assert header.layer_shape("keys", 1) == (8, 8)
-    with pytest.raises(ConfigError, match="3 bits of values by layer, and .* has 2 to code"):
+    with pytest.raises(ConfigError, match=r"3 bits of values by layer, and .* has 2 to code"):
         trained(**more, bits=2, value_layer_bits=(2, 2, 4), calibration_tokens=600)
 
 
