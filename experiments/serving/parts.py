@@ -21,7 +21,7 @@ from pqkv.kernels import choose_backend
 from pqkv.record import RecordStore
 from pqkv.speed.bench import backend_call, metric_of
 from pqkv.speed.synthetic import decode_inputs
-from pqkv.speed.timing import Contestant, copies_beyond_cache, race
+from pqkv.speed.timing import Contestant, copies_beyond_cache, median_interval, race
 
 # the universal codebook stands behind the Hadamard matrix, with gains
 PARTS = {
@@ -60,11 +60,14 @@ def measure(bits: float, length: int) -> dict[str, Any]:
     timings = race(contestants, given.repeats, always=list(PARTS), device=CPU)
     base = timings["product codes"]
     metrics = {"latency_ms": metric_of(base.median, [1e3 * s for s in base.seconds], "ms")}
+    rows = []
     for name, timing in timings.items():
-        if timing is not base:
-            ratios = [own / other for own, other in zip(timing.seconds, base.seconds, strict=True)]
-            metrics[f"times_{name.replace(', ', '_')}"] = metric_of(statistics.median(ratios), ratios, "x")
-    return {"metrics": metrics}
+        ratios = [own / other for own, other in zip(timing.seconds, base.seconds, strict=True)]
+        low, high = median_interval(ratios)
+        rows.append(
+            {"parts": name, "median_ms": timing.median, "times": statistics.median(ratios), "low": low, "high": high}
+        )
+    return {"metrics": metrics, "tables": {"parts": rows}}
 
 
 store, env, git = RecordStore(given.output) if given.output else None, environment(), git_state()
@@ -79,10 +82,5 @@ for bits in map(float, given.bits.split(",")):
             lambda bits=bits, length=length: measure(bits, length),
             kind="serving", config=described, seed=0, env=env, git=git, store=store, force=True,
         )  # fmt: skip
-        print(
-            described["model"],
-            bits,
-            length,
-            {n: round(m.value, 3) for n, m in record.metrics.items()},
-            record.error or "",
-        )
+        found = {row["parts"]: round(row["times"], 3) for row in record.tables.get("parts", [])}
+        print(described["model"], bits, length, found, record.error or "")

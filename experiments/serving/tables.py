@@ -23,7 +23,7 @@ STEP_HEAD = """\
 CHOICE_HEAD = """\
 | model | recipe | marginal bits | at 2,048 tokens, everything counted | KLD, nats |
 |---|---|---|---|---|"""
-STEPS = ("int8", "frame", "frame_turning", "gains", "hadamard_universal", "all")
+STEPS = ("int8", "frame", "frame, turning", "gains", "hadamard, universal", "all")
 
 
 def eval_records(folder: Path) -> list[Record]:
@@ -76,7 +76,8 @@ def step() -> str:
     records = [r for r in load_records(RESULTS) if r.kind == "serving" and r.status == "ok"]
     for record in sorted(records, key=lambda r: (r.config["model"], -r.config["bits"], r.config["context"])):
         c, m = record.config, record.metrics
-        times = (f"{m[f'times_{part}'].value:.2f}" for part in STEPS)
+        found = {row["parts"]: row["times"] for row in record.tables["parts"]}
+        times = (f"{found[part]:.2f}" for part in STEPS)
         lines.append(
             f"| {c['model']} | {c['bits']:g} | {c['context']:,} | {m['latency_ms'].value:.2f} | {' | '.join(times)} |"
         )
@@ -89,7 +90,8 @@ def choices() -> str:
     records = [r for r in eval_records(RESULTS) if r.config["mode"] == "exact-schedule" and r.config["windows"] == 16]
     for record in sorted(records, key=lambda r: (r.config["model"], r.tables["memory"][0]["effective_bits"])):
         c, (at_2k, *_) = record.config, record.tables["memory"]
-        name = f"{recipe_of(record)}, scope {c['scope']}, {c['dtype']} exact parts"
+        frame = ", no frame" if c.get("made_of", {}).get("keys", {}).get("transform") == "none" else ""
+        name = f"{recipe_of(record)}, scope {c['scope']}{frame}, {c['dtype']} exact parts"
         lines.append(
             f"| {c['model']} | {name} | {record.metrics['code_bits'].value:.2f} | {at_2k['effective_bits']:.2f} | "
             f"{nats(record.metrics['kld_mean'])} |"

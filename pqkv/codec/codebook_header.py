@@ -96,8 +96,12 @@ class CodebookHeader(_Strict):
         """`pqkv` of composed codes, `product` of any other."""
         return "product" if self.keys is None else "pqkv"
 
+    def options(self, side: str) -> ComposedOptions | None:
+        """What keys or values are made of; None for product codes."""
+        return self.keys if side == "keys" else self.values
+
     def layer_shape(self, side: str, layer: int) -> tuple[int, int]:
         """(M, nbits) of a layer's codes."""
-        options = self.keys if side == "keys" else self.values
+        options = self.options(side)
         shape = None if options is None else options.shape(layer)
         return (self.num_subspaces, self.nbits) if shape is None else code_geometry(shape, self.head_dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,12 +24,12 @@ def tensors_of(books: CodebookSet, header: CodebookHeader) -> dict[str, Tensor]:
     """What a file holds of them; what layers share is there once."""
     named: dict[str, Tensor] = {}
     for side, layers in (("keys", books.keys), ("values", books.values)):
-        shared = _shared(header, side)
+        shared = _shared(header)
         for i, book in enumerate(layers[:1] if shared else layers):  # one for all layers is stored once
             prefix = _prefix(i, side, shared=shared)
             for name, tensor in book.tensors().items():
                 if name == "centroids" and _universal(header, side):
-                    named[_universal_name(book.centroids)] = _alone(book.centroids[0, 0])
+                    named[_universal_name(book.centroids.shape)] = _alone(book.centroids[0, 0])
                 elif name in ("centroids", "scales"):
                     named[f"{prefix}.{name}"] = _alone(tensor[: _heads(header, side)])
                 else:
@@ -40,7 +41,7 @@ def tensors_of(books: CodebookSet, header: CodebookHeader) -> dict[str, Tensor]:
 
 def _heads(header: CodebookHeader, side: str) -> int:
     """Of a codebook's centroids, as the file holds them."""
-    options = header.keys if side == "keys" else header.values
+    options = header.options(side)
     return header.num_kv_heads if (options or header).scope == "head" else 1
 
 
@@ -48,19 +49,19 @@ def _alone(tensor: Tensor) -> Tensor:
     return tensor.cpu().contiguous().clone()
 
 
-def _shared(header: CodebookHeader, side: str) -> bool:
+def _shared(header: CodebookHeader) -> bool:
     """Whether one codebook serves all layers."""
     return header.scope == "global" and header.keys is None
 
 
 def _universal(header: CodebookHeader, side: str) -> bool:
-    options = header.keys if side == "keys" else header.values
+    options = header.options(side)
     return options is not None and options.scope == "universal"
 
 
-def _universal_name(centroids: Tensor) -> str:
+def _universal_name(shape: Sequence[int]) -> str:
     """Of a codebook that all subspaces of (1, M, C, d_sub) share, and layers of this shape."""
-    _, _, C, d_sub = centroids.shape
+    _, _, C, d_sub = shape
     return f"universal.{d_sub}.{(C - 1).bit_length()}"
 
 
@@ -74,7 +75,7 @@ def books_of(path: Path, header: CodebookHeader, tensors: dict[str, Tensor]) -> 
         raise CodebookError(f"{path}: {header.num_subspaces} subspaces do not divide head_dim {header.head_dim}")
     sides = []
     for side in ("keys", "values"):
-        shared = _shared(header, side)
+        shared = _shared(header)
         count = 1 if shared else header.num_layers
         try:
             layers = [_book(header, side, i, _prefix(i, side, shared=shared), tensors) for i in range(count)]
@@ -85,14 +86,13 @@ def books_of(path: Path, header: CodebookHeader, tensors: dict[str, Tensor]) -> 
 
 
 def _book(header: CodebookHeader, side: str, layer: int, name: str, tensors: dict[str, Tensor]) -> Codebook:
-    options = header.keys if side == "keys" else header.values
+    options = header.options(side)
     wanted, optional = _parts(header, side, layer, name, tensors)
     found: dict[str, Tensor] = {}
     for part, (shape, dtype) in {**wanted, **optional}.items():
         if part == "centroids" and _universal(header, side):
-            _, M, C, d_sub = shape
-            one = _checked(f"universal.{d_sub}.{(C - 1).bit_length()}", (C, d_sub), dtype, tensors)
-            tensor = None if one is None else one.expand(1, M, C, d_sub)
+            one = _checked(_universal_name(shape), shape[2:], dtype, tensors)
+            tensor = None if one is None else one.expand(shape)
         else:
             tensor = _checked(f"{name}.{part}", shape, dtype, tensors)
         if tensor is not None:
@@ -112,7 +112,7 @@ def _parts(
     header: CodebookHeader, side: str, layer: int, name: str, tensors: dict[str, Tensor]
 ) -> tuple[_Parts, _Parts]:
     """Shapes and dtypes of what a codebook has, and of what it may have."""
-    options, D = header.keys if side == "keys" else header.values, header.head_dim
+    options, D = header.options(side), header.head_dim
     M, nbits = header.layer_shape(side, layer)
     heads = _heads(header, side)
     shape = (heads, M, 2**nbits, D // M)

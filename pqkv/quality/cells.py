@@ -19,6 +19,7 @@ from pqkv.lm.calibrate import Progress
 from pqkv.lm.codecs import LearntCodec, learnt_codecs
 from pqkv.lm.defaults import default_codebooks, kept_codebooks
 from pqkv.lm.tokens import TokenForm, recorded_form
+from pqkv.lm.train import recipe_options
 from pqkv.quality.recall_words import pieces_fit
 from pqkv.schedule import coded_share, first_coded
 from pqkv.text import Corpus
@@ -146,6 +147,7 @@ def describe(
         layers = {side: list(own.layer_bits) for side, own in (("keys", header.keys), ("values", header.values)) if own}
         if any(layers.values()):
             later["layer_bits"] = layers
+        later |= _made_of(header)
     if cell.coded_sinks:
         later["coded_sinks"] = cell.coded_sinks
     if config.score_after:
@@ -182,6 +184,15 @@ def describe(
         **cache,
         **later,
     }
+
+
+def _made_of(header: CodebookHeader) -> dict[str, Any]:
+    """The parts of composed codes that are not those of recipe pqkv."""
+    usual, own = recipe_options(TrainConfig()), {"keys": header.keys, "values": header.values}
+    sized = {"bits", "num_subspaces", "nbits", "layer_bits", "scope", "iterations"}
+    parts = {side: options.model_dump(mode="json", exclude=sized) for side, options in own.items() if options}
+    others = {side: options.model_dump(mode="json", exclude=sized) for side, options in usual.items()}
+    return {} if parts == others else {"made_of": parts}
 
 
 def check_something_coded(config: EvalConfig) -> None:

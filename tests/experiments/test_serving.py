@@ -1,0 +1,78 @@
+"""Figures in the prose of experiments/serving are those of its records."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from pqkv.record import load_records
+
+ROOT = Path(__file__).parents[2]
+TEXT = " ".join((ROOT / "experiments/serving/README.md").read_text().split())
+
+
+@pytest.fixture(scope="module")
+def tables():
+    spec = importlib.util.spec_from_file_location("serving_tables", ROOT / "experiments/serving/tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    return tables
+
+
+def said(pattern):
+    found = re.search(pattern, TEXT)
+    assert found, pattern
+    return [float(number) for number in found.groups()]
+
+
+@pytest.fixture(scope="module")
+def losses(tables):
+    """(KLD over that of product codes, change of perplexity in percent) by whole bits."""
+    found = {}
+    for line in tables.loss().splitlines()[2:]:
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if cells[6]:
+            found.setdefault(int(float(cells[2])), []).append((float(cells[6]), float(cells[3].split("%")[0])))
+    return found
+
+
+def test_what_the_recipe_loses(losses):
+    def spread(bits, i):
+        return [pick(pair[i] for pair in losses[bits]) for pick in (min, max)]
+
+    assert said(r"loses ([\d.]+) to ([\d.]+) of what product codes do at 4") == spread(4, 0)
+    assert said(r"at 4 bits and ([\d.]+) to ([\d.]+) at 3\*\*") == spread(3, 0)
+    assert said(r"4 bits rises by ([\d.]+)% to ([\d.]+)%") == spread(4, 1)
+    assert said(r"gains little\*\*: ([\d.]+) to ([\d.]+), and") == spread(2, 0)
+    assert said(r"perplexity rises by ([\d.]+)% to ([\d.]+)%\. In") == spread(2, 1)
+
+
+def test_the_bars_of_the_default_cache():
+    """Perplexity within 0.5% at 4 bits and 5% at 2, at 1,024 tokens; KLD at 4 bits three times the floor at most."""
+    found, floors = {}, {}
+    for record in load_records(ROOT / "results/quality"):
+        c = record.config
+        if (c["model"], c["data"]) != ("smollm2", "wikitext2-test.txt"):
+            continue
+        if c.get("floor") == "bfloat16 arithmetic":
+            floors[c["context"]] = record.metrics["kld_mean"].value
+        elif c.get("recipe") == "pqkv" and c["mode"] == "exact-schedule":
+            found[c["context"], int(c["bits"])] = record.metrics
+    assert found[1024, 4]["perplexity_ratio"].high <= 1.005
+    assert found[1024, 2]["perplexity_ratio"].high <= 1.05
+    assert found[512, 4]["kld_mean"].value <= 3 * floors[512]
+    assert found[1024, 4]["kld_mean"].value <= 3 * 0.0009
+
+
+def test_the_cache_is_the_schedule():
+    kld, error = {}, 0.0
+    for record in load_records(ROOT / "results/serving"):
+        if record.kind == "eval" and record.config["windows"] == 2:
+            m = record.metrics
+            kld[int(record.config["bits"]), record.config["mode"]] = m["kld_mean"].value
+            if record.config["mode"] == "token":
+                error = max(error, m["softmax_mass_error"].value, m["lse_mass_error"].value)
+    gaps = [abs(kld[bits, "token"] / kld[bits, "exact-schedule"] - 1) for bits in (4, 2)]
+    assert max(gaps) <= 0.0025  # a fifth of a percent, rounded
+    assert said(r"sums to one within ([\de.-]+), against") == [pytest.approx(error, rel=0.06)]
