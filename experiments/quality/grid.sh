@@ -9,8 +9,9 @@ for text; do
 	evaluate() {
 		${PQKV:-pqkv} eval --model "$model" --data "$text" -o "${RESULTS:-results/quality}" "$@"
 	}
-	schedules() {
-		evaluate --bits 4,3,2 --mode exact-schedule,all-coded --coded-sinks 0,4 --metrics perplexity,agreement,kld "$@"
+	schedules() { # without sinks apart: codebooks learn from the first tokens only if no cell keeps them exact
+		evaluate --bits 4,3,2 --mode exact-schedule,all-coded --coded-sinks 4 --metrics perplexity,agreement,kld "$@"
+		evaluate --bits 4,3,2 --mode all-coded --coded-sinks 0 --metrics perplexity,agreement,kld "$@"
 	}
 	schedules --context 512,1024,2048 --windows 16
 	schedules --context 4096,8192 --windows 4

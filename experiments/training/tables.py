@@ -9,8 +9,8 @@ from pqkv.record import Record, load_records
 
 RESULTS = Path(__file__).parents[2] / "results/training"
 TIME = """\
-| k-means begins at | windows | positions up to | vectors | all | capture | k-means | error of keys | of values |
-|---|---|---|---|---|---|---|---|---|"""
+| recipe | k-means begins at | windows | positions up to | vectors | all | capture | k-means | error of keys | of values |
+|---|---|---|---|---|---|---|---|---|---|"""
 LOSS = """\
 | context | mode | codebooks | PPL | top-1 | KLD, nats | of that before |
 |---|---|---|---|---|---|---|"""
@@ -19,17 +19,22 @@ CODEBOOKS = {"94ee83fb5de9": "before", "ae56fe523ef8": "after"}  # of training_t
 
 def times(records: list[Record]) -> str:
     rows = [TIME]
-    for record in sorted((r for r in records if r.kind == "training"), key=lambda r: r.config["init"], reverse=True):
+    trainings = [r for r in records if r.kind == "training"]
+    for record in sorted(trainings, key=lambda r: (_recipe(r), r.config["init"]), reverse=True):
         config, metrics = record.config, {name: metric.value for name, metric in record.metrics.items()}
         stages = {row["stage"]: row["seconds"] for row in record.tables["stages"]}
         kmeans = stages["train keys"] + stages["train values"]
         count = config["calibration_tokens"] // config["context"]
         rows.append(
-            f"| {config['init']} points | {count} x {config['context']:,} | {config['positions']:,} | "
+            f"| {_recipe(record)} | {config['init']} points | {count} x {config['context']:,} | {config['positions']:,} | "
             f"{config['samples']:,} | {metrics['training_s']:.0f} s | {stages['capture']:.0f} s | {kmeans:.0f} s | "
             f"{metrics['key_query_error']:.5f} | {metrics['value_error']:.5f} |"
         )
     return "\n".join(rows).replace("k-means++ points", "k-means++")
+
+
+def _recipe(record: Record) -> str:
+    return str(record.config.get("recipe", "product"))
 
 
 def losses(records: list[Record]) -> str:
