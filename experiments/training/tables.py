@@ -9,7 +9,7 @@ from pqkv.record import Record, load_records
 
 RESULTS = Path(__file__).parents[2] / "results/training"
 TIME = """\
-| recipe | k-means begins at | windows | positions up to | vectors | all | capture | k-means | error of keys | of values |
+| recipe | k-means begins at | windows | positions up to | vectors | all | capture | k-means | of keys | of values |
 |---|---|---|---|---|---|---|---|---|---|"""
 LOSS = """\
 | context | mode | codebooks | PPL | top-1 | KLD, nats | of that before |
@@ -26,8 +26,9 @@ def times(records: list[Record]) -> str:
         kmeans = stages["train keys"] + stages["train values"]
         count = config["calibration_tokens"] // config["context"]
         rows.append(
-            f"| {_recipe(record)} | {config['init']} points | {count} x {config['context']:,} | {config['positions']:,} | "
-            f"{config['samples']:,} | {metrics['training_s']:.0f} s | {stages['capture']:.0f} s | {kmeans:.0f} s | "
+            f"| {_recipe(record)} | {config['init']} points | {count} x {config['context']:,} | "
+            f"{config['positions']:,} | {config['samples']:,} | {metrics['training_s']:.0f} s | "
+            f"{stages['capture']:.0f} s | {kmeans:.0f} s | "
             f"{metrics['key_query_error']:.5f} | {metrics['value_error']:.5f} |"
         )
     return "\n".join(rows).replace("k-means++ points", "k-means++")
