@@ -73,3 +73,9 @@ def test_codebooks_in_a_folder_that_cannot_be_written_are_read(lm, config, monke
     again, _, where = default_codebooks(lm, config, calibrated=untouched)
     assert where == path
     assert torch.equal(again.keys[0].centroids, books.keys[0].centroids)
+
+
+def test_codebooks_are_one_file_whether_what_is_left_out_is_said_or_meant(lm, config):
+    said = config.model_copy(update={"leave_out": 4})
+    assert defaults._name(lm, said) == defaults._name(lm, config)
+    assert defaults._name(lm, config.model_copy(update={"leave_out": 0})) != defaults._name(lm, config)
