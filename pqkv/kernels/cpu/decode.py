@@ -228,7 +228,7 @@ def _as_codes_meet(query: Array, pages: PagedTokens | None, scale: float) -> tup
         none = np.empty((*query.shape[:2], 0, 2), np.float32), 0.0, starts, rows, slow
         return query if coded is None else _scaled(coded.query, scale), none
     found = turns(coded.frequencies, pages.page_table.shape[1] * pages.page_size, coded.query.device)
-    phasors: Array = coded.phasors[:, 0].detach().float().numpy()
+    phasors: Array = np.ascontiguousarray(coded.phasors[:, 0].detach().float().numpy())
     if not found.in_order:
         phasors = phasors[:, :, list(found.order)]
     return _scaled(coded.query, scale), (phasors, scale, found.starts.numpy(), found.rows.numpy(), found.slow.numpy())
