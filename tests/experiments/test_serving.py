@@ -76,3 +76,35 @@ def test_the_cache_is_the_schedule():
     gaps = [abs(kld[bits, "token"] / kld[bits, "exact-schedule"] - 1) for bits in (4, 2)]
     assert max(gaps) <= 0.0025  # a fifth of a percent, rounded
     assert said(r"sums to one within ([\de.-]+), against") == [pytest.approx(error, rel=0.06)]
+
+
+def test_what_a_step_costs():
+    times = {}
+    for record in load_records(ROOT / "results/serving"):
+        if record.kind == "serving":
+            heads = int(record.config["model"].rsplit(" ", 1)[1])
+            (row,) = [row for row in record.tables["parts"] if row["parts"] == "all"]
+            times.setdefault((heads, int(record.config["bits"])), []).append(round(row["times"], 2))
+    of = {key: [min(found), max(found)] for key, found in times.items()}
+    assert said(r"together cost ([\d.]+) to ([\d.]+) times a step of product codes at 4 bits\*\*") == of[128, 4]
+    assert said(r"\(bar: 1\.2\), ([\d.]+) to ([\d.]+) at 3 bits") == of[128, 3]
+    assert said(r"first, and ([\d.]+) to ([\d.]+) at 2 bits") == of[128, 2]
+    small = [time for (heads, _), found in of.items() if heads == 64 for time in found]
+    assert said(r"KV head it is ([\d.]+) to ([\d.]+): a step") == [min(small), max(small)]
+
+
+def test_what_everything_takes():
+    bits = {}
+    for record in load_records(ROOT / "results/serving"):
+        if record.kind == "eval" and record.config["windows"] == 16:
+            c = record.config
+            bits[c["model"], c["scope"], c["dtype"], "made_of" in c] = record.tables["memory"][0]["effective_bits"]
+    head = bits["smollm2", "head", "bfloat16", False], bits["reference", "head", "float32", False]
+    assert said(r"exact parts takes ([\d.]+) bits \(bar: 5\.9\)") == [round(head[0], 2)]
+    assert said(r"float32 ones ([\d.]+) \(bar: 6\.95\)") == [round(head[1], 2)]
+    assert head[0] < 5.9
+    assert head[1] < 6.95
+    bare = bits["smollm2", "head", "bfloat16", True], bits["reference", "head", "float32", True]
+    assert said(r"no matrix\) it is ([\d.]+) and ([\d.]+) \(bars") == [round(one, 2) for one in bare]
+    assert bare[0] < 5.5
+    assert bare[1] < 6.6
