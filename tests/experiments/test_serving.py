@@ -82,15 +82,22 @@ def test_what_a_step_costs():
     times = {}
     for record in load_records(ROOT / "results/serving"):
         if record.kind == "serving":
-            heads = int(record.config["model"].rsplit(" ", 1)[1])
+            c = record.config
             (row,) = [row for row in record.tables["parts"] if row["parts"] == "all"]
-            times.setdefault((heads, int(record.config["bits"])), []).append(round(row["times"], 2))
-    of = {key: [min(found), max(found)] for key, found in times.items()}
-    assert said(r"together cost ([\d.]+) to ([\d.]+) times a step of product codes at 4 bits\*\*") == of[128, 4]
-    assert said(r"\(bar: 1\.2\), ([\d.]+) to ([\d.]+) at 3 bits") == of[128, 3]
-    assert said(r"first, and ([\d.]+) to ([\d.]+) at 2 bits") == of[128, 2]
-    small = [time for (heads, _), found in of.items() if heads == 64 for time in found]
-    assert said(r"KV head it is ([\d.]+) to ([\d.]+): a step") == [min(small), max(small)]
+            times[int(c["model"].rsplit(" ", 1)[1]), int(c["bits"]), c["context"]] = round(row["times"], 2)
+    assert said(r"cost ([\d.]+) times a step of product codes at 4 bits and 32,768 tokens, and ([\d.]+) at 4,096") == [
+        times[128, 4, context] for context in (32768, 4096)
+    ]
+
+    def spread(**fixed):
+        own = [
+            time for key, time in times.items() if all(key[("heads", "bits").index(n)] == v for n, v in fixed.items())
+        ]
+        return [min(own), max(own)]
+
+    assert said(r"4,096\); ([\d.]+) to ([\d.]+) at 3 bits") == spread(heads=128, bits=3)
+    assert said(r"first, and ([\d.]+) to ([\d.]+) at 2 bits") == spread(heads=128, bits=2)
+    assert said(r"KV head it is ([\d.]+) to ([\d.]+): a step") == spread(heads=64)
 
 
 def test_what_everything_takes():
