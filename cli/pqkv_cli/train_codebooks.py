@@ -119,7 +119,9 @@ def train_codebooks(
     wanted = TrainConfig.parse(values, source=source)
     check_writable(output)
     from pqkv.lm import load_model
-    from pqkv.lm.train import memory_of_samples, train
+    from pqkv.lm.train import memory_of_samples, recipe_options, train
+
+    recipe_options(wanted)  # a codec that is not served is refused before a model is loaded
 
     with ProgressBar() as bar:
         bar.show("load model", 0, 1)

@@ -100,7 +100,7 @@ def choices() -> str:
 
 
 def percent(metric: Metric) -> str:
-    values = [100 * (value - 1) for value in (metric.value, metric.low, metric.high)]  # type: ignore[operator]
+    values = [100 * (value - 1) for value in (metric.value, metric.low, metric.high)]
     return "{:+.2f}% [{:+.2f}%, {:+.2f}%]".format(*values)
 
 

@@ -196,7 +196,7 @@ class Codebook:
         after = {name: change(tensor) for name, tensor in before.items()}
         if all(after[name] is tensor for name, tensor in before.items()):
             return self
-        return replace(self, **after)  # type: ignore[arg-type] # the fields are of many types, these are tensors
+        return replace(self, **after)  # type: ignore[arg-type] # mypy holds them to every field
 
     def without_turn(self) -> Codebook:
         """The codebook of vectors that were turned already; itself if it does not turn."""

@@ -45,9 +45,16 @@ def _head(side: PagedSide, h: int) -> PagedSide:
     def own(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor[h : h + 1] if tensor.shape[0] > 1 else tensor
 
-    gains = None if side.gains is None else side.gains[:, h : h + 1]
-    parts = {name: own(getattr(side, name)) for name in ("centroids", "channels", "scales", "gain_values")}
-    return PagedSide(side.pages[:, h : h + 1], side.layout, nbits=side.nbits, gains=gains, **parts)  # type: ignore[arg-type] # tensors
+    return replace(
+        side,
+        pages=side.pages[:, h : h + 1],
+        centroids=own(side.centroids),
+        channels=own(side.channels),
+        scales=own(side.scales),
+        gains=None if side.gains is None else side.gains[:, h : h + 1],
+        gain_values=own(side.gain_values),
+        derived={},
+    )
 
 
 def _heads(coded: CodedQuery | None, b: int, heads: slice) -> CodedQuery | None:

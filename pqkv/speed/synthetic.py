@@ -129,7 +129,15 @@ def _key_book(config: BenchConfig, shape: tuple[int, int], draw: torch.Generator
     if "turning" in config.served:
         frequencies = tuple((1e-5 ** (torch.arange(D // 2).double() / (D // 2))).tolist())
         parts["turning"] = _normal((Hkv, 2 * len(frequencies)), torch.float32, draw)
-    return replace(Codebook(parts.pop("centroids"), frequencies=frequencies), **parts)  # type: ignore[arg-type] # tensors
+    return Codebook(
+        parts["centroids"],
+        parts.get("channels"),
+        scales=parts.get("scales"),
+        frame=parts.get("frame"),
+        back=parts.get("back"),
+        turning=parts.get("turning"),
+        frequencies=frequencies,
+    )
 
 
 def _value_book(config: BenchConfig, shape: tuple[int, int], draw: torch.Generator) -> Codebook:
@@ -144,8 +152,13 @@ def _value_book(config: BenchConfig, shape: tuple[int, int], draw: torch.Generat
         parts["middle_gain"] = torch.zeros(Hkv, device=draw.device)
     if "hadamard" not in config.served and not universal:
         parts["channels"] = _orders(Hkv, config.head_dim, draw)
-    book = Codebook(parts.pop("centroids"), hadamard="hadamard" in config.served)
-    return replace(book, **parts)  # type: ignore[arg-type] # tensors
+    return Codebook(
+        parts["centroids"],
+        parts.get("channels"),
+        scales=parts.get("scales"),
+        middle_gain=parts.get("middle_gain"),
+        hadamard="hadamard" in config.served,
+    )
 
 
 def _centroids(shape: tuple[int, ...], config: BenchConfig, draw: torch.Generator) -> dict[str, Tensor]:
