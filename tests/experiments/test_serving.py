@@ -62,7 +62,7 @@ def test_the_bars_of_the_default_cache():
     assert found[1024, 4]["perplexity_ratio"].high <= 1.005
     assert found[1024, 2]["perplexity_ratio"].high <= 1.05
     assert found[512, 4]["kld_mean"].value <= 3 * floors[512]
-    assert found[1024, 4]["kld_mean"].value <= 3 * 0.0009
+    assert found[1024, 4]["kld_mean"].value <= 0.0027  # three of a prototype's floor: ours was not measured at 1,024
 
 
 def test_the_cache_is_the_schedule():
