@@ -121,7 +121,8 @@ def train_codebooks(
     from pqkv.lm import load_model
     from pqkv.lm.train import memory_of_samples, recipe_options, train
 
-    recipe_options(wanted)  # a codec that is not served is refused before a model is loaded
+    if wanted.codec:
+        recipe_options(wanted)  # one that is not served is refused before a model is loaded
 
     with ProgressBar() as bar:
         bar.show("load model", 0, 1)
