@@ -1,9 +1,11 @@
 """What each part of recipe pqkv costs a decoding step, all variants taking turns on random caches.
 
 python experiments/serving/parts.py [-o results/serving] [--heads 32 --kv-heads 8 --head-dim 128] [--repeats 25]
+python experiments/serving/parts.py --device cuda --dtype float16 --batch 8 --part "product codes" --part all
 
 A step is what a cache takes: the query that codes meet, attention, and the turn of what comes out. Ratios are medians
-over rounds in which every variant ran once; each variant has as many caches as exceed the processor's own twice.
+over rounds in which every variant ran once; each variant has as many caches as exceed the processor's own twice. On a
+GPU a step is a captured graph.
 """
 
 import argparse
@@ -41,24 +43,34 @@ asked.add_argument("--kv-heads", type=int, default=8)
 asked.add_argument("--head-dim", type=int, default=128)
 asked.add_argument("--lengths", default="4096,32768")
 asked.add_argument("--bits", default="4,3,2")
+asked.add_argument("--batch", type=int, default=1)
+asked.add_argument(
+    "--part", action="append", choices=PARTS, help="these and not all, the first being what others are held to"
+)
 asked.add_argument("--repeats", type=int, default=25)
+asked.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+asked.add_argument(
+    "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of all that is exact"
+)
 given = asked.parse_args()
-CPU = torch.device("cpu")
-backend = choose_backend("auto", CPU, torch.float32)
+device, chosen = torch.device(given.device), given.part or list(PARTS)
+backend = choose_backend("auto", device, getattr(torch, given.dtype), fallback=False)
 
 
 def measure(bits: float, length: int) -> dict[str, Any]:
     shape = code_geometry(CodeShape(bits=bits), given.head_dim)
     contestants = []
-    for name, served in PARTS.items():
-        config = BenchConfig(heads=given.heads, kv_heads=given.kv_heads, head_dim=given.head_dim, served=served)
-        first = decode_inputs(config, length, 1, shape, 0)
-        count = copies_beyond_cache(first.read, CPU)
-        cases = [first, *(decode_inputs(config, length, 1, shape, i) for i in range(1, count))]
+    for name in chosen:
+        config = BenchConfig(
+            heads=given.heads, kv_heads=given.kv_heads, head_dim=given.head_dim, dtype=given.dtype, served=PARTS[name]
+        )
+        first = decode_inputs(config, length, given.batch, shape, 0, device)
+        count = copies_beyond_cache(first.read, device)
+        cases = [first, *(decode_inputs(config, length, given.batch, shape, i, device) for i in range(1, count))]
         calls = [backend_call(backend, case, given.head_dim**-0.5, None) for case in cases]
         contestants.append(Contestant(name, calls))
-    timings = race(contestants, given.repeats, always=list(PARTS), device=CPU)
-    base = timings["product codes"]
+    timings = race(contestants, given.repeats, always=chosen, device=device)
+    base = timings[chosen[0]]
     metrics = {"latency_ms": metric_of(base.median, [1e3 * s for s in base.seconds], "ms")}
     rows = []
     for name, timing in timings.items():
@@ -78,6 +90,8 @@ for bits in map(float, given.bits.split(",")):
             "machine": machine_name(env), "backend": backend.name, "threads": torch.get_num_threads(),
             "bits": bits, "context": length, "repeats": given.repeats,
         }  # fmt: skip
+        others = {"batch": given.batch, "dtype": given.dtype, "parts": given.part}
+        described |= {name: value for name, value in others.items() if value != asked.get_default(name)}
         record = run_cell(
             lambda bits=bits, length=length: measure(bits, length),
             kind="serving", config=described, seed=0, env=env, git=git, store=store, force=True,

@@ -44,9 +44,10 @@ def pack_planes(planes: Planes) -> dict[str, Packed]:
     return {name: _pack(name, plane) for name, plane in planes.items()}
 
 
-def unpack_planes(packed: Mapping[str, Packed]) -> dict[str, Plane]:
-    """What `pack_planes` packed, from the bytes alone."""
-    return {name: _unpack(plane) for name, plane in packed.items()}
+def unpack_planes(packed: Mapping[str, Packed], device: torch.device | None = None) -> dict[str, Plane]:
+    """What `pack_planes` packed, from the bytes alone, on `device` (None: the CPU)."""
+    unpacked = {name: _unpack(plane) for name, plane in packed.items()}
+    return {name: Plane(plane.values.to(device), plane.width) for name, plane in unpacked.items()}
 
 
 def _pack(name: str, plane: Plane) -> Packed:

@@ -96,7 +96,7 @@ class _Coding:
         else:
             packed = pack_planes(self.codec.encode(layer, keys, values, positions, self.below))
             self.sizes.add(packed, keys.numel())
-            found = self.codec.decode(layer, unpack_planes(packed), positions, self.below)
+            found = self.codec.decode(layer, unpack_planes(packed, keys.device), positions, self.below)
         if self.codec.looks_below:
             self.below = found
         return found
