@@ -122,7 +122,7 @@ def _key_book(config: BenchConfig, shape: tuple[int, int], draw: torch.Generator
     parts = _centroids((Hkv, shape[0], 2 ** shape[1], D // shape[0]), config, draw)
     frequencies: tuple[float, ...] = ()
     if "frame" in config.served:
-        parts["back"] = _normal((Hkv, D, D), torch.float32, draw).half()
+        parts["back"] = (_normal((Hkv, D, D), torch.float32, draw) / D**0.5).half()  # lengths stay
         parts["frame"] = parts["back"]  # nothing is encoded: its bytes count
     else:
         parts["channels"] = _orders(Hkv, D, draw)

@@ -115,6 +115,14 @@ def test_a_case_is_the_cache_that_decoding_would_have():
     assert exact.nbytes == int(100 / 16 * (2 * 2 * 16 * 16 * 4))
 
 
+def test_made_up_frames_keep_the_length_of_queries():
+    """Scores eleven times too large, as a frame of plain normal numbers made them, are beyond what float16 resolves."""
+    case = decode_inputs(config(heads=32, kv_heads=8, head_dim=128), 100, 1, (64, 8), 0)
+    assert case.pages.query is not None
+    ratio = case.pages.query.query.norm(dim=-1) / case.query.norm(dim=-1)
+    assert 0.9 < float(ratio.mean()) < 1.1
+
+
 def test_ragged_lengths_span_an_eighth_to_the_whole():
     assert lengths_of(8, 1000, True)[0] == 125
     assert lengths_of(8, 1000, True)[-1] == 1000
