@@ -33,6 +33,18 @@ COMPILE = {
 many = [pytest.mark.slow, pytest.mark.ci]
 
 
+def every_shape(first):
+    """Every shape and group for every capability in `make test-slow`; CI takes each for one of them in turns, the first
+    for number `first`.
+    """
+    return [
+        pytest.param(bits, group, capability, marks=many if (i + j + k) % 2 == first else [pytest.mark.slow])
+        for i, bits in enumerate(SHAPES)
+        for j, group in enumerate(GROUPS)
+        for k, capability in enumerate(CAPABILITIES)
+    ]
+
+
 def coded(bits, group, layouts=("transposed", "transposed")):
     return coded_variant(group, *(Codes(*SHAPES[bits], layout) for layout in layouts))
 
@@ -82,11 +94,7 @@ def test_a_kernel_that_ends_early_does_the_work_of_its_phases():
     assert scores.count("ld.shared") - tables.count("ld.shared") >= 8 * 4 - 1
 
 
-@pytest.mark.slow
-@pytest.mark.ci
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("bits", SHAPES)
+@pytest.mark.parametrize(("bits", "group", "capability"), every_shape(0))
 def test_coded_kernels_are_sound(bits, group, capability):
     check(coded(bits, group), capability)
 
@@ -104,11 +112,7 @@ def test_what_a_variant_does_not_have_it_does_not_take():
     assert found[0].report.shared_bytes == found[1].report.shared_bytes
 
 
-@pytest.mark.slow
-@pytest.mark.ci
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("bits", SHAPES)
+@pytest.mark.parametrize(("bits", "group", "capability"), every_shape(1))
 def test_coded_kernels_with_a_bias_and_gains_are_sound(bits, group, capability):
     check(replace(coded(bits, group), **BESIDE), capability)
 

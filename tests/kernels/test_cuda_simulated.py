@@ -21,12 +21,15 @@ FEW = (
     "test_exact_pages or test_centroids_of_four or test_splits_change or test_what_the_naive or (0 and fp16_tables)"
     " or drift or (many and test_any_number_of_pairs)"
 )
+# the whole file in parts of some minutes at most, so that it takes every core
+PARTS = ("every_layout", "every_length", "all_of_it or served_beside or turns or drift or octaves")
 everything = [pytest.mark.slow, pytest.mark.ci, pytest.mark.timeout(1500)]
 
 
 @pytest.mark.parametrize(("file", "selection"), [
     pytest.param("test_attention.py", FEW, id="attention, a few"),
-    pytest.param("test_attention.py", "", marks=everything, id="attention"),
+    *(pytest.param("test_attention.py", part, marks=everything, id=f"attention, {part}") for part in PARTS),
+    pytest.param("test_attention.py", f"not ({' or '.join(PARTS)})", marks=everything, id="attention, the rest"),
     pytest.param("test_launches.py", "", id="launches"),
     pytest.param("test_parts.py", "", marks=everything, id="parts"),
     pytest.param("test_encode.py", "", marks=everything, id="encode"),
