@@ -1,7 +1,8 @@
 """The tables of experiments/serving/README.md, made of records: python experiments/serving/tables.py WHAT
 
 WHAT is `loss` (recipe pqkv beside product codes in the schedule of a cache), `cache` (the same through the real cache),
-`step` (what each part costs a decoding step), `choices` (recipes by the bits that everything takes) or `training`.
+`step` (what each part costs a decoding step), `gpu` (the same on a GPU) or `choices` (recipes by the bits of
+everything).
 """
 
 import sys
@@ -19,6 +20,9 @@ CACHE_HEAD = """\
 |---|---|---|---|---|---|"""
 STEP_HEAD = """\
 | shape | bits | tokens | product codes, ms | int8 | frame | frame, turning mean | gains | Hadamard, universal | all |
+|---|---|---|---|---|---|---|---|---|---|"""
+GPU_HEAD = """\
+| batch | bits | tokens | product codes, us | int8 | frame | frame, turning | gains | Hadamard, universal | all |
 |---|---|---|---|---|---|---|---|---|---|"""
 CHOICE_HEAD = """\
 | model | recipe | marginal bits | at 2,048 tokens, everything counted | KLD, nats |
@@ -73,15 +77,34 @@ def cache() -> str:
 def step() -> str:
     """Times of product codes' step, by part."""
     lines = [STEP_HEAD]
-    records = [r for r in load_records(RESULTS) if r.kind == "serving" and r.status == "ok"]
-    for record in sorted(records, key=lambda r: (r.config["model"], -r.config["bits"], r.config["context"])):
-        c, m = record.config, record.metrics
-        found = {row["parts"]: row["times"] for row in record.tables["parts"]}
-        times = (f"{found[part]:.2f}" for part in STEPS)
-        lines.append(
-            f"| {c['model']} | {c['bits']:g} | {c['context']:,} | {m['latency_ms'].value:.2f} | {' | '.join(times)} |"
-        )
+    for record in sorted(serving_records(RESULTS), key=lambda r: (r.config["model"], *by_size(r))):
+        c, took = record.config, record.metrics["latency_ms"].value
+        lines.append(f"| {c['model']} | {c['bits']:g} | {c['context']:,} | {took:.2f} | {times(record)} |")
     return "\n".join(lines)
+
+
+def gpu() -> str:
+    """The same as captured graphs of a GPU, in float16."""
+    lines = [GPU_HEAD]
+    for record in sorted(serving_records(ROOT / "results/gpu/parts"), key=by_size):
+        c, took = record.config, 1e3 * record.metrics["latency_ms"].value
+        lines.append(f"| {c.get('batch', 1)} | {c['bits']:g} | {c['context']:,} | {took:.1f} | {times(record)} |")
+    return "\n".join(lines)
+
+
+def serving_records(folder: Path) -> list[Record]:
+    return [r for r in load_records(folder) if r.kind == "serving" and r.status == "ok"]
+
+
+def by_size(record: Record) -> tuple[float, ...]:
+    c = record.config
+    return c.get("batch", 1), -c["bits"], c["context"]
+
+
+def times(record: Record) -> str:
+    """Of each part, as cells of a row: how often the step of product codes."""
+    found = {row["parts"]: f"{row['times']:.2f}" for row in record.tables["parts"]}
+    return " | ".join(found.get(part, "") for part in STEPS)
 
 
 def choices() -> str:
@@ -108,7 +131,7 @@ def nats(metric: Metric) -> str:
     return f"{metric.value:.3g} [{metric.low:.2g}, {metric.high:.2g}]"
 
 
-TABLES = {"loss": loss, "cache": cache, "step": step, "choices": choices}
+TABLES = {"loss": loss, "cache": cache, "step": step, "gpu": gpu, "choices": choices}
 
 
 def printed(words: list[str]) -> str:

@@ -88,3 +88,33 @@ def test_the_bundled_model_on_a_gpu(tables):
     assert numbers(TEXT, r"in float16: \+([\d.]+)% perplexity and ([\d.]+)% top-1") == [
         round(100 * (ratio - 1), 2), round(100 * top, 1),
     ]  # fmt: skip
+
+
+def test_what_recipe_pqkv_adds(tables):
+    found = {}
+    for record in load_records(tables.FOLDER / "parts"):
+        c = record.config
+        found[c.get("batch", 1), c["bits"], c["context"]] = {
+            row["parts"]: row["times"] for row in record.tables["parts"]
+        }
+        assert not record.git["dirty"]
+        assert record.env["gpus"][0]["name"].startswith("NVIDIA H100")
+    wholes = [times["all"] for times in found.values()]
+    assert numbers(TEXT, r"together take ([\d.]+) to ([\d.]+) times a step") == [
+        round(min(wholes), 2),
+        round(max(wholes), 2),
+    ]
+    large = [found[8, bits, 32768] for bits in (4, 2)]
+    biases = [times["frame, turning"] - times["frame"] for times in large]
+    assert numbers(TEXT, r"\(([\d.]+) of a step at 4 bits, ([\d.]+) at 2\)") == [round(bias, 2) for bias in biases]
+    assert [bias / (times["all"] - 1) for bias, times in zip(biases, large, strict=True)] == pytest.approx(
+        [2 / 3] * 2, abs=0.03
+    )
+    assert all(max(times["gains"], times["int8"]) < 1.01 for times in large)
+    (alone,) = (
+        r for r in load_records(tables.FOLDER / "parts") if (r.config["bits"], r.config["context"]) == (4, 4096)
+    )
+    assert numbers(TEXT, r"takes ([\d.]+) microseconds with seven") == [
+        round(1e3 * alone.metrics["latency_ms"].value, 1)
+    ]
+    assert "whole step | 59.1" in TEXT
