@@ -1,41 +1,44 @@
 """Tables of what positions do to a mean that turns with them, made in float64 once and shared by layers and heads.
 
-In float32 an angle of 131,072 radians is wrong by a hundredth; as a product of the turn at a block's start and the turn
-within the block, both rounded once, it is right to a few units in the last place however long the context.
+In float32 an angle of 131,072 radians is wrong by a hundredth; as a product of the turn to a block's middle and the
+turn from there, both rounded once, it is right to a few units in the last place however long the context.
 
-Most pairs of a rotary embedding hardly turn within a block. Around its middle their cosines and sines are a few powers
-of the distance, and all slow pairs together are one polynomial of it: 7 products a token in place of 2 for each.
+Most pairs of a rotary embedding turn little within a block. Their cosines and sines are a few Chebyshev polynomials of
+the distance from its middle, and all slow pairs together are one such series: 9 products a token in place of 2 for
+each. Cosines and even polynomials are the same as far before the middle as behind it, sines and odd ones change their
+sign: who takes two such tokens at once needs every product for one of them only.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
-from math import factorial
 
 import torch
 from torch import Tensor
 
-BLOCK = 64  # tokens from one start to the next
-POWERS = 7  # of the distance from a block's middle, 0 ... 6
+BLOCK = 64  # tokens
+POLYNOMIALS = 9  # Chebyshev's, T_0 ... T_8, of the distance from a block's middle; one more is even than is odd
 _KEPT = 8  # tables: of a few models, or of one whose layers differ
 _MIDDLE = (BLOCK - 1) / 2
-_SLOW = 0.7 / _MIDDLE  # radians a token: what the powers leave out of a sine is 0.7**7 / 7! = 2e-5
+_SLOW = 2.3 / _MIDDLE  # radians a token: what T_9 and all above it would add to a cosine or sine is below 2e-5
+_NODES = 64  # of Chebyshev's, which give the series of such a cosine to the last bit
 
 
 @dataclass(frozen=True, slots=True)
 class Turns:
     """What a block of tokens needs to know of `frequencies`, the fast ones first.
 
-    `starts` (blocks, P, 2): cos and sin of each pair at a block's start, those of slow pairs at its middle. `rows`
-    (R, BLOCK): cos and sin of each fast pair within a block, then powers of the distance from its middle. `slow`
-    (slow pairs, POWERS): with what a slow pair's phasor comes to the factor of each power; even powers take the
+    `middles` (blocks, P, 2): cos and sin of each pair at a block's middle, between two tokens. `rows` (R, BLOCK): cos
+    and sin of each fast pair from there, then polynomials of the distance: every second row is even, the others odd.
+    `slow` (slow pairs, POLYNOMIALS): with what a slow pair's phasor comes to the factor of each; even ones take the
     phasor's cosine, odd ones its sine. All float32.
     """
 
     order: tuple[int, ...]  # of the frequencies as they were given
     fast: int
-    starts: Tensor
+    middles: Tensor
     rows: Tensor
     slow: Tensor
 
@@ -55,19 +58,28 @@ def _made(frequencies: tuple[float, ...], blocks: int, device: torch.device) -> 
     order = sorted(range(len(frequencies)), key=lambda i: frequencies[i] <= _SLOW)  # stable
     theta = torch.tensor([frequencies[i] for i in order], dtype=torch.float64)
     fast = sum(f > _SLOW for f in frequencies)
-    middle = torch.zeros_like(theta)
-    middle[fast:] = _MIDDLE
-    starts = theta * (torch.arange(blocks).double()[:, None] * BLOCK + middle)
-    within = theta[:fast, None] * torch.arange(BLOCK)
-    distance = (torch.arange(BLOCK).double() - _MIDDLE) / _MIDDLE
-    # cos(x + y) = cos x - ..., with y = theta _MIDDLE distance: a cos + b sin of it, power by power
-    powers = torch.arange(POWERS)
-    signs = torch.tensor([1.0, 1.0, -1.0, -1.0] * 2).double()[:POWERS]
-    factors = signs / torch.tensor([factorial(k) for k in range(POWERS)]).double()
-    slow = (theta[fast:, None] * _MIDDLE) ** powers * factors
-    rows = torch.cat([torch.stack([within.cos(), within.sin()], 1).flatten(0, 1), distance ** powers[:, None]])
-    tables = (torch.stack([starts.cos(), starts.sin()], -1), rows, slow)
+    middles = theta * (torch.arange(blocks).double()[:, None] * BLOCK + _MIDDLE)
+    distance = torch.arange(BLOCK).double() - _MIDDLE
+    within = theta[:fast, None] * distance
+    polynomials = _chebyshev((distance / _MIDDLE).acos())
+    slow = _series(theta[fast:] * _MIDDLE)
+    rows = torch.cat([torch.stack([within.cos(), within.sin()], 1).flatten(0, 1), polynomials])
+    tables = (torch.stack([middles.cos(), middles.sin()], -1), rows, slow)
     return Turns(tuple(order), fast, *(table.float().contiguous().to(device) for table in tables))
+
+
+def _chebyshev(angles: Tensor) -> Tensor:
+    """T_k of the cosines of angles (n,): (POLYNOMIALS, n)."""
+    return (torch.arange(POLYNOMIALS)[:, None] * angles).cos()
+
+
+def _series(angles: Tensor) -> Tensor:
+    """(pairs, POLYNOMIALS): of each T_k in cos(angle x), k even, and in sin(angle x), k odd, for x from -1 to 1."""
+    nodes = (torch.arange(_NODES).double() + 0.5) * (math.pi / _NODES)
+    turned = angles[:, None] * nodes.cos()
+    even, odd = (2 / _NODES * wave @ _chebyshev(nodes).mT for wave in (turned.cos(), turned.sin()))
+    even[:, 0] /= 2
+    return torch.where(torch.arange(POLYNOMIALS) % 2 == 0, even, odd)
 
 
 def turns(frequencies: tuple[float, ...], tokens: int, device: torch.device) -> Turns:

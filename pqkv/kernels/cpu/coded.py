@@ -23,7 +23,7 @@ CENTROID, TABLE = range(2)  # lengths of a `way`
 
 @compiled(nogil=True)
 def attend_coded(
-    launch, threads, taken, query, phasors, phasor_scale, turn_starts, turn_rows, turn_slow, gains, gain_values,
+    launch, threads, taken, query, phasors, phasor_scale, turn_middles, turn_rows, turn_slow, gains, gain_values,
     context_len, lowest, table, num_kv_heads, page_size, stretch_pages,
     key_pages, key_line, key_centroids, key_channels, key_unpacked, key_d_sub, key_block, key_nbits, key_order, key_way,
     value_pages, value_line, value_centroids, value_channels, value_unpacked, value_d_sub, value_block_, value_nbits,
@@ -47,7 +47,7 @@ def attend_coded(
         value_nbits, value_order, value_way,
     )  # fmt: skip
     places = context_len, lowest, table, num_kv_heads, page_size, stretch_pages
-    turning = phasors, phasor_scale, turn_starts, turn_rows, turn_slow
+    turning = phasors, phasor_scale, turn_middles, turn_rows, turn_slow
     return on_threads(
         launch, threads, _attend_units,
         (taken, query, turning, (gains, gain_values), places, keys, values, out, top, total, heads, unit),
@@ -57,12 +57,12 @@ def attend_coded(
 @compiled(error_model="numpy")
 def _attend_units(taken, query, turning, gains, places, keys, values, out, top, total, heads, unit):
     Hkv, stretches = out.shape[1:3]
-    phasors, scale, starts, rows, slow = turning
+    phasors, scale, middles, rows, slow = turning
     G = len(heads)
     job = next_unit(taken)
     while job < query.shape[0] * Hkv * stretches:
         b, h, s, hidden, stretch = stretch_of(job, stretches, *places)
-        own = phasors[b, h * G : (h + 1) * G], scale, starts, rows, slow
+        own = phasors[b, h * G : (h + 1) * G], scale, middles, rows, slow
         _attend(
             query[b], own, gains, stretch, keys, values, hidden, out[b, h, s], top[b, h, s], total[b, h, s], heads, unit
         )

@@ -14,7 +14,7 @@ from pqkv.kernels.cpu.coded import CENTROID, TABLE, attend_coded
 from pqkv.kernels.cpu.exact import attend_exact_pages, merge
 from pqkv.kernels.cpu.lookups import ROW, TRANSPOSED, TRANSPOSED_64
 from pqkv.kernels.cpu.paging import Side
-from pqkv.kernels.turns import BLOCK, POWERS, turns
+from pqkv.kernels.turns import BLOCK, POLYNOMIALS, turns
 from pqkv.kernels.types import ExactTokens, PagedSide, PagedTokens
 from pqkv.packing import packed_size
 from pqkv.parallel import run_units
@@ -223,15 +223,15 @@ def _as_codes_meet(query: Array, pages: PagedTokens | None, scale: float) -> tup
     """What coded keys are scored with: the query, scaled, or one of their own with phasors and tables of turns."""
     coded = None if pages is None else pages.query
     if pages is None or coded is None or not coded.frequencies:
-        tables = (np.empty(shape, np.float32) for shape in ((0, 0, 2), (0, BLOCK), (0, POWERS)))
-        starts, rows, slow = tables
-        none = np.empty((*query.shape[:2], 0, 2), np.float32), 0.0, starts, rows, slow
+        tables = (np.empty(shape, np.float32) for shape in ((0, 0, 2), (0, BLOCK), (0, POLYNOMIALS)))
+        middles, rows, slow = tables
+        none = np.empty((*query.shape[:2], 0, 2), np.float32), 0.0, middles, rows, slow
         return query if coded is None else _scaled(coded.query, scale), none
     found = turns(coded.frequencies, pages.page_table.shape[1] * pages.page_size, coded.query.device)
     phasors: Array = np.ascontiguousarray(coded.phasors[:, 0].detach().float().numpy())
     if not found.in_order:
         phasors = phasors[:, :, list(found.order)]
-    return _scaled(coded.query, scale), (phasors, scale, found.starts.numpy(), found.rows.numpy(), found.slow.numpy())
+    return _scaled(coded.query, scale), (phasors, scale, found.middles.numpy(), found.rows.numpy(), found.slow.numpy())
 
 
 def _kv_heads(pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None, Hq: int) -> int:

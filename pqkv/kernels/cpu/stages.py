@@ -39,18 +39,18 @@ def _prepare_units(taken, places, side, query, prepared, heads):
 def look_up_all(
     launch, threads, taken, context_len, lowest, table, num_kv_heads, page_size, stretch_pages, stretches,
     pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way, prepared,
-    phasors, phasor_scale, turn_starts, turn_rows, turn_slow, scores, heads, unit,
+    phasors, phasor_scale, turn_middles, turn_rows, turn_slow, scores, heads, unit,
 ):  # fmt: skip
     """scores (units of work, numbers) of all stretches, with their bias."""
     side = Side(pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way)
     places = stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages
-    turning = phasors, phasor_scale, turn_starts, turn_rows, turn_slow
+    turning = phasors, phasor_scale, turn_middles, turn_rows, turn_slow
     return on_threads(launch, threads, _look_up_units, (taken, places, side, prepared, turning, scores, heads, unit))
 
 
 @compiled(error_model="numpy")
 def _look_up_units(taken, places, side, prepared, turning, scores, heads, unit):
-    phasors, scale, starts, rows, slow = turning
+    phasors, scale, middles, rows, slow = turning
     G = len(heads)
     job = next_unit(taken)
     while job < len(scores):
@@ -59,7 +59,7 @@ def _look_up_units(taken, places, side, prepared, turning, scores, heads, unit):
             own = scores[job, : scores_size(stretch.length, heads, unit)]
             look_up_keys(own, prepared[job], stretch, side, heads)
             first = stretch.first_page * stretch.page_size
-            add_bias(own, (phasors[b, h * G : (h + 1) * G], scale, starts, rows, slow), first, stretch.length, heads)
+            add_bias(own, (phasors[b, h * G : (h + 1) * G], scale, middles, rows, slow), first, stretch.length, heads)
         job = next_unit(taken)
 
 

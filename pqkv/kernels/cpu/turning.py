@@ -1,8 +1,9 @@
 """The bias that a mean that turns leaves in the scores, and the gains of values, for a stretch of coded tokens.
 
 Token j gets, for every query head, sum over pairs of a cos(theta j) + b sin(theta j). A block of 64 tokens turns the
-pairs' phasors to where it stands, from a table made in float64, and takes one product of them with the turns inside a
-block, or for all slow pairs together with powers of the distance from its middle (`pqkv.kernels.turns`): no drift.
+pairs' phasors to its middle, by a table made in float64, and takes one product of them with the turns inside a block,
+or for all slow pairs together with polynomials of the distance from there (`pqkv.kernels.turns`): no drift. What is
+even in the distance and what is odd are summed apart, behind the middle; tokens before it get the difference.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from pqkv.kernels.turns import BLOCK, POWERS
+from pqkv.kernels.turns import BLOCK, POLYNOMIALS
 from pqkv.vector_code import (
     I32,
     I64,
@@ -32,6 +33,7 @@ from pqkv.vector_code import (
     vector,
 )
 
+HALF = BLOCK // 2
 _WIDE = bool(get_host_cpu_features().get("avx512f"))
 _LANES = 16 if _WIDE else 8  # floats of a vector register
 _FUSE = ("contract", "nsz")
@@ -62,8 +64,8 @@ def _turn(typing_context, turned, phasors, turns, count, heads):
 
 @intrinsic
 def _gather_slow(typing_context, turned, fast, slow, count, heads):
-    """The phasors of the `count` slow pairs, turned (pairs, 2, G) from `fast` on, become the factors of powers, which
-    take their place: slow (count, POWERS).
+    """The phasors of the `count` slow pairs, turned (pairs, 2, G) from `fast` on, become the factors of polynomials,
+    which take their place: slow (count, POLYNOMIALS).
     """
     G = len(heads)
     signature = types.void(turned, types.intp, slow, types.intp, heads)
@@ -71,11 +73,11 @@ def _gather_slow(typing_context, turned, fast, slow, count, heads):
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         turned, slow = (data(context, builder, signature, arguments, i) for i in (0, 2))
         start = builder.mul(arguments[1], I64(2 * G))
-        sums = [variable(builder, constant(floats(G), [0.0] * G)) for _ in range(POWERS)]
+        sums = [variable(builder, constant(floats(G), [0.0] * G)) for _ in range(POLYNOMIALS)]
         with cgutils.for_range(builder, arguments[3]) as loop:
             place = builder.add(start, builder.mul(loop.index, I64(2 * G)))
             phasor = [vector(builder, turned, builder.add(place, I64(i * G)), G) for i in range(2)]
-            factors = builder.mul(loop.index, I64(POWERS))
+            factors = builder.mul(loop.index, I64(POLYNOMIALS))
             for k, total in enumerate(sums):
                 factor = splat(builder, number(builder, slow, builder.add(factors, I64(k))), G)
                 builder.store(add_product(builder, phasor[k % 2], factor, builder.load(total)), total)
@@ -88,34 +90,50 @@ def _gather_slow(typing_context, turned, fast, slow, count, heads):
 
 @intrinsic
 def _add_sums(typing_context, scores, start, weights, rows, count, heads):
-    """scores[start + t * G + g] += the sum over r < count of weights[r * G + g] * rows[r * BLOCK + t], t < BLOCK."""
+    """scores[start + t * G + g] += the sum over r < count of weights[r * G + g] * rows[r * BLOCK + t], t < BLOCK. Of
+    the rows, an odd number, every second is even around the middle and the others are odd.
+    """
     G = len(heads)
-    # eight sums under way hide the time of a product
-    lanes = min(BLOCK, max(_LANES, 8 * _LANES >> (G - 1).bit_length()))
+    # sums under way: eight hide the time of a product
+    lanes = min(HALF, max(_LANES, 4 * _LANES >> (G - 1).bit_length()))
     signature = types.void(scores, types.intp, weights, rows, types.intp, heads)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         scores, weights, rows = (data(context, builder, signature, arguments, i) for i in (0, 2, 3))
         _, start, _, _, count, _ = arguments
-        with cgutils.for_range(builder, I64(BLOCK // lanes)) as chunk:
-            first = builder.mul(chunk.index, I64(lanes))
-            sums = [variable(builder, constant(floats(lanes), [0.0] * lanes)) for _ in range(G)]
-            with cgutils.for_range(builder, count) as loop:
-                row = vector(builder, rows, builder.add(builder.mul(loop.index, I64(BLOCK)), first), lanes)
-                place = builder.mul(loop.index, I64(G))
-                for g, total in enumerate(sums):
-                    weight = splat(builder, number(builder, weights, builder.add(place, I64(g))), lanes)
-                    builder.store(add_product(builder, weight, row, builder.load(total)), total)
-            target = builder.add(start, builder.mul(first, I64(G)))
-            bias = _interleaved(builder, [builder.load(total) for total in sums], lanes)
-            known = vector(builder, scores, target, lanes * G)
-            store(builder, builder.fadd(known, bias), scores, target)
+
+        def add(number_of_row: Any, first: Any, sums: list[Any]) -> None:
+            row = vector(builder, rows, builder.add(builder.mul(number_of_row, I64(BLOCK)), first), lanes)
+            place = builder.mul(number_of_row, I64(G))
+            for g, total in enumerate(sums):
+                weight = splat(builder, number(builder, weights, builder.add(place, I64(g))), lanes)
+                builder.store(add_product(builder, weight, row, builder.load(total)), total)
+
+        def put(before: Any, parts: list[Any], *, backwards: bool) -> None:
+            target = builder.add(start, builder.mul(before, I64(G)))
+            bias = _interleaved(builder, parts, lanes, backwards=backwards)
+            store(builder, builder.fadd(vector(builder, scores, target, lanes * G), bias), scores, target)
+
+        with cgutils.for_range(builder, I64(HALF // lanes)) as chunk:
+            behind = builder.mul(chunk.index, I64(lanes))  # tokens between the middle and these
+            first = builder.add(I64(HALF), behind)
+            none = constant(floats(lanes), [0.0] * lanes)
+            even, odd = ([variable(builder, none) for _ in range(G)] for _ in range(2))
+            with cgutils.for_range(builder, builder.lshr(count, I64(1))) as loop:
+                row = builder.shl(loop.index, I64(1))
+                add(row, first, even)
+                add(builder.add(row, I64(1)), first, odd)
+            add(builder.sub(count, I64(1)), first, even)
+            even, odd = ([builder.load(total) for total in sums] for sums in (even, odd))
+            put(first, [builder.fadd(a, b) for a, b in zip(even, odd, strict=True)], backwards=False)
+            before = builder.sub(I64(HALF - lanes), behind)
+            put(before, [builder.fsub(a, b) for a, b in zip(even, odd, strict=True)], backwards=True)
         return context.get_dummy_value()
 
     return signature, generate
 
 
-def _interleaved(builder: Any, parts: list[Any], lanes: int) -> Any:
+def _interleaved(builder: Any, parts: list[Any], lanes: int, *, backwards: bool) -> Any:
     """Vectors of one head each as one vector, token by token."""
     G = len(parts)
     joined, width = list(parts), lanes
@@ -125,7 +143,8 @@ def _interleaved(builder: Any, parts: list[Any], lanes: int) -> Any:
             for a, b in zip(joined[::2], [*joined[1::2], joined[-1]], strict=False)
         ]
         width *= 2
-    return shuffle(builder, joined[0], [g * lanes + t for t in range(lanes) for g in range(G)])
+    tokens = range(lanes)[::-1] if backwards else range(lanes)
+    return shuffle(builder, joined[0], [g * lanes + t for t in tokens for g in range(G)])
 
 
 @register_jitable
@@ -133,7 +152,7 @@ def add_bias(scores, turning, first, count, heads):
     """Add to scores (count, G) of tokens first, first + 1, ... what `turning` says: phasors (G, P, 2), the fast ones
     first, what they are to be multiplied by, and the tables of `pqkv.kernels.turns`.
     """
-    given, scale, starts, rows, slow = turning
+    given, scale, middles, rows, slow = turning
     G, P = len(heads), given.shape[1]
     if P == 0:
         return
@@ -143,19 +162,19 @@ def add_bias(scores, turning, first, count, heads):
             phasors[2 * i * G + g] = given[g, i, 0] * scale
             phasors[(2 * i + 1) * G + g] = given[g, i, 1] * scale
     fast = P - slow.shape[0]
-    turned = np.empty((2 * P + POWERS) * G, np.float32)
+    turned = np.empty((2 * P + POLYNOMIALS) * G, np.float32)
     part = np.empty(BLOCK * G, np.float32)
     done = 0
     while done < count:
         block, offset = (first + done) // BLOCK, (first + done) % BLOCK
         n = min(BLOCK - offset, count - done)
-        _turn(turned, phasors, starts[block], P, heads)
+        _turn(turned, phasors, middles[block], P, heads)
         _gather_slow(turned, fast, slow, P - fast, heads)
         if n == BLOCK:
-            _add_sums(scores, done * G, turned, rows, 2 * fast + POWERS, heads)
+            _add_sums(scores, done * G, turned, rows, 2 * fast + POLYNOMIALS, heads)
         else:
             part[:] = 0.0
-            _add_sums(part, 0, turned, rows, 2 * fast + POWERS, heads)
+            _add_sums(part, 0, turned, rows, 2 * fast + POLYNOMIALS, heads)
             for i in range(n * G):
                 scores[done * G + i] += part[offset * G + i]
         done += n

@@ -169,7 +169,7 @@ class Step:
         phasors, order = self._scaled(coded.phasors), _order(tables.order, coded.query.device)
         if order is not None:
             phasors = phasors[:, :, order]
-        turning = array(phasors), array(tables.starts), array(tables.rows), array(tables.slow)
+        turning = array(phasors), array(tables.middles), array(tables.rows), array(tables.slow)
         return query, (*turning, len(tables.order), tables.fast)
 
     def _beside(self, pages: PagedTokens) -> dict[str, bool]:

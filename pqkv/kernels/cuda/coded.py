@@ -45,7 +45,7 @@ from pqkv.kernels.cuda.device import (
 from pqkv.kernels.cuda.exact import SHARED_BYTES
 from pqkv.kernels.cuda.steps import KeyStep, ValueStep
 from pqkv.kernels.turns import BLOCK as TURN
-from pqkv.kernels.turns import POWERS
+from pqkv.kernels.turns import POLYNOMIALS
 
 _ROW_TOKENS = 4  # tokens of a thread where keys lie in rows
 _LANES = 32
@@ -131,7 +131,7 @@ class CodedVariant:
 
     @property
     def together(self) -> int:
-        """Tokens that a stretch starts at a multiple of: they are read at once and lie in one page."""
+        """Tokens that a stretch middles at a multiple of: they are read at once and lie in one page."""
         return max(self.key_tokens, self.value_tokens)
 
     @property
@@ -178,7 +178,7 @@ class CodedVariant:
             keys * self.keys.entries * self.entry_words,
             values * self.values.entries * self.values.centroid_words,
             sums,
-            POWERS * self._turned_words if self.turning else 0,
+            POLYNOMIALS * self._turned_words if self.turning else 0,
         )
 
     @property
@@ -270,7 +270,7 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
     (H, D) int64; table, lengths, partial as in
     `exact_kernel`. A split reads `share` tokens, at most `variant.tokens` and a multiple of what is read at once.
 
-    turning: () or phasors (B, Hq, pairs, 2) float32, fast pairs first, times scale and log2(e), the tables `starts`,
+    turning: () or phasors (B, Hq, pairs, 2) float32, fast pairs first, times scale and log2(e), the tables `middles`,
     `rows` and `slow` of `Turns`, and the numbers of pairs and of fast ones. gains: () or words of the gains (pages,
     Hkv, page_size) and their values (Hkv, 256) float32. Products of weight and gain go to fp16 over the largest of the
     stretch, whatever octaves the gains span: sums over values are as far from overflow as without gains, and a product
@@ -326,7 +326,7 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
         line = cuda.local.array(LINE, uint32)
         centroid = cuda.local.array(KWORDS, uint32)
         if BIASED:
-            power = cuda.local.array(POWERS, float32)
+            power = cuda.local.array(POLYNOMIALS, float32)
         if GAINS:
             gain_bytes = cuda.local.array(GAIN_WORDS, uint32)
 
@@ -385,7 +385,7 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
                 place = (page * kv_heads + kv) * KM * key_line + inside * KBITS // 32
         if BIASED:
             # what rows of turns are weighted with, [row][block][head]: first powers, then fast pairs as there is room
-            phasors, starts, rows, slow, pairs, fast = turning
+            phasors, middles, rows, slow, pairs, fast = turning
             first_block = start // TURN
             blocks = uint32((end - 1) // TURN - first_block + 1)
             own_row, own_weight = token % TURN, uint32((token // TURN - first_block) * (4 * GROUP))
@@ -394,23 +394,23 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
                 g, block = uint32(index % uint32(GROUP)), uint32(index // uint32(GROUP))
                 at_turn = 2 * ((first_block + int64(block)) * pairs + fast)
                 at_phasor = 2 * ((b * heads + head + int64(g)) * pairs + fast)
-                for k in range(POWERS):
+                for k in range(POLYNOMIALS):
                     power[k] = 0.0
                 for pair in range(pairs - fast):
-                    cosine, sine = starts[uint64(at_turn)], starts[uint64(at_turn + 1)]
+                    cosine, sine = middles[uint64(at_turn)], middles[uint64(at_turn + 1)]
                     even, odd = phasors[uint64(at_phasor)], phasors[uint64(at_phasor + 1)]
                     even, odd = even * cosine + odd * sine, odd * cosine - even * sine
-                    for k in range(POWERS):
-                        power[k] += (even if k % 2 == 0 else odd) * slow[uint64(pair * POWERS + k)]
+                    for k in range(POLYNOMIALS):
+                        power[k] += (even if k % 2 == 0 else odd) * slow[uint64(pair * POLYNOMIALS + k)]
                     at_turn += 2
                     at_phasor += 2
-                for k in range(POWERS):
+                for k in range(POLYNOMIALS):
                     tables[uint32(index + uint32(k * TURNED * GROUP))] = bits_of(power[k])
                 index = uint32(index + uint32(BLOCK))
             cuda.syncthreads()
             if alive:
                 at_row, at_weight = 2 * fast * TURN + own_row, own_weight
-                for _row in range(POWERS):
+                for _row in range(POLYNOMIALS):
                     ADD_BIAS(rows, at_row, tables, at_weight, score)
                     at_row += TURN
                     at_weight = uint32(at_weight + uint32(4 * TURNED * GROUP))
@@ -424,7 +424,7 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
                     if block < blocks:
                         at_turn = 2 * ((first_block + int64(block)) * pairs + pair + int64(own))
                         at_phasor = 2 * ((b * heads + head + int64(g)) * pairs + pair + int64(own))
-                        cosine, sine = starts[uint64(at_turn)], starts[uint64(at_turn + 1)]
+                        cosine, sine = middles[uint64(at_turn)], middles[uint64(at_turn + 1)]
                         even, odd = phasors[uint64(at_phasor)], phasors[uint64(at_phasor + 1)]
                         target = uint32(index + own * uint32(TURNED * GROUP))
                         tables[target] = bits_of(even * cosine + odd * sine)

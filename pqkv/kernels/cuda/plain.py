@@ -15,7 +15,7 @@ from numba import cuda, float32, int32, int64, uint32, uint64
 from pqkv.kernels.cuda.coded import Codes
 from pqkv.kernels.cuda.device import LOWEST, power_of_two
 from pqkv.kernels.turns import BLOCK as TURN
-from pqkv.kernels.turns import POWERS
+from pqkv.kernels.turns import POLYNOMIALS
 
 _ROWS = 16  # of turns, whose weights lie in shared memory at a time
 
@@ -89,14 +89,14 @@ def plain_kernel(variant: PlainVariant) -> Callable[..., Any]:
             q[index] = query[uint64((b * heads + head + index // D) * D + channel)]
         if TURNING:
             turned = cuda.shared.array(TURNED_WEIGHTS, float32)  # [row][block][head]
-            phasors, starts, rows, slow, pairs, fast = turning
+            phasors, middles, rows, slow, pairs, fast = turning
             first_block = start // TURN
             blocks = (end - 1) // TURN - first_block + 1
             for t in range(thread, end - start, BLOCK):
                 for g in range(GROUP):
                     weights[t * GROUP + g] = 0.0
-            for row in range(0, 2 * fast + POWERS, _ROWS):
-                count = min(2 * fast + POWERS - row, _ROWS)
+            for row in range(0, 2 * fast + POLYNOMIALS, _ROWS):
+                count = min(2 * fast + POLYNOMIALS - row, _ROWS)
                 cuda.syncthreads()
                 for index in range(thread, count * TURNED * GROUP, BLOCK):
                     g, block, own = index % GROUP, index // GROUP % TURNED, row + index // (GROUP * TURNED)
@@ -108,11 +108,11 @@ def plain_kernel(variant: PlainVariant) -> Callable[..., Any]:
                         while pair < last:
                             at_turn = 2 * ((first_block + block) * pairs + pair)
                             at_phasor = 2 * ((b * heads + head + g) * pairs + pair)
-                            cosine, sine = starts[uint64(at_turn)], starts[uint64(at_turn + 1)]
+                            cosine, sine = middles[uint64(at_turn)], middles[uint64(at_turn + 1)]
                             even, odd = phasors[uint64(at_phasor)], phasors[uint64(at_phasor + 1)]
                             component = even * cosine + odd * sine if is_even else odd * cosine - even * sine
                             if power >= 0:
-                                component *= slow[uint64((pair - fast) * POWERS + power)]
+                                component *= slow[uint64((pair - fast) * POLYNOMIALS + power)]
                             total += component
                             pair += 1
                         turned[index] = total
