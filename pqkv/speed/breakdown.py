@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pqkv.cache.store import CodeSide
-from pqkv.codec import Codebook, code_bits
-from pqkv.config import BenchConfig, Layout
+from pqkv.codec import code_bits
+from pqkv.config import BenchConfig
 from pqkv.errors import KernelError
 from pqkv.kernels import ChosenBackend
 from pqkv.kernels.parts import part_source
@@ -24,7 +24,7 @@ from pqkv.kernels.types import Part
 from pqkv.record import Metric, Record, RecordStore
 from pqkv.speed.bench import Cell, Report, backend_call, metric_of, run_grid
 from pqkv.speed.check import TOLERANCE, relative_error
-from pqkv.speed.synthetic import DecodeInputs, decode_inputs, parts_of
+from pqkv.speed.synthetic import DecodeInputs, decode_inputs, key_book, parts_of, value_book
 from pqkv.speed.timing import Contestant, Timing, copies_beyond_cache, race
 
 WHOLE, SUM = "whole step", "sum of parts"
@@ -134,20 +134,18 @@ def _vectors(config: BenchConfig, count: int, device: torch.device) -> tuple[Ten
 
 def _sides(config: BenchConfig, cell: Cell, pages: int, device: torch.device) -> tuple[CodeSide, CodeSide]:
     assert cell.shape is not None
-    M, nbits = cell.shape
     draw = torch.Generator().manual_seed(config.seed)
-
-    def side(layout: Layout) -> CodeSide:
-        book = Codebook(torch.randn(config.kv_heads, M, 2**nbits, config.head_dim // M, generator=draw))
-        made = CodeSide(book.map(lambda t: t.to(device)), layout, config.kv_heads, config.page_size, device)
-        made.grow(pages)
-        return made
-
-    return side(config.key_layout), side(config.value_layout)
+    sides = []
+    for make, layout in ((key_book, config.key_layout), (value_book, config.value_layout)):
+        book = make(config, cell.shape, draw).map(lambda t: t.to(device))
+        sides.append(CodeSide(book, layout, config.kv_heads, config.page_size, device))
+        sides[-1].grow(pages)
+    return sides[0], sides[1]
 
 
 def _encode_call(sides: tuple[CodeSide, CodeSide], pair: tuple[Tensor, Tensor]) -> Callable[[], object]:
-    return lambda: [side.book.encode(vectors) for side, vectors in zip(sides, pair, strict=True)]
+    positions = torch.arange(pair[0].shape[2], device=pair[0].device)
+    return lambda: [side.book.code(vectors, positions) for side, vectors in zip(sides, pair, strict=True)]
 
 
 def _write_call(

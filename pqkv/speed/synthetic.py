@@ -78,7 +78,7 @@ def decode_inputs(
         sides = [PagedSide(_normal((max(1, sum(used)), Hkv, P, D), dtype, draw)) for _ in range(2)]
         books = 0
     else:
-        own = _key_book(config, shape, draw), _value_book(config, shape, draw)
+        own = key_book(config, shape, draw), value_book(config, shape, draw)
         layouts = (config.key_layout, config.value_layout)
         sides = [
             _side(book, layout, max(1, sum(used)), config, draw) for book, layout in zip(own, layouts, strict=True)
@@ -116,7 +116,7 @@ def parts_of(config: BenchConfig, n: int, shape: tuple[int, int] | None) -> tupl
     return sinks, coded, n - sinks - coded
 
 
-def _key_book(config: BenchConfig, shape: tuple[int, int], draw: torch.Generator) -> Codebook:
+def key_book(config: BenchConfig, shape: tuple[int, int], draw: torch.Generator) -> Codebook:
     """A codebook of random numbers with what `config` says is served."""
     Hkv, D = config.kv_heads, config.head_dim
     parts = _centroids((Hkv, shape[0], 2 ** shape[1], D // shape[0]), config, draw)
@@ -140,7 +140,8 @@ def _key_book(config: BenchConfig, shape: tuple[int, int], draw: torch.Generator
     )
 
 
-def _value_book(config: BenchConfig, shape: tuple[int, int], draw: torch.Generator) -> Codebook:
+def value_book(config: BenchConfig, shape: tuple[int, int], draw: torch.Generator) -> Codebook:
+    """The same for values."""
     Hkv, (M, nbits), d_sub = config.kv_heads, shape, config.head_dim // shape[0]
     universal = "universal" in config.served
     if universal:
