@@ -11,8 +11,9 @@ The model. Nothing here is measured on a GPU, except the bank conflicts (by coun
   second-level cache at its bandwidth, whichever takes longer.
 - Partial results are written and read once, at device memory's bandwidth.
 - Blocks take equally long; the multiprocessor with the most of them decides.
-- Not in it: launches, latency that too few warps leave open, the softmax, waiting at barriers, the clock under load. So
-  for codes it is a lower bound to test kernels against, most of all for short contexts.
+- Not in it: launches, latency that too few warps leave open, the softmax, waiting at barriers, the clock under load,
+  and all that recipe pqkv adds to product codes: a bias by position, gains, a query of their own. So for codes it is a
+  lower bound to test kernels against, most of all for short contexts.
 
 Exact kernels: the instructions of the token loop, divisions that it rarely takes among them, against bytes over
 bandwidth: above what they take where instructions decide.

@@ -1,5 +1,5 @@
-"""A cache lives where its keys do. The meta device stands for a GPU: it holds no numbers, and like one it refuses to mix
-its tensors with the CPU's.
+"""A cache lives where its keys do. The meta device stands for a GPU: it holds no numbers, and like one it refuses
+to mix its tensors with the CPU's.
 """
 
 from dataclasses import fields, is_dataclass

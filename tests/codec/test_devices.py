@@ -1,5 +1,5 @@
-"""Codecs work where their vectors are. The meta device stands for a GPU: it holds no numbers, and like one it refuses to
-mix its tensors with the CPU's.
+"""Codecs work where their vectors are. The meta device stands for a GPU: it holds no numbers, and like one it
+refuses to mix its tensors with the CPU's.
 """
 
 import pytest

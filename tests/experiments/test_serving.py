@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pqkv.lab.allocation import allocate
 from pqkv.record import load_records
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +64,20 @@ def test_the_bars_of_the_default_cache():
     assert found[1024, 2]["perplexity_ratio"].high <= 1.05
     assert found[512, 4]["kld_mean"].value <= 3 * floors[512]
     assert found[1024, 4]["kld_mean"].value <= 0.0027  # three of a prototype's floor: ours was not measured at 1,024
+
+
+def test_exact_layers_are_never_worth_their_bits():
+    spec = importlib.util.spec_from_file_location("allocate", ROOT / "experiments/quality-lab/allocate.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    records = [r for r in load_records(ROOT / "results/quality-lab/widths") if r.config.get("codec")]
+    (alone,) = (r for r in records if r.kind == "eval-by-layer")
+    losses = [[row[side] for row in alone.tables["by_layer"]] for side in ("keys", "values")]
+    ratios = [{**script.ratios(records, side), 16: 0.0} for side in ("keys", "values")]
+    for bits in (2, 3, 4, 5):
+        dealt = allocate(*losses, *ratios, bits)
+        assert 16 not in dealt.keys + dealt.values
+    assert 16 in allocate(*losses, *ratios, 8).keys  # where bits are plenty they are
 
 
 def test_the_cache_is_the_schedule():
