@@ -94,7 +94,7 @@ def _print(records: list[Record], gpu: str, output: Path | None) -> None:
             ],
             words=("variant",),
             title=f"one decoding step, {first['heads']} query heads on {first['kv_heads']} KV heads, on {gpu}",
-            caption="a model of product codes, not a measurement; what it leaves out stands in pqkv/speed/static.py",
+            caption="a model, not a measurement, of product codes; what it leaves out stands in pqkv/speed/static.py",
         )
     if output is not None:
         echo(f"records: {output}")

@@ -9,6 +9,7 @@ new value and one for every query head, and kernels never hear of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,19 @@ from pqkv.codec import Codebook
 from pqkv.codec.rotary import Rotary
 from pqkv.codec.transforms import turned_by_hadamard
 from pqkv.kernels import CodedQuery
+from pqkv.kernels.cpu.coded_query import QueryParts
+
+_FEW = 4  # rows that one pass over the inverse is made for; with more, products of matrices are faster
+
+
+class _Parts(NamedTuple):
+    """What queries are multiplied by: the inverse (Hkv, D, D), the conjugate (Hkv, P, 2) of the mean that turns and the
+    mean that stands still, (Hkv, D) or (0, D).
+    """
+
+    inverse: Tensor
+    mean: Tensor
+    still: Tensor
 
 
 class CodedQueries:
@@ -28,16 +42,14 @@ class CodedQueries:
     """
 
     def __init__(self, book: Codebook, first: int, num_kv_heads: int, device: torch.device) -> None:
-        parts = {"inverse": _inverse(book, num_kv_heads)}
+        with torch.inference_mode(False):  # what it is made of outlives the mode of the first step
+            self._book = book.map(lambda part: part.to(device))
+        self._first, self._heads = first, num_kv_heads
         self.frequencies = book.frequencies if book.turning is not None else ()
-        if book.turning is not None:
-            parts["mean"] = _conjugate(book, first)
         if book.mean is not None:  # a pair that does not turn: q.mean, and nothing of the sine
-            parts["still"] = book.mean.double()[..., None]
             self.frequencies = (0.0, *self.frequencies)
-        with torch.inference_mode(False):  # they outlive the mode of the first step
-            self._parts = {name: part.to(device) for name, part in parts.items()}  # double precision
-        self._as: dict[torch.dtype, dict[str, Tensor]] = {}
+        self._as: dict[torch.dtype, _Parts] = {}
+        self._for_few: QueryParts | None = None  # the same memory as a kernel takes it
 
     @classmethod
     def of(cls, book: Codebook, first: int, num_kv_heads: int, device: torch.device) -> CodedQueries | None:
@@ -50,33 +62,42 @@ class CodedQueries:
         """What stands in the place of query (B, T, Hq, D), in float32, or float64 from float64."""
         dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
         parts = self._in(dtype)
-        inverse = parts["inverse"]
         B, T, Hq, D = query.shape
-        grouped = query.to(dtype).reshape(B * T, len(inverse), -1, D)  # (B T, Hkv, G, D)
-        turned = _by_head(grouped, inverse).reshape(B, T, Hq, D)
-        found = []
-        if "still" in parts:
-            still = _by_head(grouped, parts["still"]).reshape(B, T, Hq, 1, 1)
-            found.append(torch.cat([still, torch.zeros_like(still)], -1))
-        if "mean" in parts:
-            P = parts["mean"].shape[-1]
-            pairs = torch.complex(grouped[..., :P], grouped[..., P : 2 * P]) * parts["mean"]
-            found.append(torch.view_as_real(pairs).reshape(B, T, Hq, P, 2))
-        if not found:
-            return CodedQuery(turned, turned.new_empty(B, T, Hq, 0, 2))
-        return CodedQuery(turned, found[0] if len(found) == 1 else torch.cat(found, -2), self.frequencies)
+        if query.device.type == "cpu" and dtype == torch.float32 and B * T <= _FEW:
+            turned, phasors = self._few(parts).times(query.reshape(B * T, Hq, D))
+            return CodedQuery(turned.reshape(B, T, Hq, D), phasors.reshape(B, T, Hq, -1, 2), self.frequencies)
+        grouped = query.to(dtype).reshape(B * T, self._heads, -1, D)  # (B T, Hkv, G, D)
+        turned = _by_head(grouped, parts.inverse.to(dtype)).reshape(B, T, Hq, D)
+        P = parts.mean.shape[1]
+        pairs = torch.complex(grouped[..., :P], grouped[..., P : 2 * P]) * torch.view_as_complex(parts.mean)[:, None]
+        phasors = torch.view_as_real(pairs)
+        if len(parts.still):
+            still = _by_head(grouped, parts.still[..., None])[..., None]
+            phasors = torch.cat([torch.cat([still, torch.zeros_like(still)], -1), phasors], -2)
+        return CodedQuery(turned, phasors.reshape(B, T, Hq, -1, 2), self.frequencies)
+
+    def _few(self, parts: _Parts) -> QueryParts:
+        if self._for_few is None:
+            self._for_few = QueryParts(*parts)
+        return self._for_few
 
     def nbytes(self) -> int:
         """Bytes of what was made of the book."""
-        return sum(part.numel() * part.element_size() for parts in self._as.values() for part in parts.values())
+        own = {part.data_ptr() for part in self._book.tensors().values()}
+        made = [part for parts in self._as.values() for part in parts if part.data_ptr() not in own]
+        return sum(part.numel() * part.element_size() for part in made)
 
-    def _in(self, dtype: torch.dtype) -> dict[str, Tensor]:
+    def _in(self, dtype: torch.dtype) -> _Parts:
+        """Computed in double precision. On a CPU an inverse of 16 bits is taken as it is."""
         if dtype not in self._as:
-            complexes = torch.complex128 if dtype == torch.float64 else torch.complex64
+            book = self._book
+            none = book.centroids.new_empty((0, book.head_dim), dtype=dtype)
             with torch.inference_mode(False):
-                self._as[dtype] = {
-                    name: part.to(complexes if part.is_complex() else dtype) for name, part in self._parts.items()
-                }
+                self._as[dtype] = _Parts(
+                    _inverse(book, self._heads, dtype),
+                    _conjugate(book, self._first, self._heads).to(dtype),
+                    none if book.mean is None else book.mean.to(dtype).contiguous(),
+                )
         return self._as[dtype]
 
 
@@ -88,25 +109,27 @@ def _by_head(grouped: Tensor, matrix: Tensor) -> Tensor:
     return (grouped.transpose(0, 1).flatten(1, 2) @ matrix).unflatten(1, (N, -1)).transpose(0, 1)
 
 
-def _inverse(book: Codebook, heads: int) -> Tensor:
-    """(Hkv, D, D) float64: with it a row vector q becomes F^-T q."""
+def _inverse(book: Codebook, heads: int, dtype: torch.dtype) -> Tensor:
+    """(Hkv, D, D): with it a row vector q becomes F^-T q."""
     if book.back is not None:
-        return book.back.double()
+        kept = book.back.dtype == torch.float16 and book.back.device.type == "cpu"  # where a pass reads it as it is
+        return (book.back if kept else book.back.to(dtype)).contiguous()
     if book.rotation is None:
-        return torch.eye(book.head_dim, dtype=torch.float64, device=book.centroids.device).repeat(heads, 1, 1)
+        return torch.eye(book.head_dim, dtype=dtype, device=book.centroids.device).repeat(heads, 1, 1)
     inverse = book.rotation.double().mT
     if book.weights is not None:
         inverse = inverse / book.weights.double()[:, :, None]
-    return inverse.expand(heads, -1, -1)
+    return inverse.expand(heads, -1, -1).to(dtype).contiguous()
 
 
-def _conjugate(book: Codebook, first: int) -> Tensor:
-    """(Hkv, 1, P) complex128: the mean that turns, as it stands at position `first`, conjugate."""
-    assert book.turning is not None
+def _conjugate(book: Codebook, first: int, heads: int) -> Tensor:
+    """(Hkv, P, 2) float64: real and imaginary part of the mean that turns, as it stands at `first`, conjugate."""
+    if book.turning is None:
+        return torch.empty((heads, 0, 2), dtype=torch.float64, device=book.centroids.device)
     rotary = Rotary(torch.tensor(book.frequencies, dtype=torch.float64, device=book.turning.device))
     at = torch.tensor([first], device=book.turning.device)
-    turned = rotary.turn(book.turning.double()[:, None], at)  # (Hkv, 1, 2 P)
-    return torch.complex(turned[..., : rotary.pairs], -turned[..., rotary.pairs :])
+    turned = rotary.turn(book.turning.double()[:, None], at)[:, 0]  # (Hkv, 2 P)
+    return torch.stack([turned[:, : rotary.pairs], -turned[:, rotary.pairs :]], -1)
 
 
 @dataclass(frozen=True, slots=True)

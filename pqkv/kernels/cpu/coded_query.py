@@ -1,0 +1,146 @@
+"""The query that coded keys meet and its phasors, for a few rows: one pass over F^-1 as it is kept, in 16 bits or 32.
+
+As operations of torch it is a product of matrices in float32, twice the bytes, and a handful of small ones that each
+cost what a page of codes does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from torch import Tensor
+
+from pqkv.compiled import compiled
+from pqkv.parallel import run_units
+from pqkv.vector_code import (
+    I16,
+    I32,
+    I64,
+    add_product,
+    constant,
+    data,
+    drop_stale_code,
+    floats,
+    next_unit,
+    number,
+    on_threads,
+    splat,
+    store,
+    tag,
+    variable,
+    vector,
+)
+
+_SUMS = 16  # vectors of 16 floats that are summed at a time: what registers hold
+
+
+class QueryParts:
+    """What queries are multiplied by: inverse (Hkv, D, D) float32 or float16, mean (Hkv, P, 2) float32, the conjugates
+    of the mean's pairs (i, i + P) at the phasors' origin, and still (Hkv, D), or (0, D) where no mean stands still.
+    """
+
+    def __init__(self, inverse: Tensor, mean: Tensor, still: Tensor) -> None:
+        self.heads, self.dim = inverse.shape[:2]
+        self.phasors = min(len(still), 1) + mean.shape[1]
+        bits = inverse.view(torch.uint16) if inverse.dtype == torch.float16 else inverse
+        self.arrays = tuple(part.contiguous().numpy() for part in (bits, mean, still))
+
+    def times(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Query (N, Hq, D) -> times the inverse, (N, Hq, D), and its phasors (N, Hq, P, 2), or (N, Hq, 1 + P, 2) with
+        q . still first; both float32.
+        """
+        rows = query.detach().float().contiguous().numpy()  # attention on codes has no gradient
+        N, Hq, D = rows.shape
+        turned, phasors = np.empty(rows.shape, np.float32), np.empty((N, Hq, self.phasors, 2), np.float32)
+        work = 1e-4 * (N * Hq + 2 * self.heads) * D * D
+        run_units(
+            _products, self.heads, work, rows, *self.arrays, turned, phasors, tag(Hq // self.heads), tag(D)
+        )  # fmt: skip
+        return torch.from_numpy(turned), torch.from_numpy(phasors)
+
+
+@intrinsic
+def _multiply(typing_context, query, first, matrix, start, out, heads, dim):
+    """out[first + g * D + e] = the sum over d of query[first + g * D + d] * matrix[start + d * D + e], g < G."""
+    G, D = len(heads), len(dim)
+    lanes = D & -D  # a power of two that divides the row, and as many columns as leave the sums in registers
+    while lanes > 16 and G * lanes > _SUMS * 16:
+        lanes //= 2
+    signature = types.void(query, types.intp, matrix, types.intp, out, heads, dim)
+    halves = matrix.dtype == types.uint16
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        query, matrix, out = (data(context, builder, signature, arguments, i) for i in (0, 2, 4))
+        first, start = arguments[1], arguments[3]
+        with cgutils.for_range(builder, I64(D // lanes)) as chunk:
+            column = builder.mul(chunk.index, I64(lanes))
+            sums = [variable(builder, constant(floats(lanes), [0.0] * lanes)) for _ in range(G)]
+            with cgutils.for_range(builder, I64(D)) as loop:
+                place = builder.add(builder.add(start, builder.mul(loop.index, I64(D))), column)
+                row = _halves(builder, matrix, place, lanes) if halves else vector(builder, matrix, place, lanes)
+                for g, total in enumerate(sums):
+                    factor = number(builder, query, builder.add(builder.add(first, I64(g * D)), loop.index))
+                    builder.store(add_product(builder, splat(builder, factor, lanes), row, builder.load(total)), total)
+            for g, total in enumerate(sums):
+                store(builder, builder.load(total), out, builder.add(builder.add(first, I64(g * D)), column))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _halves(builder: Any, pointer: Any, offset: Any, lanes: int) -> Any:
+    """`lanes` float16 from `offset` on as floats. The sign apart, the other 15 bits lie where float32 has them, and
+    exponents differ by 112, of what is infinite or no number by as much again.
+    """
+    whole = ir.VectorType(I32, lanes)
+
+    def every(value: int) -> Any:
+        return constant(whole, [value] * lanes)
+
+    kind = ir.VectorType(I16, lanes)
+    loaded = builder.load(builder.bitcast(builder.gep(pointer, [offset]), kind.as_pointer()), align=2)
+    bits = builder.zext(loaded, whole)
+    magnitude = builder.shl(builder.and_(bits, every(0x7FFF)), every(13))
+    scaled = builder.fmul(builder.bitcast(magnitude, floats(lanes)), constant(floats(lanes), [2.0**112] * lanes))
+    beyond = builder.icmp_unsigned(">=", magnitude, every(0x7C00 << 13))
+    found = builder.select(beyond, builder.add(magnitude, every(224 << 23)), builder.bitcast(scaled, whole))
+    sign = builder.shl(builder.and_(bits, every(0x8000)), every(16))
+    return builder.bitcast(builder.or_(found, sign), floats(lanes))
+
+
+@compiled(nogil=True)
+def _products(launch, threads, taken, query, inverse, mean, still, turned, phasors, heads, dim):
+    return on_threads(launch, threads, _of_heads, (taken, query, inverse, mean, still, turned, phasors, heads, dim))
+
+
+@compiled(error_model="numpy", fastmath={"contract", "nsz"})
+def _of_heads(taken, query, inverse, mean, still, turned, phasors, heads, dim):
+    N, Hq, D = query.shape
+    Hkv, P, _ = mean.shape
+    G = len(heads)
+    first = phasors.shape[2] - P
+    h = next_unit(taken)
+    while h < Hkv:
+        for n in range(N):
+            _multiply(query, (n * Hq + h * G) * D, inverse, h * D * D, turned, heads, dim)
+            for g in range(h * G, (h + 1) * G):
+                if first:
+                    total = np.float32(0.0)
+                    for d in range(D):
+                        total += query[n, g, d] * still[h, d]
+                    phasors[n, g, 0, 0] = total
+                    phasors[n, g, 0, 1] = np.float32(0.0)
+                for i in range(P):
+                    x, y, u, v = query[n, g, i], query[n, g, i + P], mean[h, i, 0], mean[h, i, 1]
+                    phasors[n, g, first + i, 0] = x * u - y * v
+                    phasors[n, g, first + i, 1] = x * v + y * u
+        h = next_unit(taken)
+
+
+drop_stale_code(_products)
