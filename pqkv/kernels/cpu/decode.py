@@ -215,7 +215,7 @@ def decode(
 
 def _scaled(query: Tensor, scale: float) -> Array:
     """(B, 1, Hq, ...) -> (B, Hq, ...) float32."""
-    scaled: Array = (query[:, 0].detach().float() * scale).numpy()
+    scaled: Array = np.multiply(query.detach().float().numpy()[:, 0], np.float32(scale))
     return scaled
 
 
