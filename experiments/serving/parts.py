@@ -4,8 +4,9 @@ python experiments/serving/parts.py [-o results/serving] [--heads 32 --kv-heads 
 python experiments/serving/parts.py --device cuda --dtype float16 --batch 8 --part "product codes" --part all
 
 A step is what a cache takes: the query that codes meet, attention, and the turn of what comes out. Ratios are medians
-over rounds in which every variant ran once; each variant has as many caches as exceed the processor's own twice. On a
-GPU a step is a captured graph.
+over rounds in which every variant ran once; each variant has as many caches as exceed the processor's own twice. What
+others are held to stands first and last: whose memory is taken first can be twice as slow, for reasons of the machine, so
+the last counts and the first shows what that is. On a GPU a step is a captured graph.
 """
 
 import argparse
@@ -60,16 +61,17 @@ backend = choose_backend("auto", device, getattr(torch, given.dtype), fallback=F
 def measure(bits: float, length: int) -> dict[str, Any]:
     shape = code_geometry(CodeShape(bits=bits), given.head_dim)
     contestants = []
-    for name in chosen:
+    for place, part in enumerate([*chosen, chosen[0]]):
+        name = part if place else f"{part}, made first"
         config = BenchConfig(
-            heads=given.heads, kv_heads=given.kv_heads, head_dim=given.head_dim, dtype=given.dtype, served=PARTS[name]
+            heads=given.heads, kv_heads=given.kv_heads, head_dim=given.head_dim, dtype=given.dtype, served=PARTS[part]
         )
         first = decode_inputs(config, length, given.batch, shape, 0, device)
         count = copies_beyond_cache(first.read, device)
         cases = [first, *(decode_inputs(config, length, given.batch, shape, i, device) for i in range(1, count))]
         calls = [backend_call(backend, case, given.head_dim**-0.5, None) for case in cases]
         contestants.append(Contestant(name, calls))
-    timings = race(contestants, given.repeats, always=chosen, device=device)
+    timings = race(contestants, given.repeats, always=[c.name for c in contestants], device=device)
     base = timings[chosen[0]]
     metrics = {"latency_ms": metric_of(base.median, [1e3 * s for s in base.seconds], "ms")}
     rows = []
