@@ -2,7 +2,7 @@
 
 RECIPE is that of the codebooks, pqkv unless `product` is named. A row for each context and number of bits, in three
 ways to run text through the cache; where the noise floor was measured, what rounding alone does. 95% intervals stand
-in brackets.
+in brackets. `steps MODEL TEXT` has the modes that go through the real cache step by step, recipe pqkv.
 """
 
 import sys
@@ -15,6 +15,25 @@ WAYS = (("exact-schedule", 0), ("all-coded", 4), ("all-coded", 0))
 HEAD = """\
 | context | bits | PPL, exact schedule | top-1 | KLD, nats | PPL, all coded but 4 | KLD | PPL, all coded | KLD |
 |---|---|---|---|---|---|---|---|---|"""
+
+
+STEPS_HEAD = """\
+| context | bits | mode | PPL | top-1 | KLD, nats | largest error of the softmax |
+|---|---|---|---|---|---|---|"""
+
+
+def steps(model: str, text: str, folder: Path = RESULTS) -> str:
+    """Markdown rows of the modes token, chunk and decode."""
+    rows = [STEPS_HEAD]
+    found = [r for r in load_records(folder) if r.config.get("recipe") == "pqkv" and r.status == "ok"]
+    for record in sorted(found, key=lambda r: (r.config["context"], -r.config["bits"], r.config["mode"])):
+        c, m = record.config, record.metrics
+        if (c["model"], c["data"]) == (model, text) and c["mode"] in ("token", "chunk", "decode") and "kld_mean" in m:
+            errors = [m[name].value for name in ("softmax_mass_error", "lse_mass_error") if name in m]
+            words = [f"{c['context']:,}", f"{c['bits']:.3g}", c["mode"], _percent(m["perplexity_ratio"].value)]
+            words += [_share(record), _nats(record), f"{max(errors):.1e}" if errors else ""]
+            rows.append(f"| {' | '.join(words)} |")
+    return "\n".join(rows)
 
 
 def table(model: str, text: str, contexts: tuple[int, ...] = (), folder: Path = RESULTS, recipe: str = "pqkv") -> str:
@@ -68,6 +87,8 @@ def _nats(record: Record | None) -> str:
 
 def printed(words: list[str]) -> str:
     """What the command line `words` prints."""
+    if words[0] == "steps":
+        return steps(*words[1:])
     model, text, *more = words
     recipe = more.pop() if more and more[-1] in ("pqkv", "product") else "pqkv"
     return table(model, text, tuple(int(c) for c in more[0].split(",")) if more else (), recipe=recipe)

@@ -5,8 +5,8 @@ python experiments/serving/parts.py --device cuda --dtype float16 --batch 8 --pa
 
 A step is what a cache takes: the query that codes meet, attention, and the turn of what comes out. Ratios are medians
 over rounds in which every variant ran once; each variant has as many caches as exceed the processor's own twice. What
-others are held to stands first and last: whose memory is taken first can be twice as slow, for reasons of the machine, so
-the last counts and the first shows what that is. On a GPU a step is a captured graph.
+others are held to stands first and last: whose memory is taken first can be twice as slow, for reasons of the machine,
+so the last counts and the first shows what that is. On a GPU a step is a captured graph.
 """
 
 import argparse

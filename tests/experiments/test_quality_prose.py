@@ -1,0 +1,78 @@
+"""Figures in the prose of experiments/quality and of README.md on the real model are those of the records."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pqkv.record import load_records
+
+ROOT = Path(__file__).parents[2]
+QUALITY, README = (" ".join((ROOT / p).read_text().split()) for p in ("experiments/quality/README.md", "README.md"))
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """SmolLM2's, by (text, recipe, mode, exact first tokens, context, whole bits)."""
+    found = {}
+    for record in load_records(ROOT / "results/quality"):
+        c = record.config
+        if c["model"] == "smollm2" and record.kind == "eval" and c.get("bits") and record.status == "ok":
+            sinks = c.get("coded_sinks") or 0
+            key = (c["data"].split(".")[0], c.get("recipe", "product"), c["mode"], sinks, c["context"], int(c["bits"]))
+            found[key] = record.metrics
+    return found
+
+
+def spread(cells, metric, text, recipe, mode, sinks, bits, contexts=None):
+    own = [
+        m[metric].value
+        for key, m in cells.items()
+        if key[:4] == (text, recipe, mode, sinks) and key[5] == bits and (contexts is None or key[4] in contexts)
+    ]
+    assert own
+    return [min(own), max(own)]
+
+
+def change(pair, digits=1):
+    return [round(100 * (value - 1), digits) for value in pair]
+
+
+def said(text, pattern):
+    found = re.search(pattern, text)
+    assert found, pattern
+    return [float(number) for number in found.groups()]
+
+
+def test_what_the_default_costs_in_the_schedule(cells):
+    def ratio(text, bits, contexts=None):
+        return change(spread(cells, "perplexity_ratio", text, "pqkv", "exact-schedule", 0, bits, contexts))
+
+    def kld(recipe, bits):
+        return [
+            float(f"{value:.2g}")
+            for value in spread(cells, "kld_mean", "wikitext2-test", recipe, "all-coded", 0, bits, (512, 1024))
+        ]
+
+    four, three, two = (ratio("wikitext2-test", bits) for bits in (4, 3, 2))
+    assert said(QUALITY, r"costs ([\d.]+)% to ([\d.]+)% of perplexity at 4 bits") == four
+    assert (
+        said(QUALITY, r"bits, ([\d.]+)% to ([\d.]+)% at 3 and ([\d.]+)% to ([\d.]+)% at 2 in the schedule")
+        == three + two
+    )
+    own = [ratio("stdlib", bits)[1] for bits in (4, 3, 2)]
+    assert said(QUALITY, r"on source code at most ([\d.]+)%, ([\d.]+)% and ([\d.]+)%") == own
+    sinks = spread(cells, "perplexity_ratio", "wikitext2-test", "pqkv", "all-coded", 4, 4)
+    assert said(QUALITY, r"all but four tokens coded it costs ([\d.]+)% to ([\d.]+)% at 4 bits") == change(sinks)
+    assert said(QUALITY, r"4 bits\*\*: ([\d.]+) to ([\d.]+) nats beside ([\d.]+) to ([\d.]+)") == kld("pqkv", 4) + kld(
+        "product", 4
+    )
+    below = (kld("pqkv", bits)[1] < kld("product", bits)[0] for bits in (3, 2))
+    assert all(below)
+    in_readme = [ratio("wikitext2-test", bits, (512, 1024, 2048)) for bits in (4, 3, 2)]
+    assert said(
+        README, r"four bits cost ([\d.]+)% to ([\d.]+)% of perplexity and three ([\d.]+)% to ([\d.]+)%; two cost"
+    ) == (in_readme[0] + in_readme[1])
+    assert said(README, r"two cost ([\d.]+)% to ([\d.]+)%") == in_readme[2]
+    alone = {recipe: kld(recipe, 4)[1] for recipe in ("pqkv", "product")}
+    assert said(README, r"no token exact, 4 bits lose ([\d.]+) nats, product codes ([\d.]+)") == [*alone.values()]
