@@ -3,9 +3,9 @@
     python experiments/gpu/run.py [--minutes 30] [--only NAME] [--list] [--again]
 
 Each step is a command of a few minutes. A finished step is not run again (`--again` forgets that); a grid that was cut
-off goes on from its records. Neither FAISS nor a network is needed. Records go to results/gpu/bench, /breakdown and
-/end-to-end, what the profiler counts, logs and what was done to results/gpu. With pytest-xdist the tests run on every
-core: compiling is what they wait for.
+off goes on from its records. Neither FAISS nor a network is needed. Records go to results/gpu/bench, /breakdown, /parts
+and /end-to-end, what the profiler counts, logs and what was done to results/gpu. With pytest-xdist the tests run on
+every core: compiling is what they wait for.
 """
 
 from __future__ import annotations
@@ -75,6 +75,10 @@ def steps() -> Iterator[Step]:
                 "results/gpu/breakdown",
             ),
         )  # fmt: skip
+    parts = (sys.executable, "experiments/serving/parts.py", "--device", "cuda", "--dtype", "float16", "--bits", "4,2")
+    kept = ("--repeats", "21", "-o", "results/gpu/parts")
+    yield Step("parts-batch8", (*parts, "--batch", "8", "--lengths", "32768", *kept))
+    yield Step("parts-batch1", (*parts, "--part", "product codes", "--part", "all", *kept))
     for model, batch, lengths in (
         ("tinyllama", "1,8", "1024,8192"), ("llama-3.1-8b", "1,8", "4096,32768"),
         ("llama-2-7b", "1", "4096,32768"),  # its 32 KV heads take 137 GB at batch 8 and 32K

@@ -24,8 +24,8 @@ _FEW = 4  # rows that one pass over the inverse is made for; with more, products
 
 
 class _Parts(NamedTuple):
-    """What queries are multiplied by: the inverse (Hkv, D, D), the conjugate (Hkv, P, 2) of the mean that turns and the
-    mean that stands still, (Hkv, D) or (0, D).
+    """What queries are multiplied by: the inverse (Hkv, D, D), or (0, D, D) where codes stand in the vectors' own
+    frame, the conjugate (Hkv, P, 2) of the mean that turns and the mean that stands still, (Hkv, D) or (0, D).
     """
 
     inverse: Tensor
@@ -67,14 +67,14 @@ class CodedQueries:
             turned, phasors = self._few(parts).times(query.reshape(B * T, Hq, D))
             return CodedQuery(turned.reshape(B, T, Hq, D), phasors.reshape(B, T, Hq, -1, 2), self.frequencies)
         grouped = query.to(dtype).reshape(B * T, self._heads, -1, D)  # (B T, Hkv, G, D)
-        turned = _by_head(grouped, parts.inverse.to(dtype)).reshape(B, T, Hq, D)
+        turned = _by_head(grouped, parts.inverse.to(dtype)) if len(parts.inverse) else grouped
         P = parts.mean.shape[1]
         pairs = torch.complex(grouped[..., :P], grouped[..., P : 2 * P]) * torch.view_as_complex(parts.mean)[:, None]
         phasors = torch.view_as_real(pairs)
         if len(parts.still):
             still = _by_head(grouped, parts.still[..., None])[..., None]
             phasors = torch.cat([torch.cat([still, torch.zeros_like(still)], -1), phasors], -2)
-        return CodedQuery(turned, phasors.reshape(B, T, Hq, -1, 2), self.frequencies)
+        return CodedQuery(turned.reshape(B, T, Hq, D), phasors.reshape(B, T, Hq, -1, 2), self.frequencies)
 
     def _few(self, parts: _Parts) -> QueryParts:
         if self._for_few is None:
@@ -110,12 +110,12 @@ def _by_head(grouped: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _inverse(book: Codebook, heads: int, dtype: torch.dtype) -> Tensor:
-    """(Hkv, D, D): with it a row vector q becomes F^-T q."""
+    """(Hkv, D, D): with it a row vector q becomes F^-T q. (0, D, D) where it is q."""
     if book.back is not None:
         kept = book.back.dtype == torch.float16 and book.back.device.type == "cpu"  # where a pass reads it as it is
         return (book.back if kept else book.back.to(dtype)).contiguous()
     if book.rotation is None:
-        return torch.eye(book.head_dim, dtype=dtype, device=book.centroids.device).repeat(heads, 1, 1)
+        return torch.empty((0, book.head_dim, book.head_dim), dtype=dtype, device=book.centroids.device)
     inverse = book.rotation.double().mT
     if book.weights is not None:
         inverse = inverse / book.weights.double()[:, :, None]

@@ -62,6 +62,13 @@ def test_float16_is_read_as_it_is_to_the_last_one():
         assert turned[:, ~finite].isnan().any(0).all()
 
 
+def test_without_an_inverse_queries_stay():
+    query, (inverse, mean, still) = made(2, 3, 2, 16, 4, still=True, half=False)
+    turned, phasors = QueryParts(inverse[:0], mean, still).times(query)
+    assert torch.equal(turned, query)
+    assert torch.equal(phasors, QueryParts(inverse, mean, still).times(query)[1])
+
+
 def test_halves_and_other_layouts_are_taken():
     query, (inverse, mean, still) = made(1, 2, 2, 16, 4, still=False, half=False)
     parts = QueryParts(inverse.mT.contiguous().mT, mean, still)

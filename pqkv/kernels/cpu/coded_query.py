@@ -41,12 +41,13 @@ _SUMS = 16  # vectors of 16 floats that are summed at a time: what registers hol
 
 
 class QueryParts:
-    """What queries are multiplied by: inverse (Hkv, D, D) float32 or float16, mean (Hkv, P, 2) float32, the conjugates
-    of the mean's pairs (i, i + P) at the phasors' origin, and still (Hkv, D), or (0, D) where no mean stands still.
+    """What queries are multiplied by: inverse (Hkv, D, D) float32 or float16, or (0, D, D) for no change, mean
+    (Hkv, P, 2) float32, the conjugates of the mean's pairs (i, i + P) at the phasors' origin, and still (Hkv, D), or
+    (0, D) where no mean stands still.
     """
 
     def __init__(self, inverse: Tensor, mean: Tensor, still: Tensor) -> None:
-        self.heads, self.dim = inverse.shape[:2]
+        self.heads = len(mean)
         self.phasors = min(len(still), 1) + mean.shape[1]
         bits = inverse.view(torch.uint16) if inverse.dtype == torch.float16 else inverse
         self.arrays = tuple(part.contiguous().numpy() for part in (bits, mean, still))
@@ -128,7 +129,10 @@ def _of_heads(taken, query, inverse, mean, still, turned, phasors, heads, dim):
     h = next_unit(taken)
     while h < Hkv:
         for n in range(N):
-            _multiply(query, (n * Hq + h * G) * D, inverse, h * D * D, turned, heads, dim)
+            if len(inverse):
+                _multiply(query, (n * Hq + h * G) * D, inverse, h * D * D, turned, heads, dim)
+            else:
+                turned[n, h * G : (h + 1) * G] = query[n, h * G : (h + 1) * G]
             for g in range(h * G, (h + 1) * G):
                 if first:
                     total = np.float32(0.0)
