@@ -168,8 +168,8 @@ class CodedVariant:
 
     @property
     def table_words(self) -> int:
-        """Words of the shared table: that of keys, that of values, the partial sums of all teams, or what powers are
-        weighted with in the bias.
+        """Words of the shared table: that of keys, that of values, the partial sums of all teams, or what polynomials
+        are weighted with in the bias.
         """
         keys, values = self.stages
         teams = self.block // max(1, values)
@@ -326,7 +326,7 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
         line = cuda.local.array(LINE, uint32)
         centroid = cuda.local.array(KWORDS, uint32)
         if BIASED:
-            power = cuda.local.array(POLYNOMIALS, float32)
+            polynomial = cuda.local.array(POLYNOMIALS, float32)
         if GAINS:
             gain_bytes = cuda.local.array(GAIN_WORDS, uint32)
 
@@ -384,7 +384,7 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
             else:
                 place = (page * kv_heads + kv) * KM * key_line + inside * KBITS // 32
         if BIASED:
-            # what rows of turns are weighted with, [row][block][head]: first powers, then fast pairs as there is room
+            # what rows of turns are weighted with, [row][block][head]: polynomials, then fast pairs as there is room
             phasors, middles, rows, slow, pairs, fast = turning
             first_block = start // TURN
             blocks = uint32((end - 1) // TURN - first_block + 1)
@@ -395,17 +395,17 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
                 at_turn = 2 * ((first_block + int64(block)) * pairs + fast)
                 at_phasor = 2 * ((b * heads + head + int64(g)) * pairs + fast)
                 for k in range(POLYNOMIALS):
-                    power[k] = 0.0
+                    polynomial[k] = 0.0
                 for pair in range(pairs - fast):
                     cosine, sine = middles[uint64(at_turn)], middles[uint64(at_turn + 1)]
                     even, odd = phasors[uint64(at_phasor)], phasors[uint64(at_phasor + 1)]
                     even, odd = even * cosine + odd * sine, odd * cosine - even * sine
                     for k in range(POLYNOMIALS):
-                        power[k] += (even if k % 2 == 0 else odd) * slow[uint64(pair * POLYNOMIALS + k)]
+                        polynomial[k] += (even if k % 2 == 0 else odd) * slow[uint64(pair * POLYNOMIALS + k)]
                     at_turn += 2
                     at_phasor += 2
                 for k in range(POLYNOMIALS):
-                    tables[uint32(index + uint32(k * TURNED * GROUP))] = bits_of(power[k])
+                    tables[uint32(index + uint32(k * TURNED * GROUP))] = bits_of(polynomial[k])
                 index = uint32(index + uint32(BLOCK))
             cuda.syncthreads()
             if alive:

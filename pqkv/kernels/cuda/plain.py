@@ -101,9 +101,9 @@ def plain_kernel(variant: PlainVariant) -> Callable[..., Any]:
                 for index in range(thread, count * TURNED * GROUP, BLOCK):
                     g, block, own = index % GROUP, index // GROUP % TURNED, row + index // (GROUP * TURNED)
                     if block < blocks:
-                        power = own - 2 * fast  # all slow pairs have a row a power; below 0 a fast one has two
-                        pair, last = (own // 2, own // 2 + 1) if power < 0 else (fast, pairs)
-                        is_even = (own if power < 0 else power) % 2 == 0
+                        polynomial = own - 2 * fast  # a row each for all slow pairs; below 0 a fast one's two
+                        pair, last = (own // 2, own // 2 + 1) if polynomial < 0 else (fast, pairs)
+                        is_even = (own if polynomial < 0 else polynomial) % 2 == 0
                         total = float32(0.0)
                         while pair < last:
                             at_turn = 2 * ((first_block + block) * pairs + pair)
@@ -111,8 +111,8 @@ def plain_kernel(variant: PlainVariant) -> Callable[..., Any]:
                             cosine, sine = middles[uint64(at_turn)], middles[uint64(at_turn + 1)]
                             even, odd = phasors[uint64(at_phasor)], phasors[uint64(at_phasor + 1)]
                             component = even * cosine + odd * sine if is_even else odd * cosine - even * sine
-                            if power >= 0:
-                                component *= slow[uint64((pair - fast) * POLYNOMIALS + power)]
+                            if polynomial >= 0:
+                                component *= slow[uint64((pair - fast) * POLYNOMIALS + polynomial)]
                             total += component
                             pair += 1
                         turned[index] = total
