@@ -1,25 +1,18 @@
 """Figures in the prose of experiments/gpu, and of README.md on a GPU, are those of the records."""
 
 import csv
-import importlib.util
-import re
-from pathlib import Path
 
 import pytest
+from prose import numbers, script, text_of
 
 from pqkv.record import load_records
 
-ROOT = Path(__file__).parents[2]
-TEXT = " ".join((ROOT / "experiments/gpu/README.md").read_text().split())
-README = " ".join((ROOT / "README.md").read_text().split())
+TEXT, README = text_of("experiments/gpu/README.md"), text_of("README.md")
 
 
 @pytest.fixture(scope="module")
 def tables():
-    spec = importlib.util.spec_from_file_location("gpu_tables", ROOT / "experiments/gpu/tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("experiments/gpu/tables.py")
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +20,6 @@ def speedups(tables):
     """By (query heads, KV heads, batch, tokens) and bits."""
     found = tables.by_cell(load_records(tables.FOLDER / "bench"))
     return {cell: {bits: record.metrics["speedup"].value for bits, record in of.items()} for cell, of in found.items()}
-
-
-def numbers(text, pattern):
-    found = re.search(pattern, text)
-    assert found, pattern
-    return [float(number) for number in found.groups()]
 
 
 def test_speed_ups(speedups):

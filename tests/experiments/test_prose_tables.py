@@ -1,15 +1,13 @@
 """Tables in prose are what their command prints of the records beside them."""
 
-import importlib.util
 import re
 import shlex
-from pathlib import Path
 
 import pytest
+from prose import ROOT, script, text_of
 
 from pqkv.record import load_records
 
-ROOT = Path(__file__).parents[2]
 READMES = [ROOT / "README.md", *sorted((ROOT / "experiments").glob("*/README.md"))]
 COMMAND = re.compile(r"^    python (experiments/[\w-]+/tables\.py)(.*)$", re.MULTILINE)
 CITED = [
@@ -17,13 +15,6 @@ CITED = [
     for readme in READMES
     for found in COMMAND.findall(readme.read_text())
 ]
-
-
-def script(path):
-    spec = importlib.util.spec_from_file_location("tables", ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_there_are_such_tables():
@@ -55,5 +46,4 @@ def test_recall_of_the_real_model_is_what_the_readme_says():
     (four_bits,) = found
     told = [10 * four_bits[name].value for name in ("recall_exact", "recall", "recall_control")]
     assert told == pytest.approx([9, 9, 0])
-    text = " ".join((ROOT / "README.md").read_text().split())
-    assert "9 times of 10 on the exact cache and on 4 bits, and never when codes are" in text
+    assert "9 times of 10 on the exact cache and on 4 bits, and never when codes are" in text_of("README.md")

@@ -1,21 +1,18 @@
 """Figures in the prose of experiments/quality-lab are those of its records."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+from prose import numbers, script, text_of
 
 ROOT = Path(__file__).parents[2]
-TEXT = " ".join((ROOT / "experiments/quality-lab/README.md").read_text().split())
+TEXT = text_of("experiments/quality-lab/README.md")
 
 
 @pytest.fixture(scope="module")
 def tables():
-    spec = importlib.util.spec_from_file_location("lab_tables", ROOT / "experiments/quality-lab/tables.py")
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
-    return tables
+    return script("experiments/quality-lab/tables.py")
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +28,7 @@ def elsewhere(tables):
 
 
 def said(pattern):
-    """The numbers that the prose has where the pattern says."""
-    found = re.search(pattern, TEXT)
-    assert found, pattern
-    return [float(number.replace(",", "")) for number in found.groups()]
+    return numbers(TEXT, pattern)
 
 
 RATIOS = [
@@ -191,7 +185,7 @@ def test_what_is_said_of_other_texts_and_of_the_bundled_model(rows, elsewhere):
 
 
 def test_what_the_first_page_says(rows):
-    text = " ".join((ROOT / "README.md").read_text().split())
+    text = text_of("README.md")
     found = re.search(
         r"change nothing\), lose ([\d.]+) nats at ([\d.]+) bits, product codes ([\d.]+) at 4, "
         r"KIVI ([\d.]+) at 5, int4 ([\d.]+) at 4\.5; .* serves, ([\d.]+) at 4\.06 and ([\d.]+) at 2\.13 bits", text

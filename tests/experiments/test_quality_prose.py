@@ -1,14 +1,11 @@
 """Figures in the prose of experiments/quality and of README.md on the real model are those of the records."""
 
-import re
-from pathlib import Path
-
 import pytest
+from prose import ROOT, numbers, text_of
 
 from pqkv.record import load_records
 
-ROOT = Path(__file__).parents[2]
-QUALITY, README = (" ".join((ROOT / p).read_text().split()) for p in ("experiments/quality/README.md", "README.md"))
+QUALITY, README = text_of("experiments/quality/README.md"), text_of("README.md")
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +35,6 @@ def change(pair, digits=1):
     return [round(100 * (value - 1), digits) for value in pair]
 
 
-def said(text, pattern):
-    found = re.search(pattern, text)
-    assert found, pattern
-    return [float(number) for number in found.groups()]
-
-
 def test_what_the_default_costs_in_the_schedule(cells):
     def ratio(text, bits, contexts=None):
         return change(spread(cells, "perplexity_ratio", text, "pqkv", "exact-schedule", 0, bits, contexts))
@@ -55,24 +46,24 @@ def test_what_the_default_costs_in_the_schedule(cells):
         ]
 
     four, three, two = (ratio("wikitext2-test", bits) for bits in (4, 3, 2))
-    assert said(QUALITY, r"costs ([\d.]+)% to ([\d.]+)% of perplexity at 4 bits") == four
+    assert numbers(QUALITY, r"costs ([\d.]+)% to ([\d.]+)% of perplexity at 4 bits") == four
     assert (
-        said(QUALITY, r"bits, ([\d.]+)% to ([\d.]+)% at 3 and ([\d.]+)% to ([\d.]+)% at 2 in the schedule")
+        numbers(QUALITY, r"bits, ([\d.]+)% to ([\d.]+)% at 3 and ([\d.]+)% to ([\d.]+)% at 2 in the schedule")
         == three + two
     )
     own = [ratio("stdlib", bits)[1] for bits in (4, 3, 2)]
-    assert said(QUALITY, r"on source code at most ([\d.]+)%, ([\d.]+)% and ([\d.]+)%") == own
+    assert numbers(QUALITY, r"on source code at most ([\d.]+)%, ([\d.]+)% and ([\d.]+)%") == own
     sinks = spread(cells, "perplexity_ratio", "wikitext2-test", "pqkv", "all-coded", 4, 4)
-    assert said(QUALITY, r"all but four tokens coded it costs ([\d.]+)% to ([\d.]+)% at 4 bits") == change(sinks)
-    assert said(QUALITY, r"4 bits\*\*: ([\d.]+) to ([\d.]+) nats beside ([\d.]+) to ([\d.]+)") == kld("pqkv", 4) + kld(
-        "product", 4
-    )
+    assert numbers(QUALITY, r"all but four tokens coded it costs ([\d.]+)% to ([\d.]+)% at 4 bits") == change(sinks)
+    assert numbers(QUALITY, r"4 bits\*\*: ([\d.]+) to ([\d.]+) nats beside ([\d.]+) to ([\d.]+)") == kld(
+        "pqkv", 4
+    ) + kld("product", 4)
     below = (kld("pqkv", bits)[1] < kld("product", bits)[0] for bits in (3, 2))
     assert all(below)
     in_readme = [ratio("wikitext2-test", bits, (512, 1024, 2048)) for bits in (4, 3, 2)]
-    assert said(
+    assert numbers(
         README, r"four bits cost ([\d.]+)% to ([\d.]+)% of perplexity and three ([\d.]+)% to ([\d.]+)%; two cost"
     ) == (in_readme[0] + in_readme[1])
-    assert said(README, r"two cost ([\d.]+)% to ([\d.]+)%") == in_readme[2]
+    assert numbers(README, r"two cost ([\d.]+)% to ([\d.]+)%") == in_readme[2]
     alone = {recipe: kld(recipe, 4)[1] for recipe in ("pqkv", "product")}
-    assert said(README, r"no token exact, 4 bits lose ([\d.]+) nats, product codes ([\d.]+)") == [*alone.values()]
+    assert numbers(README, r"no token exact, 4 bits lose ([\d.]+) nats, product codes ([\d.]+)") == [*alone.values()]

@@ -1,30 +1,21 @@
 """Figures in the prose of experiments/serving are those of its records."""
 
-import importlib.util
-import re
-from pathlib import Path
-
 import pytest
+from prose import ROOT, numbers, script, text_of
 
 from pqkv.lab.allocation import allocate
 from pqkv.record import load_records
 
-ROOT = Path(__file__).parents[2]
-TEXT = " ".join((ROOT / "experiments/serving/README.md").read_text().split())
+TEXT = text_of("experiments/serving/README.md")
 
 
 @pytest.fixture(scope="module")
 def tables():
-    spec = importlib.util.spec_from_file_location("serving_tables", ROOT / "experiments/serving/tables.py")
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
-    return tables
+    return script("experiments/serving/tables.py")
 
 
 def said(pattern):
-    found = re.search(pattern, TEXT)
-    assert found, pattern
-    return [float(number) for number in found.groups()]
+    return numbers(TEXT, pattern)
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +58,11 @@ def test_the_bars_of_the_default_cache():
 
 
 def test_exact_layers_are_never_worth_their_bits():
-    spec = importlib.util.spec_from_file_location("allocate", ROOT / "experiments/quality-lab/allocate.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    dealing = script("experiments/quality-lab/allocate.py")
     records = [r for r in load_records(ROOT / "results/quality-lab/widths") if r.config.get("codec")]
     (alone,) = (r for r in records if r.kind == "eval-by-layer")
     losses = [[row[side] for row in alone.tables["by_layer"]] for side in ("keys", "values")]
-    ratios = [{**script.ratios(records, side), 16: 0.0} for side in ("keys", "values")]
+    ratios = [{**dealing.ratios(records, side), 16: 0.0} for side in ("keys", "values")]
     for bits in (2, 3, 4, 5):
         dealt = allocate(*losses, *ratios, bits)
         assert 16 not in dealt.keys + dealt.values
@@ -122,8 +111,7 @@ def test_what_a_step_costs():
     ]
     assert said(r"first took ([\d.]+) to ([\d.]+) times as long") == [round(min(first), 2), round(max(first), 2)]
     every = [time for (heads, _, _), time in times.items() if heads == 128]
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    assert f"takes {min(every):.2f} to {max(every):.2f} times that with heads of 128" in readme
+    assert f"takes {min(every):.2f} to {max(every):.2f} times that with heads of 128" in text_of("README.md")
     assert said(r"KV head it is ([\d.]+) to ([\d.]+): a step") == spread(heads=64)
 
 
