@@ -54,6 +54,8 @@ asked.add_argument(
     "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of all that is exact"
 )
 given = asked.parse_args()
+if given.device == "cuda" and not torch.cuda.is_available():
+    asked.error("torch finds no NVIDIA GPU here: leave --device out, or take a torch built for CUDA on a machine with one")
 device, chosen = torch.device(given.device), given.part or list(PARTS)
 backend = choose_backend("auto", device, getattr(torch, given.dtype), fallback=False)
 
