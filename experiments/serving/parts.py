@@ -55,7 +55,7 @@ asked.add_argument(
 )
 given = asked.parse_args()
 if given.device == "cuda" and not torch.cuda.is_available():
-    asked.error("torch finds no NVIDIA GPU here: leave --device out, or go where there is one, with a torch built for it")
+    asked.error("torch finds no NVIDIA GPU here: leave --device out, or run where there is one, on a torch for CUDA")
 device, chosen = torch.device(given.device), given.part or list(PARTS)
 backend = choose_backend("auto", device, getattr(torch, given.dtype), fallback=False)
 
