@@ -196,7 +196,8 @@ class Codebook:
         after = {name: change(tensor) for name, tensor in before.items()}
         if all(after[name] is tensor for name, tensor in before.items()):
             return self
-        return replace(self, **after)  # type: ignore[arg-type] # mypy holds them to every field
+        # names of fields are strings here, so mypy holds every tensor to the types of all fields, `hadamard` among them
+        return replace(self, **after)  # type: ignore[arg-type]
 
     def without_turn(self) -> Codebook:
         """The codebook of vectors that were turned already; itself if it does not turn."""

@@ -3,7 +3,7 @@
 import csv
 
 import pytest
-from prose import numbers, script, text_of
+from prose import ROOT, numbers, script, text_of
 
 from pqkv.record import load_records
 
@@ -91,6 +91,20 @@ def test_what_recipe_pqkv_adds(tables):
         round(min(wholes), 2),
         round(max(wholes), 2),
     ]
+    assert numbers(README, r"and ([\d.]+) to ([\d.]+) times on an H100") == [
+        round(min(wholes), 2),
+        round(max(wholes), 2),
+    ]
+    processor = [
+        {row["parts"]: row["times"] for row in record.tables["parts"]}
+        for record in load_records(ROOT / "results/serving")
+        if record.kind == "serving" and record.config["model"].endswith("of 128")
+    ]
+    steps = [times["all"] for times in processor]
+    assert numbers(TEXT, r"on a processor ([\d.]+) to ([\d.]+)") == [round(min(steps), 2), round(max(steps), 2)]
+    bias = [times["frame, turning"] - times["frame"] for times in processor]
+    log = text_of("experiments/LOG.md")
+    assert numbers(log, r"a processor pays ([\d.]+) to ([\d.]+)") == [round(min(bias), 2), round(max(bias), 2)]
     large = [found[8, bits, 32768] for bits in (4, 2)]
     biases = [times["frame, turning"] - times["frame"] for times in large]
     assert numbers(TEXT, r"\(([\d.]+) of a step at 4 bits, ([\d.]+) at 2\)") == [round(bias, 2) for bias in biases]
