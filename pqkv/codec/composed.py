@@ -7,12 +7,13 @@ ablation is a grid of options and not a dozen codecs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 from torch import Tensor
 
+from pqkv.codec.additive import AdditiveCodebook, fit
 from pqkv.codec.codebook import Codebook
 from pqkv.codec.gains import gain_bytes, gains, middle_gain
 from pqkv.codec.gaussian import gaussian_codebook
@@ -23,7 +24,7 @@ from pqkv.codec.means import Mean, TurningMean, means
 from pqkv.codec.planes import Plane, Planes
 from pqkv.codec.rotary import Rotary
 from pqkv.codec.samples import Samples
-from pqkv.codec.transforms import Grouping, Metric, Transform, metric_root, order, rotation
+from pqkv.codec.transforms import Grouping, Metric, Transform, inverse, metric_root, order, rotation, rows
 from pqkv.config import CodeShape, Settings
 from pqkv.errors import ConfigError
 
@@ -43,13 +44,24 @@ class ComposedOptions(Settings):
         "none", description="of errors: of the queries for keys, of the output projection for values"
     )
     transform: Transform = "none"
-    grouping: Grouping = Field("balanced", description="channels of a subspace: neighbours, or of like spread together")
+    grouping: Grouping = Field(
+        "balanced", description="channels of a subspace: neighbours, such that all spread alike, or unequally many"
+    )
     scope: Literal["head", "layer", "universal"] = Field(
         "head", description="what shares a codebook; universal: none learnt"
     )
     centroids: Literal["float32", "int8"] = Field("float32", description="int8: with a scale a channel")
     rope: Literal["post", "pre"] = Field("post", description="pre: keys are coded as they are before rotary embedding")
     iterations: int = Field(25, ge=1)
+    stages: int = Field(1, ge=1, description="codebooks whose centroids are added up, for as many times the channels")
+
+    @model_serializer(mode="wrap")
+    def _as_recorded(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What came later stands in records and files only where it was asked for: older ones keep their names."""
+        found: dict[str, Any] = whole(self)
+        if self.stages == 1:
+            found.pop("stages", None)
+        return found
 
     @field_validator("layer_bits", mode="before")
     @classmethod
@@ -65,6 +77,10 @@ class ComposedOptions(Settings):
             raise ValueError("scope universal is for vectors of length 1: take gain=true")
         if self.scope == "universal" and self.centroids == "int8":
             raise ValueError("centroids int8 have a scale a channel, and universal ones know no channel")
+        if self.scope == "universal" and self.grouping == "unequal":
+            raise ValueError("a universal codebook has subspaces of one length: take scope=head with grouping=unequal")
+        if self.stages > 1 and (self.scope != "head" or self.centroids == "int8" or self.grouping == "unequal"):
+            raise ValueError("additive codes are learnt for each head in float32, of equal subspaces")
         if self.rope == "pre" and self.mean == "turning":
             raise ValueError("before rotary embedding no mean turns: take mean=constant with rope=pre")
         return self
@@ -94,7 +110,7 @@ class Composed(SideCodec):
 
     def __init__(self, options: Settings, side: Side, state: State) -> None:
         super().__init__(options, side, state)
-        self._books: dict[tuple[int, torch.dtype], tuple[Codebook, Tensor, Tensor, TurningMean]] = {}
+        self._books: dict[tuple[int, torch.dtype], tuple[Codebook | AdditiveCodebook, Tensor, Tensor, TurningMean]] = {}
 
     @classmethod
     def learn(cls, options: Settings, side: Side, samples: Samples, seed: int) -> State:
@@ -155,18 +171,20 @@ class Composed(SideCodec):
             centroids = centroids.float() * self.of_layer(layer, "scales")[..., None, :]
         return centroids.expand(heads, *centroids.shape[1:]).contiguous()
 
-    def _of(self, layer: int, dtype: torch.dtype) -> tuple[Codebook, Tensor, Tensor, TurningMean]:
+    def _of(self, layer: int, dtype: torch.dtype) -> tuple[Codebook | AdditiveCodebook, Tensor, Tensor, TurningMean]:
         """Codebook, frame F, its inverse and the mean, laid out once."""
         if (layer, dtype) not in self._books:
             back = self.of_layer(layer, "back")
-            book = Codebook(self._centroids(layer, *back.shape[:2]))
+            centroids = self._centroids(layer, *back.shape[:2])
+            stages = self.options.stages
+            book = Codebook(centroids) if stages == 1 else AdditiveCodebook(centroids.unflatten(1, (-1, stages)))
             mean = TurningMean(
                 self.of_layer(layer, "mean"),
                 self.of_layer(layer, "turning_mean"),
                 Rotary(self.of_layer(layer, "frequencies")),
                 self.options.turning_every,
             )
-            self._books[layer, dtype] = book, torch.linalg.inv(back.double()).to(dtype), back.to(dtype), mean
+            self._books[layer, dtype] = book, inverse(back.double()).to(dtype), back.to(dtype), mean
         return self._books[layer, dtype]
 
 
@@ -211,6 +229,8 @@ def learn_layer(
     """Mean, frame and codebook of vectors (Hkv, N, D)."""
     H, _, D = vectors.shape
     M, nbits = code_geometry(shape, D)
+    if M % options.stages:
+        raise ConfigError(f"{M} codes a vector are no multiple of stages={options.stages}")
     if options.rope == "pre":
         if rotary is None or positions is None:
             raise ConfigError("rope=pre wants the positions and the rotary embedding of the samples")
@@ -225,9 +245,9 @@ def learn_layer(
     y = x.double() @ root.mT
     turn = rotation(options.transform, y, moments, M, nbits, seed)
     z = y @ turn.mT
-    places = order(options.grouping, z, M)
-    frame = (turn @ root).gather(1, places[..., None].expand(H, D, D))
-    z = z.gather(-1, places[:, None].expand_as(z)).float()
+    places = order(options.grouping, z, M // options.stages, nbits * options.stages)
+    frame = rows(turn @ root, places)
+    z = rows(z.mT, places).mT.contiguous().float()
     middle = middle_gain(z)
     if options.gain:
         z = z / gains(gain_bytes(z, middle), middle, z.dtype)[..., None]
@@ -235,7 +255,7 @@ def learn_layer(
         "mean": constant,
         "turning_mean": turning,
         "frequencies": still.frequencies,
-        "back": torch.linalg.inv(frame).float(),
+        "back": inverse(frame).float(),
     }
     if options.gain:
         state["middle_gain"] = middle
@@ -251,7 +271,10 @@ def _universal(d_sub: int, nbits: int) -> str:
 
 def _codebook(options: ComposedOptions, z: Tensor, M: int, nbits: int, seed: int) -> State:
     """Centroids (H, M, C, d_sub) of z (H, N, D); H is 1 in scope layer."""
-    points = z.unflatten(-1, (M, -1)).transpose(1, 2)  # (H, M, N, d_sub)
+    points = z.unflatten(-1, (M // options.stages, -1)).transpose(1, 2)  # (H, M, N, d_sub)
+    if options.stages > 1:
+        sums = fit(points.flatten(0, 1), nbits, options.stages, options.iterations, seed)
+        return {"centroids": sums.unflatten(0, points.shape[:2]).flatten(1, 2)}
     if options.scope == "layer":
         pooled = points.transpose(0, 1).flatten(1, 2)  # (M, H * N, d_sub)
         drawn = torch.randperm(pooled.shape[1], generator=torch.Generator().manual_seed(seed))[: points.shape[2]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,3 +26,32 @@ def balanced_channels(variance: Tensor, num_subspaces: int) -> Tensor:
         members[group].append(channel)
         products[group] += logs[channel]
     return torch.tensor([channel for group in members for channel in group])
+
+
+def unequal_channels(variance: Tensor, num_subspaces: int, nbits: int, longest: int) -> list[list[int]]:
+    """Members of subspaces of unequal length, at most `longest`: channels (D,) from the loudest down, cut where a
+    Gaussian with these variances errs least.
+
+    A code of n bits for l channels of geometric mean v errs by l v 2^(-2n/l): loud channels want short subspaces, as
+    water-filling gives them more bits. Of all cuts the best, found by dynamic programming.
+    """
+    D = len(variance)
+    loudest = sorted(range(D), key=lambda c: (-float(variance[c]), c))
+    logs = [0.0]
+    for channel in loudest:
+        logs.append(logs[-1] + math.log2(max(float(variance[channel]), 1e-20)))
+    least = [[math.inf] * (D + 1) for _ in range(num_subspaces + 1)]
+    cut = [[0] * (D + 1) for _ in range(num_subspaces + 1)]
+    least[0][0] = 0.0
+    for m in range(1, num_subspaces + 1):
+        for end in range(m, D + 1):
+            for length in range(1, min(longest, end) + 1):
+                start = end - length
+                error = least[m - 1][start] + length * 2 ** ((logs[end] - logs[start] - 2 * nbits) / length)
+                if error < least[m][end]:
+                    least[m][end], cut[m][end] = error, start
+    members, end = [], D
+    for m in range(num_subspaces, 0, -1):
+        members.append(loudest[cut[m][end] : end])
+        end = cut[m][end]
+    return members[::-1]

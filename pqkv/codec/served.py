@@ -16,17 +16,18 @@ from pqkv.errors import ConfigError
 
 def refusal(options: ComposedOptions, side: str) -> str | None:
     """What of these options no kernel serves, or None."""
-    if options.rope == "pre":
-        return "rope=pre: a score would turn every key that is read"
-    if options.turning_every > 1:
-        return "turning_every: kernels turn with every token, which costs no more"
-    if 0 in options.layer_bits:
-        return "layer_bits of 0: exact layers among coded ones"
-    if side == "keys" and options.gain:
-        return "gain of keys: it costs a byte and loses more than it gains"
-    if side == "values" and (options.mean != "none" or options.metric != "none"):
-        return "mean and metric of values: they gain nothing, and a turn of values must be orthogonal"
-    return None
+    keys = side == "keys"
+    reasons = {
+        "rope=pre: a score would turn every key that is read": options.rope == "pre",
+        "turning_every: kernels turn with every token, which costs no more": options.turning_every > 1,
+        "grouping=unequal: kernels have subspaces of one length": options.grouping == "unequal",
+        "stages: kernels look up one centroid for each subspace": options.stages > 1,
+        "layer_bits of 0: exact layers among coded ones": 0 in options.layer_bits,
+        "gain of keys: it costs a byte and loses more than it gains": keys and options.gain,
+        "mean and metric of values: they gain nothing, and a turn of values must be orthogonal": not keys
+        and (options.mean != "none" or options.metric != "none"),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def served_options(spec: CodecSpec) -> dict[str, ComposedOptions]:

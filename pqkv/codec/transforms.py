@@ -12,14 +12,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pqkv.codec.grouping import balanced_channels
+from pqkv.codec.grouping import balanced_channels, unequal_channels
 from pqkv.codec.opq import opq_rotation
 from pqkv.errors import ConfigError
 
 Transform = Literal["none", "hadamard", "klt", "oscar", "opq"]
 Metric = Literal["none", "diagonal", "full"]
-Grouping = Literal["adjacent", "balanced"]
+Grouping = Literal["adjacent", "balanced", "unequal"]
 
+_LONGEST = 4  # times an equal share of the channels: what a subspace of unequal length may hold
 _FLOOR = 1e-3  # of the mean eigenvalue, or of the mean weight: what no query looks at is coded all the same
 
 
@@ -84,12 +85,30 @@ def bit_reversed(size: int) -> Tensor:
     return torch.tensor([int(f"{i:0{bits}b}"[::-1], 2) for i in range(size)])
 
 
-def order(grouping: Grouping, points: Tensor, num_subspaces: int) -> Tensor:
-    """(H, D): which channel of points (H, N, D) stands where, so that a subspace holds neighbours."""
+def order(grouping: Grouping, points: Tensor, num_subspaces: int, nbits: int) -> Tensor:
+    """(H, D): which channel of points (H, N, D) stands where, so that a subspace holds neighbours. Subspaces of unequal
+    length are filled up with -1 to the longest of all heads: (H, num_subspaces * longest).
+    """
     H, _, D = points.shape
     if grouping == "adjacent":
         return torch.arange(D).expand(H, D)
-    return torch.stack([balanced_channels(p.var(0), num_subspaces) for p in points])
+    if grouping == "balanced":
+        return torch.stack([balanced_channels(p.var(0), num_subspaces) for p in points])
+    most = _LONGEST * -(-D // num_subspaces)
+    heads = [unequal_channels(p.var(0), num_subspaces, nbits, most) for p in points]
+    longest = max(len(members) for head in heads for members in head)
+    return torch.tensor([[c for g in head for c in [*g, *[-1] * (longest - len(g))]] for head in heads])
+
+
+def rows(matrix: Tensor, places: Tensor) -> Tensor:
+    """Rows (H, P, D) of a matrix (H, D, D) at places (H, P), zeros where a place is -1."""
+    picked = matrix.gather(1, places.clamp(min=0)[..., None].expand(*places.shape, matrix.shape[-1]))
+    return picked * (places >= 0)[..., None]
+
+
+def inverse(frame: Tensor) -> Tensor:
+    """Of a frame (H, D, D), or one with rows of zeros, or of what this gave for one."""
+    return torch.linalg.inv(frame) if frame.shape[-2] == frame.shape[-1] else torch.linalg.pinv(frame)
 
 
 @lru_cache(maxsize=16)

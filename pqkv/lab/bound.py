@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from pqkv.codec.means import Mean, TurningMean, means
+from pqkv.codec.rotary import Rotary
 from pqkv.codec.samples import Samples
-from pqkv.errors import RecordError
+from pqkv.errors import ConfigError, RecordError
 from pqkv.record import atomic_write
 
 BOUND_FILE = "bound.csv"
@@ -88,31 +90,63 @@ def distortion_at(eigenvalues: Tensor, bits: float) -> float:
     raise AssertionError("one component alone is always above the water")
 
 
-def relative_bound(samples: Samples, side: str, bits: Sequence[float], *, pre_rope: bool = False) -> dict[float, float]:
+def relative_bound(
+    samples: Samples, side: str, bits: Sequence[float], *, around: Mean = "constant", positions: int = 0
+) -> dict[float, float]:
     """By bits: least error of a side over its spread, in the metric of what meets it, mean over layers; as its Gaussian
-    has it. `pre_rope` takes keys back to position 0 first, where their spectrum is steeper.
+    has it. The spread is that around a mean that stands still, whatever mean is taken out.
+
+    Keys with rotary embedding have another Gaussian at every position: that of keys before it, turned. With `positions`
+    the bound is for a code that knows where it stands, at the same rate a token everywhere: the mean over so many
+    positions, evenly out of the samples' own. Without, the Gaussian is one for all positions, `around` its mean.
     """
     totals = dict.fromkeys(bits, 0.0)
     metric = samples.metric(side)
     for layer, vectors in enumerate(samples.of(side)):
         x = vectors.double()
-        if pre_rope:
-            assert samples.rotary is not None
-            assert samples.positions is not None
-            x = samples.rotary[layer].take_off(x, samples.positions)
-        spread, lost = 0.0, dict.fromkeys(bits, 0.0)
-        for head in range(x.shape[0]):
-            cov = x[head].mT.cov()
-            if (
-                metric is not None and not pre_rope
-            ):  # queries turn as well: before rotary embedding there is no one metric
-                values, axes = torch.linalg.eigh(metric[layer][head].double())
-                root = axes * values.clamp(min=0).sqrt()[None]
-                cov = root.mT @ cov @ root
-            eigenvalues = torch.linalg.eigvalsh(cov).clamp(min=0)
-            spread += float(eigenvalues.sum())
-            for b in bits:
-                lost[b] += distortion_at(eigenvalues, b) * len(eigenvalues)
+        roots = torch.eye(x.shape[-1]).double().expand(len(x), -1, -1)
+        if metric is not None:
+            values, axes = torch.linalg.eigh(metric[layer].double())
+            roots = axes * values.clamp(min=0).sqrt()[:, None]
+        whole = roots.mT @ _covariances(x) @ roots
+        if positions:
+            met = [roots.mT @ cov @ roots for cov in _turned_covariances(samples, layer, x, positions)]
+        elif around == "turning":
+            met = [roots.mT @ _covariances(_around_turning(samples, layer, x)) @ roots]
+        else:
+            met = [whole]
+        spread = float(whole.diagonal(dim1=-2, dim2=-1).sum())
+        spectra = [torch.linalg.eigvalsh(cov).clamp(min=0) for cov in met]
         for b in bits:
-            totals[b] += lost[b] / spread / len(samples.of(side))
+            lost = sum(distortion_at(lam, b) * len(lam) for heads in spectra for lam in heads) / len(spectra)
+            totals[b] += lost / spread / len(samples.of(side))
     return totals
+
+
+def _covariances(x: Tensor) -> Tensor:
+    """(H, D, D) of (H, N, D)."""
+    return torch.stack([head.mT.cov() for head in x])
+
+
+def _rotary(samples: Samples, layer: int) -> tuple[Rotary, Tensor]:
+    if samples.rotary is None or samples.positions is None:
+        raise ConfigError("a bound of codes that know their position wants positions and the rotary embedding")
+    return samples.rotary[layer], samples.positions
+
+
+def _around_turning(samples: Samples, layer: int, x: Tensor) -> Tensor:
+    """Keys (H, N, D) less the mean that turns with their position."""
+    rotary, at = _rotary(samples, layer)
+    constant, turning = means("turning", x, at, rotary, None, None)
+    return x - TurningMean(constant, turning, rotary, 1).at(at)
+
+
+def _turned_covariances(samples: Samples, layer: int, x: Tensor, count: int) -> Iterator[Tensor]:
+    """(H, D, D) of keys at each of `count` positions: their covariance before rotary embedding, turned."""
+    rotary, at = _rotary(samples, layer)
+    still = _covariances(rotary.take_off(x, at))
+    ordered = at.sort().values
+    for place in ordered[torch.linspace(0, len(ordered) - 1, count).long()]:
+        here = place.expand(x.shape[-1])
+        half = rotary.turn(still, here)  # every row of it: C R^T, as C is symmetric
+        yield rotary.turn(half.mT.contiguous(), here)  # R (C R^T)

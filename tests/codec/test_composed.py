@@ -62,7 +62,8 @@ EVERY = [
 ] + [
     {"metric": "diagonal", "transform": "hadamard"}, {"transform": "oscar"}, {"transform": "opq"},
     {"centroids": "int8"}, {"rope": "pre", "metric": "full"}, {"mean": "turning", "turning_pairs": 2},
-    {"mean": "turning", "turning_every": 16}, {"grouping": "adjacent"},
+    {"mean": "turning", "turning_every": 16}, {"grouping": "adjacent"}, {"stages": 2, "metric": "full"},
+    {"grouping": "unequal", "metric": "full", "mean": "turning", "gain": True, "centroids": "int8"},
     {"num_subspaces": None, "nbits": None, "layer_bits": (4, 0)},
 ]  # fmt: skip
 
@@ -149,6 +150,32 @@ def test_a_vector_of_zeros_comes_back_as_next_to_nothing(samples):
     assert codec.restore(0, zeros, samples.positions[:3]).abs().max() < 0.02
 
 
+def test_subspaces_of_unequal_length_deal_out_bits_as_balanced_ones_do_among_their_channels(samples):
+    """Neighbours of like spread want unequal lengths; a loud and a quiet channel together share their bits anyway."""
+    errors = [
+        float(error(made(samples, mean="turning", grouping=g), samples).square().mean())
+        for g in ("balanced", "unequal", "adjacent")
+    ]
+    assert errors[0] < errors[1] < 0.9 * errors[2]
+    codec = made(samples, mean="turning", grouping="unequal")
+    back = codec.of_layer(0, "back")
+    assert back.shape[-1] > D  # filled up to the longest
+    assert ((back != 0).sum(-1) >= 1).all()  # every channel stands somewhere
+
+
+def test_sums_of_two_centroids_err_less_than_codes_of_half_the_length(samples):
+    for side in ("keys", "values"):
+        alone, sums = (error(made(samples, side, grouping="adjacent", stages=n), samples, side) for n in (1, 2))
+        assert sums.square().mean() < 0.97 * alone.square().mean()
+
+
+def test_what_no_digest_held_before_changes_none():
+    options = ComposedOptions()
+    assert "stages" not in options.model_dump(mode="json")
+    assert ComposedOptions(stages=2).model_dump(mode="json")["stages"] == 2
+    assert options.digest() != ComposedOptions(stages=2).digest()
+
+
 def test_int8_centroids_hold_a_hundred_and_twenty_seventh_of_a_channel(samples):
     exact, rounded = made(samples), made(samples, centroids="int8")
     a, b = exact._centroids(0, H, D), rounded._centroids(0, H, D)
@@ -170,6 +197,8 @@ def test_universal_centroids_are_kept_once_and_depend_on_no_sample(samples):
     [
         ({"rope": "pre", "mean": "turning"}, "no mean turns"),
         ({"scope": "universal"}, "take gain=true"),
+        ({"scope": "universal", "gain": True, "grouping": "unequal"}, "of one length"),
+        ({"stages": 2, "centroids": "int8"}, "for each head in float32"),
         ({"bits": 4, "nbits": 8, "num_subspaces": 4}, "not both"),
         ({"transform": "fourier"}, "transform"),
     ],
@@ -177,6 +206,11 @@ def test_universal_centroids_are_kept_once_and_depend_on_no_sample(samples):
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         ComposedOptions.parse(options)
+
+
+def test_codes_that_are_no_multiple_of_their_stages_are_refused(samples):
+    with pytest.raises(ConfigError, match="no multiple of stages=3"):
+        made(samples, stages=3)
 
 
 def test_what_samples_do_not_hold_is_told(samples):

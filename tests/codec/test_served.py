@@ -78,6 +78,8 @@ def test_a_universal_codebook_is_held_once(samples):
         ("keys", {"mean": "turning", "turning_every": 16}, "turning_every"),
         ("keys", {"gain": True}, "gain of keys"),
         ("keys", {"layer_bits": (4, 0)}, "layer_bits of 0"),
+        ("keys", {"grouping": "unequal"}, "grouping=unequal"),
+        ("values", {"stages": 2}, "stages"),
         ("values", {"mean": "constant"}, "mean and metric of values"),
         ("values", {"metric": "full"}, "mean and metric of values"),
     ],

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pqkv.codec.composed import Composed, ComposedOptions
 from pqkv.codec.rotary import Rotary
 from pqkv.codec.samples import Samples
-from pqkv.errors import RecordError
+from pqkv.errors import ConfigError, RecordError
 from pqkv.lab.bound import SideLoss, distortion_at, modelled_kld, read_bound, relative_bound, write_bound
 
 
@@ -49,6 +49,53 @@ def test_codes_of_a_gaussian_do_not_fall_below_it():
     spread = (x - x.mean(1, keepdim=True)).double()
     ours = float(((e @ metric.double()) * e).sum() / ((spread @ metric.double()) * spread).sum())
     assert bound < ours < 10 * bound
+
+
+@pytest.fixture(scope="module")
+def turning():
+    """Keys of one covariance and mean before rotary embedding, at positions 0 to 49, in a metric of queries."""
+    generator = torch.Generator().manual_seed(1)
+    rotary = Rotary(torch.tensor([1.0, 0.3, 0.02], dtype=torch.float64))  # of 8 channels two do not turn
+    still = torch.randn(2, 5000, 8, generator=generator) @ torch.randn(2, 8, 8, generator=generator) + 2
+    positions = torch.arange(5000) % 50
+    metric = torch.randn(2, 8, 8, generator=generator)
+    metric = metric @ metric.mT
+    keys = rotary.turn(still, positions)
+    return still, Samples((keys,), (keys,), (torch.ones(2, 8),), positions, (rotary,), (metric,), (metric,))
+
+
+def test_what_knows_its_position_may_lose_less(turning):
+    _, samples = turning
+    still = relative_bound(samples, "keys", [3.0])[3.0]
+    around = relative_bound(samples, "keys", [3.0], around="turning")[3.0]
+    knowing = relative_bound(samples, "keys", [3.0], positions=50)[3.0]
+    assert knowing < 0.9 * around < 0.9 * 0.9 * still
+
+
+def test_the_bound_at_positions_is_that_of_each_turned_covariance(turning):
+    still, samples = turning
+    metric, (rotary,) = samples.query_moments[0].double(), samples.rotary
+    lost = 0.0
+    for position in (0, 16, 33, 49):  # evenly out of 0 to 49, rounded down as places of a sorted list
+        angle = position * rotary.frequencies
+        turn = torch.eye(8, dtype=torch.float64)
+        for i, a in enumerate(angle):
+            turn[i, i], turn[i, i + 3], turn[i + 3, i], turn[i + 3, i + 3] = a.cos(), -a.sin(), a.sin(), a.cos()
+        for head in range(2):
+            seen = turn @ still[head].double().mT.cov() @ turn.mT @ metric[head]
+            eigenvalues = torch.linalg.eigvals(seen).real  # those of root^T C root
+            lost += 8 * distortion_at(eigenvalues, 2.0) / 4
+    x = samples.keys[0].double()
+    spread = sum(float((x[h].mT.cov() @ metric[h]).trace()) for h in range(2))
+    found = relative_bound(samples, "keys", [2.0], positions=4)[2.0]
+    assert found == pytest.approx(lost / spread, rel=1e-5)
+
+
+def test_a_bound_by_position_wants_positions():
+    x = torch.randn(1, 50, 8)
+    samples = Samples((x,), (x,), (torch.ones(1, 8),))
+    with pytest.raises(ConfigError, match="wants positions"):
+        relative_bound(samples, "keys", [2.0], positions=4)
 
 
 def test_a_loss_that_is_a_power_of_the_error_is_carried_along_it():
