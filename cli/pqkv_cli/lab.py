@@ -54,6 +54,7 @@ def lab(
     found = groups(records, names, config.against)
     if output is not None and found:
         write_outcome(found, output)
-        write_pareto(found, output, floors=floors(RecordStore(output).load_all(), found), bound=read_bound(output))
+        bound = read_bound(output, config.model)
+        write_pareto(found, output, floors=floors(RecordStore(output).load_all(), found), bound=bound)
     print_records(records, format, output, lambda ran: print_lab(found))
     raise_if_failed(records)

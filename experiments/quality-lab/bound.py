@@ -1,9 +1,10 @@
 """How far our codes are from what a Gaussian with the same spectra allows:
 
-    python experiments/quality-lab/bound.py MODEL DATA -o results/quality-lab
+    python experiments/quality-lab/bound.py MODEL DATA -o results/quality-lab/bound
+    python experiments/quality-lab/tables.py bound
 
-Prints, by side and bits, the least error over spread in the metric of what meets it, what ours has on the very samples
-it learnt from, and their ratio. The first is reverse water-filling over each head's spectrum: no code of any kind does
+The record holds, by side and bits, the least error over spread in the metric of what meets it, and what ours has on the
+very samples it learnt from. The first is reverse water-filling over each head's spectrum: no code of any kind does
 better on a Gaussian; keys and values are none, so real codes may. Keys have a Gaussian of their own at every position,
 as rotary embedding turns the one they have before it: the bound is the mean over positions. Beside it stands what one
 Gaussian for all positions would allow, around the mean that turns: what a frame that does not turn could reach.
@@ -11,16 +12,19 @@ Gaussian for all positions would allow, around the mean that turns: what a frame
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from pqkv.cell import run_cell
 from pqkv.codec.catalog import CodecSpec
 from pqkv.codec.samples import Samples
 from pqkv.config import CodecCalibration
-from pqkv.lab.bound import SideLoss, modelled_kld, relative_bound, write_bound
+from pqkv.env import environment, git_state
+from pqkv.lab.bound import relative_bound
 from pqkv.lm.calibrate import calibrate_codecs
 from pqkv.lm.load import load_model
-from pqkv.record import load_records
+from pqkv.record import RecordStore, load_records
 
 WIDTHS = Path(__file__).parents[2] / "results/quality-lab/widths"
 BITS = (4, 3, 2)
@@ -57,36 +61,44 @@ def alone() -> dict[tuple[str, float], float]:
     return found
 
 
-def main(model: str, data: str, folder: Path) -> None:
-    samples = calibrate_codecs(load_model(model), CodecCalibration(data=data)).samples
+def measure(samples: Samples) -> dict[str, Any]:
+    """Of a cell: losses by side and bits."""
     bounds = {
         "keys": relative_bound(samples, "keys", BITS, positions=POSITIONS),
         "values": relative_bound(samples, "values", BITS),
     }
     around = relative_bound(samples, "keys", BITS, around="turning")
     measured = alone()
-    losses: dict[str, list[SideLoss]] = {side: [] for side in bounds}
-    print("| bits | side | Gaussian bound | ours | ours over the bound | one Gaussian for all positions |")
-    print("|---|---|---|---|---|---|")
+    rows = []
     for bits in BITS:
         ours = relative_error(CodecSpec.parse(OURS.format(bits=bits)), samples)
         for side, bound in bounds.items():
-            cells = [bound[bits], ours[side], around[bits] if side == "keys" else None]
-            least, found, one = ("" if cell is None else f"{cell:.2g}" for cell in cells)
-            print(f"| {bits} | {side} | {least} | {found} | {ours[side] / bound[bits]:.1f} | {one} |")
-            losses[side].append(SideLoss(bits, ours[side], bound[bits], measured[side, bits]))
-    print()
-    for bits, kld in modelled_kld(losses).items():
-        print(f"at {bits:g} bits the bound would lose {kld:.3g} nats, by a model; ours, side by side, "
-              f"{sum(measured[side, bits] for side in bounds):.3g}")  # fmt: skip
-    print(write_bound(folder, modelled_kld(losses)))
+            rows.append({
+                "side": side, "bits": bits, "bound": bound[bits], "error": ours[side], "kld": measured[side, bits],
+                "one_gaussian": around[bits] if side == "keys" else None,
+            })  # fmt: skip
+            print(rows[-1], flush=True)
+    return {"tables": {"losses": rows}}
+
+
+def main(model: str, data: str, folder: Path) -> None:
+    calibration, lm = CodecCalibration(data=data), load_model(model)
+    described = {
+        "model": model, "data": data, "calibration_tokens": calibration.calibration_tokens, "bits": list(BITS),
+        "positions": POSITIONS, "recipe": OURS,
+    }  # fmt: skip
+    run_cell(
+        lambda: measure(calibrate_codecs(lm, calibration).samples),
+        kind="bound", config=described, seed=0, env=environment(), git=git_state(), store=RecordStore(folder),
+        force=True,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("data", help="calibration text")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for bound.csv")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the record")
     given = parser.parse_args()
     torch.set_grad_enabled(False)
     main(given.model, given.data, given.output)

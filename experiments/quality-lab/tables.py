@@ -2,7 +2,8 @@
 
 methods: every way of coding, the cheapest first; bars: ours beside the best peer that takes up to 1.25 bits more;
 ablation: one block of the recipe at a time, left out and added alone; costs (no text): what each part would cost;
-elsewhere (no text): the finalists on other texts, at another length and on the bundled model.
+elsewhere (no text): the finalists on other texts, at another length and on the bundled model; exact (no text): by the
+tokens that stay exact; bound (no text): how far codes are from what a Gaussian with the same spectra allows.
 """
 
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from pqkv.codec.catalog import CodecSpec, part_of
 from pqkv.codec.composed import ComposedOptions
+from pqkv.lab.bound import bound_losses, modelled_kld
 from pqkv.lab.config import LabConfig
 from pqkv.lab.costs import costs
 from pqkv.lab.differences import differences
@@ -53,6 +55,10 @@ COST_HEAD = """\
 EXACT_HEAD = """\
 | bits | method | KLD, 4 first and 128 newest exact | perplexity | KLD, none exact |
 |---|---|---|---|---|"""
+BOUND_HEAD = """\
+| bits | keys: bound | ours | times | one Gaussian for all positions | values: bound | ours | times | KLD, nats | \
+of the bound (a model) |
+|---|---|---|---|---|---|---|---|---|---|"""
 BAR_HEAD = """\
 | method | bits | KLD, nats | bar | best peer up to 1.25 bits more | its bits | its KLD | KLD less that of the peer |
 |---|---|---|---|---|---|---|---|"""
@@ -160,6 +166,23 @@ def exact() -> str:
     return "\n".join(lines)
 
 
+def bound() -> str:
+    """Error over spread of codes and of the Gaussian bound, and what the bound would lose, by a model."""
+    (record,) = load_records(RESULTS / "bound")
+    losses, one = (
+        bound_losses(record),
+        {row["bits"]: row["one_gaussian"] for row in record.tables["losses"] if row["side"] == "keys"},
+    )
+    modelled = modelled_kld(losses)
+    lines = [BOUND_HEAD]
+    for bits in sorted(modelled, reverse=True):
+        own = {side: next(loss for loss in rows if loss.bits == bits) for side, rows in losses.items()}
+        cells = [f"{of.bound:.2g} | {of.error:.2g} | {of.error / of.bound:.1f}" for of in (own["keys"], own["values"])]
+        kld = sum(of.kld for of in own.values())
+        lines.append(f"| {bits:g} | {cells[0]} | {one[bits]:.2g} | {cells[1]} | {kld:#.3g} | {modelled[bits]:#.3g} |")
+    return "\n".join(lines)
+
+
 def cost_table(head_dim: int = 64) -> str:
     """What each part of the recipe would take where it is served, for heads of `head_dim` at 4 bits."""
     lines = [COST_HEAD]
@@ -175,7 +198,7 @@ def cost_table(head_dim: int = 64) -> str:
 
 
 def printed(words: list[str]) -> str:
-    alone = {"costs": cost_table, "elsewhere": elsewhere, "exact": exact}
+    alone = {"costs": cost_table, "elsewhere": elsewhere, "exact": exact, "bound": bound}
     if words[0] in alone:
         return alone[words[0]]()
     what, text, context = words

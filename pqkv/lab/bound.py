@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +14,9 @@ from pqkv.codec.means import Mean, TurningMean, means
 from pqkv.codec.rotary import Rotary
 from pqkv.codec.samples import Samples
 from pqkv.errors import ConfigError, RecordError
-from pqkv.record import atomic_write
+from pqkv.record import Record, RecordStore
 
-BOUND_FILE = "bound.csv"
+BOUND_FOLDER = "bound"  # in that of a lab: records of kind `bound`
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +51,22 @@ def _slope(points: Sequence[tuple[float, float]]) -> float:
     return sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
 
 
-def write_bound(folder: Path, kld: Mapping[float, float]) -> Path:
-    """`bound.csv`: what `pqkv lab` draws as the bound in the picture of that folder."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("bits", "modelled_kld"))
-    table.writerows((f"{bits:g}", f"{value:.4g}") for bits, value in kld.items())
-    atomic_write(folder / BOUND_FILE, text.getvalue().encode())
-    return folder / BOUND_FILE
-
-
-def read_bound(folder: Path) -> dict[float, float]:
-    """What `write_bound` wrote, empty where it did not. Raises `RecordError` for a file that is something else."""
-    path = folder / BOUND_FILE
-    if not path.is_file():
-        return {}
+def bound_losses(record: Record) -> dict[str, list[SideLoss]]:
+    """By side what a record of kind `bound` holds. Raises `RecordError` for one that lacks it."""
+    found: dict[str, list[SideLoss]] = {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return {float(row["bits"]): float(row["modelled_kld"]) for row in csv.DictReader(file)}
+        for row in record.tables["losses"]:
+            loss = SideLoss(*(float(row[name]) for name in ("bits", "error", "bound", "kld")))
+            found.setdefault(row["side"], []).append(loss)
     except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"{path} is no table of bits and modelled_kld; remove it, or make it again") from error
+        raise RecordError(f"the record {record.digest} holds no losses of sides and bits: make it again") from error
+    return found
+
+
+def read_bound(folder: Path, model: str) -> dict[float, float]:
+    """Modelled KLD by bits, of the newest record of this model in the folder `bound` of a lab's; empty without one."""
+    own = [r for r in RecordStore(folder / BOUND_FOLDER).load_all() if r.status == "ok" and r.config["model"] == model]
+    return modelled_kld(bound_losses(max(own, key=lambda record: record.started_at))) if own else {}
 
 
 def distortion_at(eigenvalues: Tensor, bits: float) -> float:

@@ -1,5 +1,7 @@
 """The Gaussian bound: known cases, and codes never below it."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,8 +10,18 @@ from hypothesis import strategies as st
 from pqkv.codec.composed import Composed, ComposedOptions
 from pqkv.codec.rotary import Rotary
 from pqkv.codec.samples import Samples
+from pqkv.config import digest_of
 from pqkv.errors import ConfigError, RecordError
-from pqkv.lab.bound import SideLoss, distortion_at, modelled_kld, read_bound, relative_bound, write_bound
+from pqkv.lab.bound import (
+    BOUND_FOLDER,
+    SideLoss,
+    bound_losses,
+    distortion_at,
+    modelled_kld,
+    read_bound,
+    relative_bound,
+)
+from pqkv.record import Record, RecordStore
 
 
 def test_one_variance_halves_by_six_decibels_a_bit():
@@ -107,11 +119,32 @@ def test_a_loss_that_is_a_power_of_the_error_is_carried_along_it():
     assert found[4] == pytest.approx(3 * 0.01**2 / 16 + 5 * 0.02 / 2)
 
 
-def test_the_file_of_a_bound_comes_back(tmp_path):
-    assert read_bound(tmp_path) == {}
-    path = write_bound(tmp_path, {2: 0.05, 4: 0.00123456})
-    assert read_bound(tmp_path) == {2: 0.05, 4: 0.001235}
-    for damaged in ("bits\n2\n", "bits,modelled_kld\n2,much\n", "bits,modelled_kld\n2\n"):
-        path.write_text(damaged)
-        with pytest.raises(RecordError, match="is no table of bits and modelled_kld"):
-            read_bound(tmp_path)
+def bound_record(model="m", started="2026-01-01T00:00:00+00:00", change=lambda row: row):
+    rows = [
+        {"side": side, "bits": bits, "error": 0.1**bits, "bound": 0.05**bits, "kld": 0.2**bits}
+        for side in ("keys", "values") for bits in (2, 3)
+    ]  # fmt: skip
+    config = {"model": model, "at": started}
+    return Record(
+        kind="bound", config=config, digest=digest_of(config), env={}, git={}, seed=0, status="ok", started_at=started,
+        seconds=1.0, tables={"losses": [change(row) for row in rows]},
+    )  # fmt: skip
+
+
+def test_the_newest_record_of_a_model_is_its_bound(tmp_path):
+    assert read_bound(tmp_path, "m") == {}
+    store = RecordStore(tmp_path / BOUND_FOLDER)
+    store.write(bound_record())
+    store.write(bound_record(model="another"))
+    newest = bound_record(started="2026-01-02T00:00:00+00:00", change=lambda row: row | {"kld": 3 * row["kld"]})
+    store.write(newest)
+    found = read_bound(tmp_path, "m")
+    assert found == pytest.approx(modelled_kld(bound_losses(newest)))
+    assert found[2] == pytest.approx(3 * 2 * 0.2**2 * 0.25 ** (math.log(0.2) / math.log(0.1)))  # a power through both
+
+
+@pytest.mark.parametrize("change", [lambda row: {"side": "keys"}, lambda row: row | {"kld": "much"}])
+def test_a_record_without_losses_is_refused(tmp_path, change):
+    RecordStore(tmp_path / BOUND_FOLDER).write(bound_record(change=change))
+    with pytest.raises(RecordError, match="holds no losses of sides and bits: make it again"):
+        read_bound(tmp_path, "m")
