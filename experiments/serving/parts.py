@@ -1,12 +1,14 @@
 """What each part of recipe pqkv costs a decoding step, all variants taking turns on random caches.
 
-python experiments/serving/parts.py [-o results/serving] [--heads 32 --kv-heads 8 --head-dim 128] [--repeats 25]
+python experiments/serving/parts.py [-o results/serving] [--heads 32 --kv-heads 8 --head-dim 128]
 python experiments/serving/parts.py --device cuda --dtype float16 --batch 8 --part "product codes" --part all
 
-A step is what a cache takes: the query that codes meet, attention, and the turn of what comes out. Ratios are medians
-over rounds in which every variant ran once; each variant has as many caches as exceed the processor's own twice. What
-others are held to stands first and last: whose memory is taken first can be twice as slow, for reasons of the machine,
-so the last counts and the first shows what that is. On a GPU a step is a captured graph.
+A step is what a cache takes: the query that codes meet, attention, and the turn of what comes out. Each variant has as
+many caches as exceed the processor's own twice. On a GPU a step is a captured graph.
+
+Where memory happens to lie moves a variant by up to 1.9 times for as long as it lies there, so a race is run in several
+placements: every variant's caches are made anew, in another order, and the ratio of two variants is taken within each.
+The figure is the median of the placements' medians over rounds, its range their least and greatest.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from pqkv.kernels import choose_backend
 from pqkv.record import RecordStore
 from pqkv.speed.bench import backend_call, metric_of
 from pqkv.speed.synthetic import decode_inputs
-from pqkv.speed.timing import Contestant, copies_beyond_cache, median_interval, race
+from pqkv.speed.timing import Contestant, copies_beyond_cache, race
 
 # the universal codebook stands behind the Hadamard matrix, with gains
 PARTS = {
@@ -48,7 +50,8 @@ asked.add_argument("--batch", type=int, default=1)
 asked.add_argument(
     "--part", action="append", choices=PARTS, help="these and not all, the first being what others are held to"
 )
-asked.add_argument("--repeats", type=int, default=25)
+asked.add_argument("--repeats", type=int, default=15, help="rounds of each placement")
+asked.add_argument("--placements", type=int, default=5, help="times that all caches are made anew")
 asked.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
 asked.add_argument(
     "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of all that is exact"
@@ -60,29 +63,39 @@ device, chosen = torch.device(given.device), given.part or list(PARTS)
 backend = choose_backend("auto", device, getattr(torch, given.dtype), fallback=False)
 
 
-def measure(bits: float, length: int) -> dict[str, Any]:
+def contestant(part: str, bits: float, length: int) -> Contestant:
+    config = BenchConfig(
+        heads=given.heads, kv_heads=given.kv_heads, head_dim=given.head_dim, dtype=given.dtype, served=PARTS[part]
+    )
     shape = code_geometry(CodeShape(bits=bits), given.head_dim)
-    contestants = []
-    for place, part in enumerate([*chosen, chosen[0]]):
-        name = part if place else f"{part}, made first"
-        config = BenchConfig(
-            heads=given.heads, kv_heads=given.kv_heads, head_dim=given.head_dim, dtype=given.dtype, served=PARTS[part]
-        )
-        first = decode_inputs(config, length, given.batch, shape, 0, device)
-        count = copies_beyond_cache(first.read, device)
-        cases = [first, *(decode_inputs(config, length, given.batch, shape, i, device) for i in range(1, count))]
-        calls = [backend_call(backend, case, given.head_dim**-0.5, None) for case in cases]
-        contestants.append(Contestant(name, calls))
-    timings = race(contestants, given.repeats, always=[c.name for c in contestants], device=device)
-    base = timings[chosen[0]]
-    metrics = {"latency_ms": metric_of(base.median, [1e3 * s for s in base.seconds], "ms")}
-    rows = []
-    for name, timing in timings.items():
-        ratios = [own / other for own, other in zip(timing.seconds, base.seconds, strict=True)]
-        low, high = median_interval(ratios)
-        rows.append(
-            {"parts": name, "median_ms": timing.median, "times": statistics.median(ratios), "low": low, "high": high}
-        )
+    first = decode_inputs(config, length, given.batch, shape, 0, device)
+    count = copies_beyond_cache(first.read, device)
+    cases = [first, *(decode_inputs(config, length, given.batch, shape, i, device) for i in range(1, count))]
+    return Contestant(part, [backend_call(backend, case, given.head_dim**-0.5, None) for case in cases])
+
+
+def measure(bits: float, length: int) -> dict[str, Any]:
+    medians: dict[str, list[float]] = {part: [] for part in chosen}
+    ratios: dict[str, list[float]] = {part: [] for part in chosen}
+    seconds: list[float] = []
+    for placement in range(given.placements):
+        turn = placement % len(chosen)
+        made = [contestant(part, bits, length) for part in chosen[turn:] + chosen[:turn]]
+        timings = race(made, given.repeats, always=chosen, device=device)
+        base = timings[chosen[0]].seconds
+        seconds += base
+        for part, timing in timings.items():
+            medians[part].append(timing.median)
+            ratios[part].append(statistics.median(own / of for own, of in zip(timing.seconds, base, strict=True)))
+        del made, timings  # their memory before the next placement's
+    rows = [
+        {
+            "parts": part, "median_ms": statistics.median(medians[part]), "times": statistics.median(ratios[part]),
+            "low": min(ratios[part]), "high": max(ratios[part]),
+        }
+        for part in chosen
+    ]  # fmt: skip
+    metrics = {"latency_ms": metric_of(statistics.median(medians[chosen[0]]), [1e3 * s for s in seconds], "ms")}
     return {"metrics": metrics, "tables": {"parts": rows}}
 
 
@@ -92,7 +105,7 @@ for bits in map(float, given.bits.split(",")):
         described = {
             "model": f"{given.heads} query heads on {given.kv_heads} KV heads of {given.head_dim}",
             "machine": machine_name(env), "backend": backend.name, "threads": torch.get_num_threads(),
-            "bits": bits, "context": length, "repeats": given.repeats,
+            "bits": bits, "context": length, "repeats": given.repeats, "placements": given.placements,
         }  # fmt: skip
         others = {"batch": given.batch, "dtype": given.dtype, "parts": given.part}
         described |= {name: value for name, value in others.items() if value != asked.get_default(name)}

@@ -168,6 +168,18 @@ def _cuda_naive() -> AttentionBackend:
     return attention
 
 
+def _reported(name: str) -> AttentionBackend:
+    from pqkv.kernels.reported import backends
+
+    return {"one-warp": backends.one_warp, "all-rows": backends.every_row, "round-trip": backends.by_round_trip}[name]
+
+
+def _reported_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    if dtype != torch.float32:
+        return f"it serves float32 as its report does, not {dtype}"
+    return _cuda_obstacle(device, dtype) if device.type == "cuda" else None
+
+
 def _cuda_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda":
         return f"the tensors are on {device}, not on an NVIDIA GPU; `pqkv env` says whether torch finds one"
@@ -243,5 +255,7 @@ register_backend("cpu-centroids", partial(_cpu_one_way, "centroids"), _cpu_obsta
 register_backend("cpu-tables", partial(_cpu_one_way, "tables"), _cpu_obstacle)
 register_backend("cuda", _cuda, _cuda_obstacle)
 register_backend("cuda-naive", _cuda_naive, _cuda_obstacle)
+for _name in ("one-warp", "all-rows", "round-trip"):
+    register_backend(_name, partial(_reported, _name), _reported_obstacle, replaceable=False)
 for _name, _fault in FAULTS.items():
     _register_fault(_name, _fault)

@@ -9,7 +9,14 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'pqkv[cu
 
 from pqkv.errors import KernelError
 from pqkv.kernels.cuda.coded import CodedVariant, Codes, coded_variant
-from pqkv.kernels.cuda.compile import compile_coded, compile_exact, compile_naive, compile_plain, find_ptxas
+from pqkv.kernels.cuda.compile import (
+    compile_coded,
+    compile_exact,
+    compile_naive,
+    compile_one_warp,
+    compile_plain,
+    find_ptxas,
+)
 from pqkv.kernels.cuda.device import SIMULATED
 from pqkv.kernels.cuda.exact import SHARED_BYTES, ExactVariant, fitting
 from pqkv.kernels.cuda.naive import NaiveVariant
@@ -181,6 +188,15 @@ def test_plain_kernels_are_sound(bits, group, capability):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_naive_kernels_are_sound(dtype, capability):
     check(NaiveVariant(dtype, 128), capability)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_one_warp_a_head_spills_nothing(capability):
+    report = compile_one_warp(64, capability).report
+    assert (report.spill_bytes, report.stack_bytes, report.shared_bytes) == (0, 0, 0)
+    assert report.registers <= 64
 
 
 @pytest.mark.slow

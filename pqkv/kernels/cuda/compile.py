@@ -18,6 +18,7 @@ from pqkv.kernels.cuda.coded import CodedVariant, coded_kernel
 from pqkv.kernels.cuda.device import SIMULATED
 from pqkv.kernels.cuda.exact import ExactVariant, exact_kernel
 from pqkv.kernels.cuda.naive import NaiveVariant, naive_kernel
+from pqkv.kernels.cuda.one_warp import one_warp_kernel
 from pqkv.kernels.cuda.plain import PlainVariant, plain_kernel
 
 Capability = tuple[int, int]  # such as (9, 0)
@@ -108,6 +109,14 @@ def compile_naive(variant: NaiveVariant, capability: Capability) -> Compiled:
         types.float32, types.int32, types.int32, types.int32, types.int32, types.float32, types.float32,
     ]  # fmt: skip
     return _compile(naive_kernel(variant), arrays, _NAIVE_NUMBERS, capability)
+
+
+def compile_one_warp(head_dim: int, capability: Capability) -> Compiled:
+    """`one_warp_kernel` as backend `one-warp` launches it. Raises `KernelError` where there is no assembler."""
+    from numba import types
+
+    arrays = [types.float32, types.float32, types.float32, types.int32, types.int32, types.float32, types.float32]
+    return _compile(one_warp_kernel(head_dim), arrays, _NAIVE_NUMBERS, capability)
 
 
 def find_ptxas() -> Path:

@@ -17,6 +17,7 @@ from pqkv.kernels.cuda import backend, naive
 from pqkv.kernels.cuda.backend import attention
 from pqkv.kernels.cuda.coded import CodedVariant
 from pqkv.kernels.cuda.exact import ExactVariant
+from pqkv.kernels.cuda.one_warp import decode_by_warps
 from pqkv.kernels.cuda.splits import stretches
 from pqkv.kernels.splits import split_step
 
@@ -296,6 +297,19 @@ def test_the_naive_kernel(device):
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         check(ALONE.but(dtype=dtype), device, run=naive.attention)
     check(ALONE, device, run=partial(naive.attention, block=33), window=50)
+
+
+def test_one_warp_a_head(device):
+    def run(query, pages, sinks, residual, *, scale, window):
+        assert sinks is None
+        assert residual is None
+        return decode_by_warps(query, pages, scale=scale, window=window)
+
+    for head_dim in (32, 64):
+        check(ALONE.but(head_dim=head_dim), device, run=run)
+    check(ALONE.but(context=(45, 7), head_dim=32), device, run=run, window=20)
+    with pytest.raises(KernelError, match="among 32 lanes, and a head has 16"):
+        check(ALONE, device, run=run)
 
 
 def test_what_the_naive_kernel_refuses(device):
