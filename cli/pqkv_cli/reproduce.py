@@ -62,6 +62,7 @@ def reproduce(
     """
     from pqkv.errors import ConfigError
     from pqkv.reproduce import EXPERIMENTS, experiment
+    from pqkv.reproduce.run import asks_a_model
 
     if list_:
         print_pairs(console(), [(found.name, found.title) for found in EXPERIMENTS.values()])
@@ -69,6 +70,8 @@ def reproduce(
     if everything == (name is not None):
         raise ConfigError("name one experiment, or give --all or --list")
     chosen = list(EXPERIMENTS.values()) if name is None else [experiment(name)]
+    if name is None and model is not None:
+        chosen = [found for found in chosen if asks_a_model(found)]
     letters = () if parts is None else tuple(part.strip() for part in parts.split(","))
     root = output or (QUICK_FOLDER if quick else Path("results"))
     failed: list[Record] = []

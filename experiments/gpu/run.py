@@ -76,7 +76,7 @@ def steps() -> Iterator[Step]:
             ),
         )  # fmt: skip
     parts = (sys.executable, "experiments/serving/parts.py", "--device", "cuda", "--dtype", "float16", "--bits", "4,2")
-    kept = ("--repeats", "21", "-o", "results/gpu/parts")
+    kept = ("--placements", "1", "--repeats", "21", "-o", "results/gpu/parts")  # captured graphs keep their places
     yield Step("parts-batch8", (*parts, "--batch", "8", "--lengths", "32768", *kept))
     yield Step("parts-batch1", (*parts, "--part", "product codes", "--part", "all", *kept))
     for model, batch, lengths in (
@@ -90,6 +90,7 @@ def steps() -> Iterator[Step]:
                 "float16", "--batch", batch, "--bits", "0,4,2", "--lengths", lengths, "-o", "results/gpu/end-to-end",
             ),
         )  # fmt: skip
+    yield Step("incremental-decode", (*PQKV, "reproduce", "incremental-decode"))
     profiler = shutil.which("ncu")
     yield Step(
         "kernels", (sys.executable, "experiments/gpu/kernels.py"), missing=None if profiler else "ncu is not installed"

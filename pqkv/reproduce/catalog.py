@@ -39,6 +39,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment(
             "million", "MILLION and its paged, transposed extension: each claim measured", "pqkv.reproduce.million"
         ),
+        Experiment(
+            "incremental-decode",
+            "a GPU-resident incremental decoder: what it copies, what a failed step leaves, how fast it is",
+            "pqkv.reproduce.incremental_decode",
+        ),
     )
 }
 

@@ -50,6 +50,8 @@ def reproduce(found: Experiment, experiments: Path, request: Request) -> Iterato
         has = f"known: {', '.join(known)}" if known else "it has none"
         raise ConfigError(f"{found.name} has no part '{unknown[0]}'; {has}")
     asking = getattr(module, "MODEL_LETTERS", known)
+    if request.model is not None and not asks_a_model(found):
+        raise ConfigError(f"{found.name} asks no model: leave --model out")
     if request.model is not None and (fixed := [part for part in request.parts if part not in tuple(asking)]):
         raise ConfigError(
             f"part {fixed[0]} of {found.name} takes no --model; with one, name parts of {', '.join(asking)}, or none"
@@ -57,6 +59,11 @@ def reproduce(found: Experiment, experiments: Path, request: Request) -> Iterato
     settings = settings_of(found, experiments, quick=request.quick, model=request.model)
     request.store.check_writable()
     yield from module.cells(settings, request)
+
+
+def asks_a_model(found: Experiment) -> bool:
+    """Whether any part of an experiment is about a model, so that it can be put to another."""
+    return bool(getattr(found.load(), "MODEL_LETTERS", True))
 
 
 def derive(found: Experiment, folder: Path) -> Outcome:

@@ -69,7 +69,9 @@ def one_warp_kernel(head_dim: int) -> Callable[..., Any]:
 
 
 def decode_by_warps(query: Tensor, pages: PagedTokens, *, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
-    """`AttentionBackend` for Tq = 1 and exact pages of float32 alone. Raises `KernelError` for heads of no multiple of 32."""
+    """`AttentionBackend` for Tq = 1 and exact pages of float32 alone. Raises `KernelError` for heads of other than a
+    multiple of 32.
+    """
     B, _, Hq, D = query.shape
     if D % WARP:
         raise KernelError(f"one warp a head shares channels among {WARP} lanes, and a head has {D}")
