@@ -90,7 +90,8 @@ def steps() -> Iterator[Step]:
                 "float16", "--batch", batch, "--bits", "0,4,2", "--lengths", lengths, "-o", "results/gpu/end-to-end",
             ),
         )  # fmt: skip
-    yield Step("incremental-decode", (*PQKV, "reproduce", "incremental-decode"))
+    for name in ("incremental-decode", "paged-kernel"):
+        yield Step(name, (*PQKV, "reproduce", name))
     profiler = shutil.which("ncu")
     yield Step(
         "kernels", (sys.executable, "experiments/gpu/kernels.py"), missing=None if profiler else "ncu is not installed"

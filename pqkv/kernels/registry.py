@@ -174,6 +174,12 @@ def _reported(name: str) -> AttentionBackend:
     return {"one-warp": backends.one_warp, "all-rows": backends.every_row, "round-trip": backends.by_round_trip}[name]
 
 
+def _indexed() -> AttentionBackend:
+    from pqkv.kernels.indexed import attention
+
+    return attention
+
+
 def _reported_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype != torch.float32:
         return f"it serves float32 as its report does, not {dtype}"
@@ -255,6 +261,7 @@ register_backend("cpu-centroids", partial(_cpu_one_way, "centroids"), _cpu_obsta
 register_backend("cpu-tables", partial(_cpu_one_way, "tables"), _cpu_obstacle)
 register_backend("cuda", _cuda, _cuda_obstacle)
 register_backend("cuda-naive", _cuda_naive, _cuda_obstacle)
+register_backend("indexed", _indexed, _reported_obstacle, replaceable=False)
 for _name in ("one-warp", "all-rows", "round-trip"):
     register_backend(_name, partial(_reported, _name), _reported_obstacle, replaceable=False)
 for _name, _fault in FAULTS.items():

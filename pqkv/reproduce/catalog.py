@@ -44,6 +44,11 @@ EXPERIMENTS: dict[str, Experiment] = {
             "a GPU-resident incremental decoder: what it copies, what a failed step leaves, how fast it is",
             "pqkv.reproduce.incremental_decode",
         ),
+        Experiment(
+            "paged-kernel",
+            "a paged attention kernel for AMD: what its tests see, what its layout costs",
+            "pqkv.reproduce.paged_kernel",
+        ),
     )
 }
 

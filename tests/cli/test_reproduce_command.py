@@ -20,20 +20,25 @@ def run(capsys, *words):
 def test_the_list_names_every_experiment(capsys):
     code, out, _ = run(capsys, "reproduce", "--list")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["quality-degradation", "million", "incremental-decode"]
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "quality-degradation",
+        "million",
+        "incremental-decode",
+        "paged-kernel",
+    ]
 
 
 @pytest.mark.parametrize(("words", "cause"), [
     (["reproduce"], "name one experiment, or give --all or --list"),
     (["reproduce", "million", "--all"], "name one experiment, or give --all or --list"),
-    (["reproduce", "milion"], "unknown experiment 'milion'; known: quality-degradation, million, incremental-decode"),
+    (["reproduce", "milion"], "unknown experiment 'milion'; known: quality-degradation, million, incr"),
     (["reproduce", NAME, "--experiments", "nowhere"], "run in a checkout of pqkv, or name its folder of experiments"),
     (["reproduce", NAME, "--quik"], "--quik"),
     (["reproduce", "million", "--parts", "a,x"], "million has no part 'x'; known: a, b, c, d, e, f, g, h, i"),
     (["reproduce", NAME, "--parts", "a"], f"{NAME} has no part 'a'; it has none"),
     (["reproduce", "million", "--model", "reference", "--parts", "a,c"],
      "part c of million takes no --model; with one, name parts of a, h, or none"),
-    (["reproduce", "incremental-decode", "--model", "reference"], "incremental-decode asks no model: leave --model out"),
+    (["reproduce", "incremental-decode", "--model", "reference"], "incremental-decode asks no model: leave --model"),
     (["reproduce", "million", "--model", "./nowhere"], "there is no model folder ./nowhere"),
     (["reproduce", NAME, "--model", "nowhere.gguf"], "there is no model file nowhere.gguf"),
 ])  # fmt: skip

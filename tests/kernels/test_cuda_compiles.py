@@ -12,6 +12,7 @@ from pqkv.kernels.cuda.coded import CodedVariant, Codes, coded_variant
 from pqkv.kernels.cuda.compile import (
     compile_coded,
     compile_exact,
+    compile_indexed,
     compile_naive,
     compile_one_warp,
     compile_plain,
@@ -193,8 +194,9 @@ def test_naive_kernels_are_sound(dtype, capability):
 @pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_one_warp_a_head_spills_nothing(capability):
-    report = compile_one_warp(64, capability).report
+@pytest.mark.parametrize("compile", [compile_one_warp, compile_indexed])
+def test_one_warp_a_head_spills_nothing(compile, capability):
+    report = compile(64, capability).report
     assert (report.spill_bytes, report.stack_bytes, report.shared_bytes) == (0, 0, 0)
     assert report.registers <= 64
 

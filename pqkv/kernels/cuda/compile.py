@@ -17,6 +17,7 @@ from pqkv.errors import KernelError
 from pqkv.kernels.cuda.coded import CodedVariant, coded_kernel
 from pqkv.kernels.cuda.device import SIMULATED
 from pqkv.kernels.cuda.exact import ExactVariant, exact_kernel
+from pqkv.kernels.cuda.indexed import indexed_kernel
 from pqkv.kernels.cuda.naive import NaiveVariant, naive_kernel
 from pqkv.kernels.cuda.one_warp import one_warp_kernel
 from pqkv.kernels.cuda.plain import PlainVariant, plain_kernel
@@ -25,7 +26,7 @@ Capability = tuple[int, int]  # such as (9, 0)
 
 _REMEDY = "pip install 'pqkv[cuda]'"
 _PTXAS = Path("bin") / "ptxas"
-_CODED_NUMBERS, _EXACT_NUMBERS, _NAIVE_NUMBERS = 11, 10, 4  # arguments after the arrays
+_CODED_NUMBERS, _EXACT_NUMBERS, _NAIVE_NUMBERS, _INDEXED_NUMBERS = 11, 10, 4, 6  # arguments after the arrays
 _TURN_TABLES = 4  # phasors and three tables
 
 
@@ -117,6 +118,14 @@ def compile_one_warp(head_dim: int, capability: Capability) -> Compiled:
 
     arrays = [types.float32, types.float32, types.float32, types.int32, types.int32, types.float32, types.float32]
     return _compile(one_warp_kernel(head_dim), arrays, _NAIVE_NUMBERS, capability)
+
+
+def compile_indexed(head_dim: int, capability: Capability) -> Compiled:
+    """`indexed_kernel` as backend `indexed` launches it. Raises `KernelError` where there is no assembler."""
+    from numba import types
+
+    arrays = [types.float32, types.float32, types.float32, types.int32, types.int32, types.float32, types.float32]
+    return _compile(indexed_kernel(head_dim), arrays, _INDEXED_NUMBERS, capability)
 
 
 def find_ptxas() -> Path:

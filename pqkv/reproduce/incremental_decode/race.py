@@ -16,8 +16,8 @@ from pqkv.env import environment, git_state, machine_name
 from pqkv.kernels import AttentionBackend, choose_backend
 from pqkv.record import Record
 from pqkv.report.drawing import Plot
+from pqkv.reproduce.devices import devices
 from pqkv.reproduce.incremental_decode.settings import Settings
-from pqkv.reproduce.incremental_decode.steps import devices
 from pqkv.reproduce.run import Request
 from pqkv.reproduce.tables import Row, claim, lines, newest, of_kind, plot, table_rows
 from pqkv.speed.baselines import grouped_sdpa

@@ -20,6 +20,7 @@ from pqkv.errors import CacheError, KernelError
 from pqkv.kernels.reported.decoder import ResidentLayer, RoundTripLayer
 from pqkv.kernels.reported.memory import DeviceMemory, Traffic, Transfers
 from pqkv.record import Record
+from pqkv.reproduce.devices import devices
 from pqkv.reproduce.incremental_decode.settings import Settings
 from pqkv.reproduce.run import Request
 from pqkv.reproduce.tables import Row, claim, newest, of_kind, table_rows
@@ -29,16 +30,6 @@ TRIP, RESIDENT = "PAR-018", "PAR-020"
 TOLERANCE = 2e-5  # of a row's largest element, against float64
 CLAIMED_MB = 66
 _MIB = 2**20
-
-
-def devices() -> list[str]:
-    """What steps are run on: the processor, and a GPU that numba can compile for."""
-    from pqkv.kernels.registry import _cuda_obstacle
-
-    found = ["cpu"]
-    if torch.cuda.is_available() and _cuda_obstacle(torch.device("cuda"), torch.float32) is None:
-        found.append("cuda")
-    return found
 
 
 def part_a(settings: Settings, request: Request) -> Iterator[Record]:
