@@ -28,6 +28,7 @@ Mode = Literal["exact-schedule", "token", "chunk", "decode", "all-coded"]
 STEPWISE: tuple[Mode, ...] = ("token", "chunk", "decode")  # through the real cache and backend
 Split = Literal["calibration", "test", "all"]
 Bos = Literal["auto", "always", "never"]
+Rope = Literal["default", "linear", "ntk", "yarn"]
 RecallForm = Literal["code", "word"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Metric = Literal["perplexity", "agreement", "kld", "recall", "softmax-mass"]
@@ -37,6 +38,12 @@ BIT_CHOICES: dict[float, tuple[int, int]] = {6: (1, 6), 4: (2, 8), 3: (2, 6), 2:
 ALL_METRICS: tuple[Metric, ...] = ("perplexity", "agreement", "kld", "recall", "softmax-mass")
 NBITS_RANGE = (1, 12)
 SINK_TOKENS = 4  # first tokens that a cache keeps exact, and that nothing is learnt from
+
+
+def check_rope_factor(rope: Rope, factor: float | None) -> None:
+    """Raise `ValueError` for a variant without a factor, and for a factor without a variant."""
+    if (rope == "default") != (factor is None):
+        raise ValueError(f"rope {rope} {'takes no' if rope == 'default' else 'needs a'} rope_factor")
 
 
 class Settings(BaseModel):
@@ -81,6 +88,8 @@ class TrainConfig(Settings):
     dtype: Dtype = "float32"
     device: str = "cpu"
     device_map: str | None = Field(None, description="auto, balanced ...: layers spread over all devices")
+    rope: Rope = Field("default", description="rotary embedding: the model's own, or one that reaches further")
+    rope_factor: float | None = Field(None, gt=1, description="times the trained positions that it reaches")
     data: str = "stdlib"
     split: Split | None = None
     bos: Bos = Field("auto", description="a beginning-of-sequence token in front of every window")
@@ -120,6 +129,7 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         CodeShape(bits=self.bits, num_subspaces=self.num_subspaces, nbits=self.nbits)
+        check_rope_factor(self.rope, self.rope_factor)
         if self.left_out() >= self.context:
             raise ValueError(f"leave_out {self.left_out()} leaves nothing to learn from in windows of {self.context}")
         if self.recipe != "pqkv" and (self.key_layer_bits or self.value_layer_bits or self.codec):
@@ -211,6 +221,8 @@ class EvalConfig(Settings):
     dtype: Dtype = "float32"
     device: str = "cpu"
     device_map: str | None = Field(None, description="auto, balanced ...: layers spread over all devices")
+    rope: Rope = Field("default", description="rotary embedding: the model's own, or one that reaches further")
+    rope_factor: float | None = Field(None, gt=1, description="times the trained positions that it reaches")
     data: str = "stdlib"
     split: Split | None = None
     bos: Bos = Field("auto", description="a beginning-of-sequence token in front of every window")
@@ -283,6 +295,7 @@ class EvalConfig(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         self.cache()
+        check_rope_factor(self.rope, self.rope_factor)
         exact_only = [mode for mode in self.mode if mode not in STEPWISE]
         if self.codec and self.codebooks:
             raise ValueError("give codec or codebooks: a codebook file is a codec of its own")

@@ -25,6 +25,8 @@ from pqkv_cli.options import (
     ParseSpecial,
     RecordFolder,
     Residual,
+    Rope,
+    RopeFactor,
     SinkTokens,
 )
 from pqkv_cli.records import RecordFormat, gather, print_records, raise_if_failed
@@ -64,6 +66,8 @@ def evaluate(
     dtype: Dtype = None,
     device: Device = None,
     device_map: DeviceMap = None,
+    rope: Rope = None,
+    rope_factor: RopeFactor = None,
     data: Data = None,
     split: Annotated[str | None, option("calibration, test or all.", TEXT, "test; all for files")] = None,
     bos: Bos = None,
@@ -166,6 +170,8 @@ def evaluate(
         "dtype": dtype,
         "device": device,
         "device_map": device_map,
+        "rope": rope,
+        "rope_factor": rope_factor,
         "data": data,
         "split": split,
         "bos": bos,
@@ -233,6 +239,7 @@ def calibration_of(data: str | None, tokens: int | None) -> dict[str, Any] | Non
 
 def _print_plan(wanted: EvalConfig, output: Path | None, format: RecordFormat) -> None:
     from pqkv.lm import load_model
+    from pqkv.lm.rope_variant import rope_variant
     from pqkv.quality.plan import plan
     from pqkv.record import RecordStore
     from pqkv_cli.memory_plan import print_plan
@@ -240,7 +247,9 @@ def _print_plan(wanted: EvalConfig, output: Path | None, format: RecordFormat) -
 
     with ProgressBar() as bar:
         bar.show("load model", 0, 1)
-        lm = load_model(wanted.model, wanted.dtype, wanted.device, wanted.device_map)
+        lm = load_model(
+            wanted.model, wanted.dtype, wanted.device, wanted.device_map, rope_variant(wanted.rope, wanted.rope_factor)
+        )
         planned = plan(wanted, lm, RecordStore(output) if output else None)
     print_plan(planned, format)
 

@@ -32,6 +32,11 @@ Device = Annotated[str | None, option("A torch device.", TEXT, "cpu")]
 DeviceMap = Annotated[
     str | None, option("Spread the layers over all devices: auto, balanced, sequential.", TEXT, False)
 ]
+Rope = Annotated[
+    str | None,
+    option("Rotary embedding in place of the model's own: linear, ntk or yarn, with --rope-factor.", TEXT, "default"),
+]
+RopeFactor = Annotated[float | None, option("Times the trained positions that --rope reaches.", TEXT, False)]
 Data = Annotated[
     str | None,
     option(

@@ -6,7 +6,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pqkv_cli.flags import layered, option, split_list
-from pqkv_cli.options import OUTPUT, TEXT, Bos, Config, Data, Device, DeviceMap, Dtype, Model, ParseSpecial
+from pqkv_cli.options import (
+    OUTPUT,
+    TEXT,
+    Bos,
+    Config,
+    Data,
+    Device,
+    DeviceMap,
+    Dtype,
+    Model,
+    ParseSpecial,
+    Rope,
+    RopeFactor,
+)
 from pqkv_cli.output import console, echo
 from pqkv_cli.table import print_table
 
@@ -80,6 +93,8 @@ def train_codebooks(
     dtype: Dtype = None,
     device: Device = None,
     device_map: DeviceMap = None,
+    rope: Rope = None,
+    rope_factor: RopeFactor = None,
     config: Config = None,
 ) -> None:
     """Train codebooks for a model on calibration text and write them, with their provenance, to one file."""
@@ -110,6 +125,8 @@ def train_codebooks(
         "dtype": dtype,
         "device": device,
         "device_map": device_map,
+        "rope": rope,
+        "rope_factor": rope_factor,
     }
     values, source = layered(config, flags)
     from pqkv.codec.codebook_file import check_writable, save_codebooks
@@ -119,6 +136,7 @@ def train_codebooks(
     wanted = TrainConfig.parse(values, source=source)
     check_writable(output)
     from pqkv.lm import load_model
+    from pqkv.lm.rope_variant import rope_variant
     from pqkv.lm.train import memory_of_samples, recipe_options, train
 
     if wanted.codec:
@@ -126,7 +144,9 @@ def train_codebooks(
 
     with ProgressBar() as bar:
         bar.show("load model", 0, 1)
-        lm = load_model(wanted.model, wanted.dtype, wanted.device, wanted.device_map)
+        lm = load_model(
+            wanted.model, wanted.dtype, wanted.device, wanted.device_map, rope_variant(wanted.rope, wanted.rope_factor)
+        )
     held = memory_of_samples(lm, wanted) / 2**30
     echo(
         f"{wanted.calibration_tokens:,} tokens of {lm.name}: keys and values take {held:.2f} GiB beside the model",

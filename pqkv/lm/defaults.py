@@ -65,7 +65,7 @@ def kept_codebooks(lm: LanguageModel, config: TrainConfig) -> tuple[CodebookSet,
 
 
 def _name(lm: LanguageModel, config: TrainConfig) -> Path:
-    described = config.model_dump(mode="json", exclude={"model", "device", "device_map"})
+    described = config.model_dump(mode="json", exclude={"model", "device", "device_map", "rope", "rope_factor"})
     described["leave_out"] = config.left_out()  # said or meant
     key = digest_of([_RECIPE, described, lm.identity()])
     return Path("codebooks") / f"{key}.safetensors"

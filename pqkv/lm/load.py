@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from pqkv.lm.named import NAMED, REFERENCE, REFERENCE_FOLDER, find_model
 from pqkv.lm.offload import check_weights
 from pqkv.lm.positions import position_limit
 from pqkv.lm.pretrained import read_pretrained
+from pqkv.lm.rope_variant import RopeVariant, set_rope
 from pqkv.reasons import reason
 
 if TYPE_CHECKING:
@@ -31,10 +33,11 @@ def load_model(
     dtype: str = "float32",
     device: str = "cpu",
     device_map: str | dict[str, int | str] | None = None,
+    rope: RopeVariant | None = None,
 ) -> LanguageModel:
     """Load one of the named models (`named.NAMED`), or a model by folder, GGUF file or transformers id; with
     `device_map` (auto, ...; or one of modules to devices, cpu and disk among them) accelerate spreads its layers, and
-    `device` is not asked for.
+    `device` is not asked for; with `rope` it has another rotary embedding than its own.
 
     Raises `ModelError` for what cannot be found, read, placed or served, and for a checkpoint that does not fill the
     model; what it holds besides, and where it came from, is in `notes`.
@@ -56,7 +59,9 @@ def load_model(
     except Exception as error:
         raise ModelError(f"cannot load the model '{name}': {_cause(error, found.place)} ({found.remedy})") from error
     model = model.eval() if device_map else model.eval().to(target)
-    return describe(name, model, tokenizer, (*found.notes, *notes))
+    if rope is not None:
+        set_rope(name, model, rope)
+    return replace(describe(name, model, tokenizer, (*found.notes, *notes)), rope=rope)
 
 
 def describe(

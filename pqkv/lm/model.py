@@ -16,6 +16,8 @@ from pqkv.lm.step import forward
 if TYPE_CHECKING:
     from transformers import Cache
 
+    from pqkv.lm.rope_variant import RopeVariant
+
 
 @dataclass(frozen=True, slots=True)
 class LanguageModel:
@@ -35,6 +37,7 @@ class LanguageModel:
     separator: int | None
     config_digest: str
     fingerprint: str
+    rope: RopeVariant | None = None  # that it was given in place of its own
     notes: tuple[str, ...] = ()  # what loading had to say, for every record of this model
     head: Head = field(init=False, repr=False, compare=False)
 

@@ -130,13 +130,15 @@ def holds_special(lm: LanguageModel, corpus: Corpus) -> bool:
 def recorded_form(lm: LanguageModel, corpus: Corpus, form: TokenForm) -> dict[str, Any]:
     """The keys by which a configuration differs from one of before there were any: `bos` where windows begin with a
     token, `special_tokens` where the text spells control tokens and they stayed text, `chat` where windows are
-    conversations.
+    conversations; and `rope` where the model was given another rotary embedding than its own.
     """
     keys: dict[str, Any] = {} if form.bos is None else {"bos": form.bos}
     if form.chat is not None:
         keys["chat"] = form.chat.digest
     if not form.parse_special and holds_special(lm, corpus):
         keys["special_tokens"] = "text"
+    if lm.rope is not None:
+        keys["rope"] = str(lm.rope)
     return keys
 
 

@@ -11,6 +11,7 @@ from pqkv.config import EvalConfig
 from pqkv.env import environment, git_state
 from pqkv.kernels import check_backend
 from pqkv.lm import load_model
+from pqkv.lm.rope_variant import rope_variant
 from pqkv.quality.cell_run import Shared
 from pqkv.quality.cells import codec_codings, default_codings, named_codings
 from pqkv.quality.checks import check_fault
@@ -53,7 +54,11 @@ def evaluate(
     check_fault(config)
     if store is not None:
         store.check_writable()
-    shared = shared or Shared(load_model(config.model, config.dtype, config.device, config.device_map))
+    shared = shared or Shared(
+        load_model(
+            config.model, config.dtype, config.device, config.device_map, rope_variant(config.rope, config.rope_factor)
+        )
+    )
     on = ground(config, shared, named)
 
     def learning(stage: str, done: int, of: int) -> None:

@@ -49,6 +49,11 @@ EXPERIMENTS: dict[str, Experiment] = {
             "a paged attention kernel for AMD: what its tests see, what its layout costs",
             "pqkv.reproduce.paged_kernel",
         ),
+        Experiment(
+            "attention-variants",
+            "a lesson on flash attention, shared KV heads, windows and longer contexts: its figures and its listings",
+            "pqkv.reproduce.attention_variants",
+        ),
     )
 }
 

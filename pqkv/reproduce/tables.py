@@ -101,14 +101,11 @@ def plot(
     )
 
 
-def held(estimate: bool, interval: bool) -> bool | None:
-    """Whether a claim holds: yes where the whole interval satisfies it, no where the estimate does not, else unknown.
-
-    Without an interval, `interval` is False.
+def held(*, inside: bool, outside: bool) -> bool | None:
+    """Whether a claim holds: yes where the whole interval satisfies it, no where none of it does, else unknown. Without
+    an interval both are False.
     """
-    if not estimate:
-        return False
-    return True if interval else None
+    return True if inside else False if outside else None
 
 
 def claim(text: str, theirs: str, ours: str, holds: bool | None, model: str | None = None) -> Row:

@@ -25,6 +25,7 @@ def test_the_list_names_every_experiment(capsys):
         "million",
         "incremental-decode",
         "paged-kernel",
+        "attention-variants",
     ]
 
 

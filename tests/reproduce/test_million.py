@@ -167,7 +167,10 @@ def test_claims_name_their_part_and_say_whether_they_hold(derived):
     halved = by_claim["a residual of 128 halves the flushes of one of 64, pages of 64"]
     assert (halved["theirs"], halved["ours"][:5], halved["holds"]) == ("0.5x", "1.00x", "no")
     assert by_claim["pages of 128 halve the flushes of pages of 64, residual 128"]["holds"] == "yes"
-    assert by_claim["a pool of 2.44 MB"]["holds"] == "not known"
+    assert by_claim["a pool of 2.44 MB"]["holds"] == "no"
+    assert by_claim["a pool of 2.44 MB"]["ours"].startswith(
+        "1,000 x 8 x 64 bytes are 0.488 MiB; 2.44 MiB are 5.0 times"
+    )
 
 
 def test_tables_and_pictures_come_from_records_alone_in_any_order(run, derived, tmp_path, monkeypatch):

@@ -122,17 +122,18 @@ def finding_a(records: Sequence[Record]) -> list[Row]:
         if row["bits"] != CLAIMED_BITS:
             continue
         change = row["perplexity_ratio"] - 1
-        interval, whole = "", False
+        interval, inside, outside = "", False, False
         if row["perplexity_ratio_low"] is not None and row["perplexity_ratio_high"] is not None:
             low, high = row["perplexity_ratio_low"] - 1, row["perplexity_ratio_high"] - 1
             interval = f" [{low:+.2%}, {high:+.2%}]"
-            whole = low > -CLAIMED_CHANGE and high < CLAIMED_CHANGE
+            inside = low > -CLAIMED_CHANGE and high < CLAIMED_CHANGE
+            outside = low >= CLAIMED_CHANGE or high <= -CLAIMED_CHANGE
         found.append(
             claim(
                 f"perplexity change at {CLAIMED_BITS} bits, {_how(row)}, {row['text']}, {row['context']:,} tokens",
                 "< 1%",
                 f"{change:+.2%}{interval}",
-                held(abs(change) < CLAIMED_CHANGE, whole),
+                held(inside=inside, outside=outside),
                 row["model"],
             )
         )
