@@ -14,6 +14,7 @@ from pqkv.report.drawing import Line, Plot, Point, draw
 Row = dict[str, Any]
 # model: whose figures these are, where they are a model's; gpu: what was measured on one
 CLAIM_COLUMNS = ("part", "model", "claim", "theirs", "ours", "gpu", "holds")
+_QUOTED = ("part", "claim", "theirs", "ours", "holds")
 WORDS = {True: "yes", False: "no", None: "not known"}
 
 
@@ -50,6 +51,14 @@ def write_rows(rows: Sequence[Row], path: Path, columns: Sequence[str] | None = 
     writer.writerows({key: _word(value) for key, value in row.items()} for row in rows)
     atomic_write(path, text.getvalue().encode())
     return path
+
+
+def write_claims(claims: Sequence[Row], folder: Path) -> list[Path]:
+    """`claims.csv`, and `claims.md`: the same rows as a table, for texts to quote."""
+    head = [f"| {' | '.join(_QUOTED)} |", "|---" * len(_QUOTED) + "|"]
+    rows = [f"| {' | '.join(str(row[name]) for name in _QUOTED)} |" for row in claims]
+    atomic_write(folder / "claims.md", ("\n".join([*head, *rows]) + "\n").encode())
+    return [write_rows(claims, folder / "claims.csv", CLAIM_COLUMNS), folder / "claims.md"]
 
 
 def write_plot(plot: Plot, folder: Path) -> list[Path]:

@@ -147,9 +147,15 @@ def test_the_report_shapes_come_to_the_bytes_that_are_claimed(tmp_path):
 
 def test_tables_and_pictures_come_from_records_alone(run, tmp_path):
     files = {path.name: path for path in attention_variants.derive(RecordStore(run[1]).load_all(), tmp_path)}
-    assert {"claims.csv", "a_memory.csv", "a_defects.csv", "a_kernel.csv", "c_sharing.csv", "a_memory.png"} == set(
-        files
-    )
+    assert {
+        "claims.csv",
+        "claims.md",
+        "a_memory.csv",
+        "a_defects.csv",
+        "a_kernel.csv",
+        "c_sharing.csv",
+        "a_memory.png",
+    } == set(files)
     with files["claims.csv"].open(encoding="utf-8") as file:
         assert {row["part"] for row in csv.DictReader(file)} == set("abc")
     assert {row["tokens"] for row in sharing_rows(run[0])} == {64, 128}

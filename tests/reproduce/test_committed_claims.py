@@ -37,6 +37,10 @@ def test_the_readme_quotes_what_a_real_model_said_word_by_word(written):
     name, _, files = written
     if not asks_a_model(EXPERIMENTS[name]):
         assert MODELS_FILE not in files  # nothing there is a model's
+        finding = (ROOT / "experiments" / name / "README.md").read_text().split("\n## Finding\n")[1].split("\n## ")[0]
+        quoted = [line for line in finding.splitlines() if line.startswith("|")]
+        assert len(quoted) > 2
+        assert set(quoted) <= set(files["claims.md"].read_text().splitlines())
         return
     section = (ROOT / "experiments" / name / "README.md").read_text().split(f"\n{REAL}\n")[1].split("\n## ")[0]
     quoted = [line for line in section.splitlines() if line.startswith("|")]

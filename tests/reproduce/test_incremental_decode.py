@@ -89,7 +89,9 @@ def test_every_way_was_raced_at_every_length_it_can_be(run):
 
 def test_tables_and_pictures_come_from_records_alone(run, tmp_path):
     files = {path.name: path for path in incremental_decode.derive(RecordStore(run[1]).load_all(), tmp_path)}
-    assert {"claims.csv", "a_steps.csv", "b_sizes.csv", "c_race.csv", "a_bytes.png", "c_race.png"} == set(files)
+    assert {"claims.csv", "claims.md", "a_steps.csv", "b_sizes.csv", "c_race.csv", "a_bytes.png", "c_race.png"} == set(
+        files
+    )
     with files["claims.csv"].open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {row["part"] for row in rows} == set("abc")

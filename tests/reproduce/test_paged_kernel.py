@@ -123,7 +123,7 @@ def test_waves_are_right_but_where_one_is_taken_for_two(run):
 
 def test_tables_and_pictures_come_from_records_alone(run, tmp_path):
     files = {path.name: path for path in paged_kernel.derive(RecordStore(run[1]).load_all(), tmp_path)}
-    assert set(files) == {"claims.csv", "a_tests.csv", "c_waves.csv", "e_prefill.csv", "e_prefill.png"}
+    assert set(files) == {"claims.csv", "claims.md", "a_tests.csv", "c_waves.csv", "e_prefill.csv", "e_prefill.png"}
     with files["claims.csv"].open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {row["part"] for row in rows} == set("abcde")

@@ -9,7 +9,7 @@ from pqkv.record import Record
 from pqkv.reproduce.attention_variants import sharing, sizes, softmax
 from pqkv.reproduce.attention_variants.settings import Settings
 from pqkv.reproduce.run import Request
-from pqkv.reproduce.tables import CLAIM_COLUMNS, Row, write_plot, write_rows
+from pqkv.reproduce.tables import Row, write_claims, write_plot, write_rows
 
 PARTS = {
     "a": (softmax.part_a, softmax.finding_a),
@@ -35,7 +35,7 @@ def claims_of(records: Sequence[Record]) -> list[Row]:
 def derive(records: list[Record], folder: Path) -> list[Path]:
     """`claims.csv`, a table for what was measured, pictures."""
     folder = Path(folder)
-    written = [write_rows(claims_of(records), folder / "claims.csv", CLAIM_COLUMNS)]
+    written = write_claims(claims_of(records), folder)
     tables = {
         "a_memory": softmax.memory_rows, "a_defects": softmax.defect_rows, "a_kernel": softmax.kernel_rows,
         "c_sharing": sharing.sharing_rows,

@@ -10,7 +10,7 @@ from pqkv.reproduce.incremental_decode.race import finding_c, part_c, plots_c, r
 from pqkv.reproduce.incremental_decode.settings import Settings
 from pqkv.reproduce.incremental_decode.steps import finding_a, finding_b, part_a, part_b, size_rows, step_rows
 from pqkv.reproduce.run import Request
-from pqkv.reproduce.tables import CLAIM_COLUMNS, Row, lines, plot, write_plot, write_rows
+from pqkv.reproduce.tables import Row, lines, plot, write_claims, write_plot, write_rows
 
 PARTS = {"a": (part_a, finding_a), "b": (part_b, finding_b), "c": (part_c, finding_c)}
 LETTERS = "".join(PARTS)
@@ -32,7 +32,7 @@ def claims_of(records: Sequence[Record]) -> list[Row]:
 def derive(records: list[Record], folder: Path) -> list[Path]:
     """`claims.csv`, a table for each part, pictures of bytes and of times."""
     folder, steps = Path(folder), step_rows(records)
-    written = [write_rows(claims_of(records), folder / "claims.csv", CLAIM_COLUMNS)]
+    written = write_claims(claims_of(records), folder)
     for name, rows in (("a_steps", steps), ("b_sizes", size_rows(records)), ("c_race", race_rows(records))):
         if rows:
             written.append(write_rows(rows, folder / f"{name}.csv"))

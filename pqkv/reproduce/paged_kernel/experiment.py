@@ -9,7 +9,7 @@ from pqkv.record import Record
 from pqkv.reproduce.paged_kernel import checks, sizes
 from pqkv.reproduce.paged_kernel.settings import Settings
 from pqkv.reproduce.run import Request
-from pqkv.reproduce.tables import CLAIM_COLUMNS, Row, write_plot, write_rows
+from pqkv.reproduce.tables import Row, write_claims, write_plot, write_rows
 
 PARTS = {
     "a": (checks.part_a, checks.finding_a),
@@ -37,7 +37,7 @@ def claims_of(records: Sequence[Record]) -> list[Row]:
 def derive(records: list[Record], folder: Path) -> list[Path]:
     """`claims.csv`, the matrix of tests and faults, reductions and times, and a picture."""
     folder = Path(folder)
-    written = [write_rows(claims_of(records), folder / "claims.csv", CLAIM_COLUMNS)]
+    written = write_claims(claims_of(records), folder)
     tables = {"a_tests": checks.test_rows, "c_waves": checks.wave_rows, "e_prefill": sizes.race_rows}
     for name, rows_of in tables.items():
         if rows := rows_of(records):
