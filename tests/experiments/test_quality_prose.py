@@ -31,6 +31,11 @@ def spread(cells, metric, text, recipe, mode, sinks, bits, contexts=None):
     return [min(own), max(own)]
 
 
+def test_how_little_a_short_context_shrinks(cells):
+    bits = cells["wikitext2-test", "pqkv", "exact-schedule", 0, 512, 4]["effective_bits"].value
+    assert numbers(README, r"4 bits take ([\d.]+) an element with float32 exact parts") == [round(bits, 1)]
+
+
 def change(pair, digits=1):
     return [round(100 * (value - 1), digits) for value in pair]
 

@@ -1,0 +1,52 @@
+"""Figures of experiments/checks that README cites are those of the records that the checks left."""
+
+import pytest
+from prose import ROOT, numbers, text_of
+
+from pqkv.record import load_records
+
+README = text_of("README.md")
+
+
+@pytest.fixture(scope="module")
+def checks():
+    """Rows by (check, model, context or prompt)."""
+    found = {}
+    for record in load_records(ROOT / "results/checks"):
+        if record.kind == "check":
+            c = record.config
+            found[c["check"], c["model"], c.get("context") or c.get("prompt")] = record.tables[c["check"]]
+    return found
+
+
+def test_what_the_schedule_costs(checks):
+    for model, pattern in (
+        ("smollm2", r"([\d.]+) to ([\d.]+) plain forwards at 4,096 tokens on SmolLM2"),
+        ("reference", r"on SmolLM2, ([\d.]+) on the bundled model"),
+    ):
+        times = [round(row["times"], 1) for row in checks["schedule_cost", model, 4096]]
+        told = numbers(README, pattern)
+        assert told == [min(times), max(times)] if len(told) == 2 else set(times) == set(told)
+
+
+def test_how_fast_the_bundled_model_runs(checks):
+    rates = {row["cache"]: row["tokens_per_s"] for row in checks["generate_rate", "reference", 4096]}
+    told = numbers(README, r"runs at ([\d.]+) tokens/s with 4 bits, `DynamicCache` at ([\d.]+)")
+    assert told == [round(rates["4 bits"], 1), round(rates["DynamicCache, sdpa"], 1)]
+
+
+@pytest.mark.parametrize(
+    ("model", "context", "pattern"),
+    [("smollm2", 1024, r"plain transformers: ([\d.]+) beside ([\d.]+) on (\d+) windows of 1,024"),
+     ("reference", 2048, r"plain transformers: ([\d.]+) beside ([\d.]+) on all (\d+) windows of 2,048")],
+)  # fmt: skip
+def test_the_exact_perplexity_is_that_of_plain_transformers(checks, model, context, pattern):
+    plain = [rows for (check, _, length), rows in checks.items() if (check, length) == ("plain_perplexity", context)]
+    ((row,),) = plain
+    (own,) = (
+        r.metrics["perplexity_exact"].value
+        for r in load_records(ROOT / "results/checks")
+        if r.kind == "eval" and (r.config["model"], r.config["context"]) == (model, context)
+    )
+    assert numbers(README, pattern) == [round(own, 6), round(row["perplexity"], 6), row["windows"]]
+    assert own == pytest.approx(row["perplexity"], abs=1e-3)
