@@ -46,12 +46,10 @@ def indexed_attention(
     scaled = query.contiguous() * (scale * math.log2(math.e))
     flat_keys, flat_values = _flat(keys), _flat(values)
     if query.device.type == "cuda":
-        from pqkv.kernels.cuda.indexed import attend_by_index
+        from pqkv.kernels.cuda.warp import attend_by_index
 
-        return attend_by_index(
-            scaled, flat_keys, flat_values, strides, keys.shape[2], block_indices.contiguous(),
-            block_offsets.contiguous(), n - T, window or 0,
-        )  # fmt: skip
+        sides, places = (flat_keys, flat_values), (block_indices, block_offsets)
+        return attend_by_index(scaled, sides, places, strides, keys.shape[2], window or 0)
     out, lse = np.empty((T, Hq, D), np.float32), np.empty((T, Hq), np.float32)
     work = T * Hq * D * _US_NUMBER * min(n, window or n)
     blocks, offsets = (given.numpy().astype(np.int64) for given in (block_indices, block_offsets))

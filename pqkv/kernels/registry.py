@@ -169,9 +169,9 @@ def _cuda_naive() -> AttentionBackend:
 
 
 def _reported(name: str) -> AttentionBackend:
-    from pqkv.kernels.reported import backends
+    from pqkv.kernels.reported.backends import attention
 
-    return {"one-warp": backends.one_warp, "all-rows": backends.every_row, "round-trip": backends.by_round_trip}[name]
+    return partial(attention, name)
 
 
 def _indexed() -> AttentionBackend:

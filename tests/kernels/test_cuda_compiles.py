@@ -12,16 +12,16 @@ from pqkv.kernels.cuda.coded import CodedVariant, Codes, coded_variant
 from pqkv.kernels.cuda.compile import (
     compile_coded,
     compile_exact,
-    compile_indexed,
     compile_naive,
-    compile_one_warp,
     compile_plain,
+    compile_warp,
     find_ptxas,
 )
 from pqkv.kernels.cuda.device import SIMULATED
 from pqkv.kernels.cuda.exact import SHARED_BYTES, ExactVariant, fitting
 from pqkv.kernels.cuda.naive import NaiveVariant
 from pqkv.kernels.cuda.plain import PlainVariant
+from pqkv.kernels.cuda.warp import WarpVariant
 
 try:
     ASSEMBLER = find_ptxas()
@@ -194,9 +194,9 @@ def test_naive_kernels_are_sound(dtype, capability):
 @pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("compile", [compile_one_warp, compile_indexed])
-def test_one_warp_a_head_spills_nothing(compile, capability):
-    report = compile(64, capability).report
+@pytest.mark.parametrize("indexed", [False, True])
+def test_one_warp_a_row_spills_nothing(indexed, capability):
+    report = compile_warp(WarpVariant(64, indexed), capability).report
     assert (report.spill_bytes, report.stack_bytes, report.shared_bytes) == (0, 0, 0)
     assert report.registers <= 64
 

@@ -17,16 +17,15 @@ from pqkv.errors import KernelError
 from pqkv.kernels.cuda.coded import CodedVariant, coded_kernel
 from pqkv.kernels.cuda.device import SIMULATED
 from pqkv.kernels.cuda.exact import ExactVariant, exact_kernel
-from pqkv.kernels.cuda.indexed import indexed_kernel
 from pqkv.kernels.cuda.naive import NaiveVariant, naive_kernel
-from pqkv.kernels.cuda.one_warp import one_warp_kernel
 from pqkv.kernels.cuda.plain import PlainVariant, plain_kernel
+from pqkv.kernels.cuda.warp import WarpVariant, warp_kernel
 
 Capability = tuple[int, int]  # such as (9, 0)
 
 _REMEDY = "pip install 'pqkv[cuda]'"
 _PTXAS = Path("bin") / "ptxas"
-_CODED_NUMBERS, _EXACT_NUMBERS, _NAIVE_NUMBERS, _INDEXED_NUMBERS = 11, 10, 4, 6  # arguments after the arrays
+_CODED_NUMBERS, _EXACT_NUMBERS, _NAIVE_NUMBERS, _WARP_NUMBERS = 11, 10, 4, 7  # arguments after the arrays
 _TURN_TABLES = 4  # phasors and three tables
 
 
@@ -112,20 +111,12 @@ def compile_naive(variant: NaiveVariant, capability: Capability) -> Compiled:
     return _compile(naive_kernel(variant), arrays, _NAIVE_NUMBERS, capability)
 
 
-def compile_one_warp(head_dim: int, capability: Capability) -> Compiled:
-    """`one_warp_kernel` as backend `one-warp` launches it. Raises `KernelError` where there is no assembler."""
+def compile_warp(variant: WarpVariant, capability: Capability) -> Compiled:
+    """`warp_kernel` as `one-warp` and `indexed` launch it. Raises `KernelError` where there is no assembler."""
     from numba import types
 
-    arrays = [types.float32, types.float32, types.float32, types.int32, types.int32, types.float32, types.float32]
-    return _compile(one_warp_kernel(head_dim), arrays, _NAIVE_NUMBERS, capability)
-
-
-def compile_indexed(head_dim: int, capability: Capability) -> Compiled:
-    """`indexed_kernel` as backend `indexed` launches it. Raises `KernelError` where there is no assembler."""
-    from numba import types
-
-    arrays = [types.float32, types.float32, types.float32, types.int32, types.int32, types.float32, types.float32]
-    return _compile(indexed_kernel(head_dim), arrays, _INDEXED_NUMBERS, capability)
+    arrays = [*[types.float32] * 3, *[types.int32] * 3, *[types.float32] * 2]
+    return _compile(warp_kernel(variant), arrays, _WARP_NUMBERS, capability)
 
 
 def find_ptxas() -> Path:

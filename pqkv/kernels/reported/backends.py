@@ -14,8 +14,11 @@ from pqkv.kernels.reported.one_warp import one_warp_attention
 from pqkv.kernels.reported.round_trip import all_rows, round_trip
 from pqkv.kernels.types import ExactTokens, PagedTokens
 
+Way = Callable[[Tensor, PagedTokens, float, "int | None"], tuple[Tensor, Tensor]]
 
-def one_warp(
+
+def attention(
+    name: str,
     query: Tensor,
     pages: PagedTokens | None,
     sinks: ExactTokens | None,
@@ -24,22 +27,25 @@ def one_warp(
     scale: float,
     window: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Backend `one-warp`: see `AttentionBackend`, `pqkv.kernels.reported.one_warp`."""
-    tokens = _checked("one-warp", query, pages, sinks, residual, window)
+    """The backend called `name`, one of `WAYS`: see `AttentionBackend`. Raises `KernelError` for anything that these do
+    not serve.
+    """
+    check_inputs(query, pages, sinks, residual, window)
+    if pages is None or pages.keys.centroids is not None or sinks is not None or residual is not None:
+        raise KernelError(f"backend '{name}' serves exact pages alone, without sinks and residual")
+    if query.shape[1] != 1 or {query.dtype, pages.keys.pages.dtype, pages.values.pages.dtype} != {torch.float32}:
+        raise KernelError(f"backend '{name}' serves one query a sequence, in float32")
+    check_lengths(pages, None, None)
+    return WAYS[name](query, pages, scale, window)
+
+
+def _one_warp(query: Tensor, tokens: PagedTokens, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
+    """See `pqkv.kernels.reported.one_warp`."""
     return one_warp_attention(query, tokens, scale=scale, window=window)
 
 
-def every_row(
-    query: Tensor,
-    pages: PagedTokens | None,
-    sinks: ExactTokens | None,
-    residual: ExactTokens | None,
-    *,
-    scale: float,
-    window: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Backend `all-rows`: the query on as many rows as there are tokens, and the last row kept; nothing moves."""
-    tokens = _checked("all-rows", query, pages, sinks, residual, window)
+def _all_rows(query: Tensor, tokens: PagedTokens, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
+    """The query on as many rows as there are tokens, and the last row kept; nothing moves."""
 
     def rows(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         G = len(q) // len(keys)
@@ -51,19 +57,10 @@ def every_row(
     return _each(query, tokens, window, scale, rows)
 
 
-def by_round_trip(
-    query: Tensor,
-    pages: PagedTokens | None,
-    sinks: ExactTokens | None,
-    residual: ExactTokens | None,
-    *,
-    scale: float,
-    window: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Backend `round-trip`: keys and values to the host and back before `all-rows`, fewer tokens than channels on the
-    host (`pqkv.kernels.reported.round_trip`); its scale is 1 / sqrt(D) and nothing else.
+def _round_trip(query: Tensor, tokens: PagedTokens, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
+    """Keys and values to the host and back before `all-rows`, fewer tokens than channels on the host
+    (`pqkv.kernels.reported.round_trip`); its scale is 1 / sqrt(D) and nothing else.
     """
-    tokens = _checked("round-trip", query, pages, sinks, residual, window)
     if abs(scale * query.shape[3] ** 0.5 - 1) > 1e-6:
         raise KernelError(f"backend 'round-trip' scales by 1 / sqrt({query.shape[3]}), not by {scale:g}")
     memory = DeviceMemory(query.device)
@@ -77,22 +74,7 @@ def by_round_trip(
     return _each(query, tokens, window, scale, carried)
 
 
-def _checked(
-    name: str,
-    query: Tensor,
-    pages: PagedTokens | None,
-    sinks: ExactTokens | None,
-    residual: ExactTokens | None,
-    window: int | None,
-) -> PagedTokens:
-    """The pages. Raises `KernelError` for anything that these do not serve."""
-    check_inputs(query, pages, sinks, residual, window)
-    if pages is None or pages.keys.centroids is not None or sinks is not None or residual is not None:
-        raise KernelError(f"backend '{name}' serves exact pages alone, without sinks and residual")
-    if query.shape[1] != 1 or {query.dtype, pages.keys.pages.dtype, pages.values.pages.dtype} != {torch.float32}:
-        raise KernelError(f"backend '{name}' serves one query a sequence, in float32")
-    check_lengths(pages, None, None)
-    return pages
+WAYS: dict[str, Way] = {"one-warp": _one_warp, "all-rows": _all_rows, "round-trip": _round_trip}
 
 
 def _each(

@@ -31,7 +31,7 @@ def one_warp_attention(
 ) -> tuple[Tensor, Tensor]:
     """`AttentionBackend` for Tq = 1 and exact pages alone; out (B, 1, Hq, D), lse (B, 1, Hq)."""
     if query.device.type == "cuda":
-        from pqkv.kernels.cuda.one_warp import decode_by_warps
+        from pqkv.kernels.cuda.warp import decode_by_warps
 
         return decode_by_warps(query, pages, scale=scale, window=window)
     group = query.shape[2] // pages.keys.pages.shape[1]

@@ -17,9 +17,8 @@ from pqkv.kernels.cuda import backend, naive
 from pqkv.kernels.cuda.backend import attention
 from pqkv.kernels.cuda.coded import CodedVariant
 from pqkv.kernels.cuda.exact import ExactVariant
-from pqkv.kernels.cuda.indexed import attend_by_index
-from pqkv.kernels.cuda.one_warp import decode_by_warps
 from pqkv.kernels.cuda.splits import stretches
+from pqkv.kernels.cuda.warp import attend_by_index, decode_by_warps
 from pqkv.kernels.indexed import indexed_attention
 from pqkv.kernels.splits import split_step
 
@@ -324,8 +323,8 @@ def test_an_index_and_an_offset_a_token(device):
     for window in (0, 7):
         scaled = query * (0.3 * np.log2(np.e))
         out, lse = attend_by_index(
-            scaled.to(device), keys.flatten().to(device), values.flatten().to(device), keys.stride()[:3], 2,
-            indices.to(device), offsets.to(device), 16, window,
+            scaled.to(device), tuple(side.flatten().to(device) for side in (keys, values)),
+            (indices.to(device), offsets.to(device)), keys.stride()[:3], 2, window,
         )  # fmt: skip
         right, right_lse = indexed_attention(
             query, keys, values, indices, offsets, scale=0.3, window=window or None
