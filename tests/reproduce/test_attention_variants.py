@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from pqkv.record import RecordStore
 from pqkv.reproduce import Request, attention_variants
 from pqkv.reproduce.attention_variants import Settings
-from pqkv.reproduce.attention_variants.experiment import claims_of
+from pqkv.reproduce.attention_variants.experiment import PARTS
 from pqkv.reproduce.attention_variants.flash import DEFECTS, exact, online, reported_kernel, standard
 from pqkv.reproduce.attention_variants.listings import compressed, scaling_factor, shifted
 from pqkv.reproduce.attention_variants.sharing import repeated, sharing_rows
 from pqkv.reproduce.attention_variants.softmax import TOLERANCE, memory_rows
+from pqkv.reproduce.parts import claims_of
 from pqkv.speed.baselines import grouped_sdpa
 
 
@@ -29,7 +30,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def claims(run):
-    return {row["claim"]: row for row in claims_of(run[0])}
+    return {row["claim"]: row for row in claims_of(PARTS, run[0])}
 
 
 @settings(max_examples=20, deadline=None)
@@ -135,7 +136,7 @@ def test_verdicts(claims):
 
 def test_the_report_shapes_come_to_the_bytes_that_are_claimed(tmp_path):
     records = list(attention_variants.cells(Settings(), Request(RecordStore(tmp_path), parts=("b",))))
-    rows = {row["claim"]: row["ours"] for row in claims_of(records)}
+    rows = {row["claim"]: row["ours"] for row in claims_of(PARTS, records)}
     scores = rows["16 MB of scores a layer at 2,048 tokens, 512 MB of a model"]
     assert scores.startswith("16 MiB are one head's; a layer of 32 heads takes 512 MiB, all 32 layers at once 16 GiB")
     assert scores.endswith("256 KiB a layer")

@@ -7,9 +7,10 @@ import pytest
 from pqkv.record import RecordStore
 from pqkv.reproduce import Request, incremental_decode
 from pqkv.reproduce.incremental_decode import Settings
-from pqkv.reproduce.incremental_decode.experiment import claims_of
+from pqkv.reproduce.incremental_decode.experiment import PARTS
 from pqkv.reproduce.incremental_decode.race import REPORTED, race_rows
 from pqkv.reproduce.incremental_decode.steps import RESIDENT, TOLERANCE, TRIP, size_rows, step_rows
+from pqkv.reproduce.parts import claims_of
 
 SHAPE = {"layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 32, "max_len": 48}
 LENGTHS = (1, 31, 32, 33, 48)
@@ -25,7 +26,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def claims(run):
-    return {row["claim"]: row for row in claims_of(run[0])}
+    return {row["claim"]: row for row in claims_of(PARTS, run[0])}
 
 
 def test_every_cell_ran(run):

@@ -11,8 +11,9 @@ from pqkv.reproduce.paged_kernel import Settings
 from pqkv.reproduce.paged_kernel import checks as own
 from pqkv.reproduce.paged_kernel.checks import TOLERANCE, cases_of, wave_rows
 from pqkv.reproduce.paged_kernel.emulated import FAULTS, paged_attention, reduced, right
-from pqkv.reproduce.paged_kernel.experiment import claims_of
+from pqkv.reproduce.paged_kernel.experiment import PARTS
 from pqkv.reproduce.paged_kernel.sizes import race_rows
+from pqkv.reproduce.parts import claims_of
 
 SETTINGS = Settings(head_dims=(16,), block_size=4, pools=(4, 8), raced=(16, 32), race_heads=4, race_head_dim=32,
                     repeats=3)  # fmt: skip
@@ -26,7 +27,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def claims(run):
-    return {row["claim"]: row for row in claims_of(run[0])}
+    return {row["claim"]: row for row in claims_of(PARTS, run[0])}
 
 
 def test_every_cell_ran(run):

@@ -20,10 +20,11 @@ from pqkv.errors import CacheError, KernelError
 from pqkv.kernels.reported.decoder import ResidentLayer, RoundTripLayer
 from pqkv.kernels.reported.memory import DeviceMemory, Traffic, Transfers
 from pqkv.record import Record
+from pqkv.report.drawing import Plot
 from pqkv.reproduce.devices import devices
 from pqkv.reproduce.incremental_decode.settings import Settings
 from pqkv.reproduce.run import Request
-from pqkv.reproduce.tables import Row, claim, newest, of_kind, table_rows
+from pqkv.reproduce.tables import Row, claim, lines, newest, of_kind, plot, table_rows
 
 STEP, STATE, SIZES = "incremental-step", "incremental-state", "incremental-sizes"
 TRIP, RESIDENT = "PAR-018", "PAR-020"
@@ -197,6 +198,14 @@ def step_rows(records: Sequence[Record]) -> list[Row]:
         for row in table_rows(records, STEP, "step")
     ]  # fmt: skip
     return newest(rows, "device", "decoder", "length")
+
+
+def plots_a(records: Sequence[Record]) -> list[Plot]:
+    """Bytes of a token against its length."""
+    rows = [row for row in step_rows(records) if row["device"] == "cpu"]
+    drawn = lines(rows, lambda row: "all layers", "decoder", "length", "bytes_per_token")
+    labels = ("tokens", "bytes between host and device")
+    return [plot("a_bytes", "What a token moves", labels, drawn, "decoder", log_x=True, log_y=True)]
 
 
 def size_rows(records: Sequence[Record]) -> list[Row]:
