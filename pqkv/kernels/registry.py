@@ -171,7 +171,7 @@ def _cuda_naive() -> AttentionBackend:
 def _reported(name: str) -> AttentionBackend:
     from pqkv.kernels.reported.backends import attention
 
-    return partial(attention, name)
+    return partial(attention, name, _sound)
 
 
 def _indexed() -> AttentionBackend:

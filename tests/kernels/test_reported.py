@@ -31,13 +31,19 @@ def test_they_say_what_attention_is(name, window):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"queries": 2}, "one query a sequence"), ({"nbits": 8}, "exact pages alone"),
-     ({"dtype": torch.float64}, "in float32"), ({"sinks": (1,) * 6}, "exact pages alone")],
+    [({"nbits": 8}, "exact pages alone"), ({"dtype": torch.float64}, "serves float32"),
+     ({"sinks": (1,) * 6}, "exact pages alone")],
 )  # fmt: skip
 def test_what_they_do_not_serve_is_refused(name, change, message):
     batch = build(ALONE.but(**change))
     with pytest.raises(KernelError, match=message):
         get_backend(name)(*batch.inputs, scale=0.125)
+
+
+def test_several_queries_are_another_backends(name="one-warp"):
+    batch = build(ALONE.but(queries=3, context=(3, 64, 70)))
+    out, _ = get_backend(name)(*batch.inputs, scale=64**-0.5)
+    np.testing.assert_allclose(out.double().numpy(), brute_force(batch, 64**-0.5)[0], atol=3e-6)
 
 
 def decoded(layer, steps, heads, kv_heads, D, seed=0):

@@ -1,4 +1,6 @@
-"""The reported ways of decoding as attention backends: exact pages of float32 alone, one query a sequence."""
+"""The reported ways of decoding as attention backends: exact pages of float32 alone, one query a sequence. A prefill,
+which the reports do otherwise, goes to another backend.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,14 @@ from pqkv.kernels.checks import check_inputs, check_lengths
 from pqkv.kernels.reported.memory import DeviceMemory
 from pqkv.kernels.reported.one_warp import one_warp_attention
 from pqkv.kernels.reported.round_trip import all_rows, round_trip
-from pqkv.kernels.types import ExactTokens, PagedTokens
+from pqkv.kernels.types import AttentionBackend, ExactTokens, PagedTokens
 
 Way = Callable[[Tensor, PagedTokens, float, "int | None"], tuple[Tensor, Tensor]]
 
 
 def attention(
     name: str,
+    prefill: AttentionBackend,
     query: Tensor,
     pages: PagedTokens | None,
     sinks: ExactTokens | None,
@@ -27,14 +30,16 @@ def attention(
     scale: float,
     window: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The backend called `name`, one of `WAYS`: see `AttentionBackend`. Raises `KernelError` for anything that these do
-    not serve.
+    """The backend called `name`, one of `WAYS`: see `AttentionBackend`. Several queries a sequence are what `prefill`
+    makes of them. Raises `KernelError` for anything else that these do not serve.
     """
     check_inputs(query, pages, sinks, residual, window)
     if pages is None or pages.keys.centroids is not None or sinks is not None or residual is not None:
         raise KernelError(f"backend '{name}' serves exact pages alone, without sinks and residual")
-    if query.shape[1] != 1 or {query.dtype, pages.keys.pages.dtype, pages.values.pages.dtype} != {torch.float32}:
-        raise KernelError(f"backend '{name}' serves one query a sequence, in float32")
+    if {query.dtype, pages.keys.pages.dtype, pages.values.pages.dtype} != {torch.float32}:
+        raise KernelError(f"backend '{name}' serves float32")
+    if query.shape[1] != 1:
+        return prefill(query, pages, sinks, residual, scale=scale, window=window)
     check_lengths(pages, None, None)
     return WAYS[name](query, pages, scale, window)
 
