@@ -6,6 +6,7 @@ import pytest
 from prose import ROOT, numbers, text_of
 
 from pqkv.record import load_records
+from pqkv.reproduce.incremental_decode.race import race_rows
 from pqkv.speed.breakdown import SUM, WHOLE
 
 TEXT = text_of("experiments/quality-degradation/README.md")
@@ -44,6 +45,23 @@ def test_what_parts_of_a_step_come_to():
             shares.append(100 * rows[SUM] / rows[WHOLE])
     told = numbers(text_of("experiments/LOG.md"), r"parts alone come to (\d+)% to (\d+)% of a step")
     assert told == [round(min(shares)), round(max(shares))]
+
+
+def test_what_five_placements_say():
+    """The LOG's figures of all parts, and of exact pages beside torch."""
+    times = {}
+    for record in load_records(ROOT / "results/serving"):
+        if record.kind == "serving" and record.config["model"].endswith("of 128"):
+            (row,) = [row for row in record.tables["parts"] if row["parts"] == "all"]
+            times[record.config["bits"], record.config["context"]] = round(row["times"], 2)
+    log = text_of("experiments/LOG.md")
+    told = numbers(
+        log, r"order each time, have ([\d.]+) and ([\d.]+) \(`experiments/serving`\), and ([\d.]+) and ([\d.]+) at"
+    )
+    assert told == [times[bits, context] for bits in (2, 4) for context in (4096, 32768)]
+    rows = [row for row in race_rows(load_records(ROOT / "results/incremental-decode")) if row["way"] == "split"]
+    slower = [round(row["times_sdpa"], 1) for row in rows]
+    assert numbers(log, r"exact vectors is ([\d.]+) to ([\d.]+) times as slow") == [min(slower), max(slower)]
 
 
 def test_speed_ups_of_a_processor():

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from prose import numbers, script, text_of
 
+from pqkv.lab.bound import bound_losses, modelled_kld
+from pqkv.record import load_records
+
 ROOT = Path(__file__).parents[2]
 TEXT = text_of("experiments/quality-lab/README.md")
 
@@ -105,6 +108,8 @@ ABLATION = {  # what the prose says of a changed option: grid, option, digits
     r"without the turning mean they lose ([\d.]+) times": ("keys", "mean=none", 2),
     r"without the queries' metric ([\d.]+),": ("keys", "metric=none", 2),
     r"without balanced groups ([\d.]+)\.": ("keys", "grouping=adjacent", 1),
+    r"\(`stages=2`\) lose ([\d.]+) of what two codes": ("keys", "stages=2", 2),
+    r"sub-vectors of unequal length ([\d.]+): a loud": ("keys", "grouping=unequal", 2),
     r"alone halves the loss\*\* \(([\d.]+)\)": ("keys alone", "rope=pre", 2),
     r"values want a gain and nothing else\*\*: ([\d.]+) of the loss": ("values alone", "gain=true", 2),
 }
@@ -129,6 +134,27 @@ def test_what_the_ablation_is_said_to_show(pattern):
     found = re.search(pattern, TEXT, re.IGNORECASE)
     assert found, pattern
     assert float(found[1]) == round(changes()[grid, option], digits)
+
+
+def test_how_much_there_is_to_gain(tables, rows):
+    (record,) = load_records(tables.RESULTS / "bound")
+    losses, modelled = bound_losses(record), modelled_kld(bound_losses(record))
+    times = {side: {x.bits: round(x.error / x.bound, 1) for x in own} for side, own in losses.items()}
+    assert said(r"\*\*Keys err ([\d.]+) to ([\d.]+) times, values ([\d.]+) to ([\d.]+) times what the bound") == [
+        pick(times[side].values()) for side in ("keys", "values") for pick in (min, max)
+    ]
+    ours = sum(loss.kld for own in losses.values() for loss in own if loss.bits == 4)
+    assert modelled[4] / ours == pytest.approx(1 / 3, abs=0.05)  # "a third of our loss"
+    (four,) = (row for row in record.tables["losses"] if (row["side"], row["bits"]) == ("keys", 4))
+    assert said(r"could reach ([\d.]+) of our keys' error") == [round(four["one_gaussian"] / four["error"], 2)]
+    assert said(r"with them 4 bits lose ([\d.]+) nats on WikiText-2 test") == [
+        round(rows["pqkv 4, predicted"].kld.value, 5)
+    ]
+    log = text_of("experiments/LOG.md")
+    told = numbers(log, r"ours errs ([\d.]+), ([\d.]+) and ([\d.]+) times what it allows at 4, 3 and 2 bits, values "
+                   r"([\d.]+), ([\d.]+) and ([\d.]+) times")  # fmt: skip
+    assert told == [times[side][bits] for side in ("keys", "values") for bits in (4, 3, 2)]
+    assert numbers(log, r"loss would be left \(([\d.]+) nats") == [round(modelled[4], 4)]
 
 
 def test_what_serving_would_save():
