@@ -40,6 +40,34 @@ def change(pair, digits=1):
     return [round(100 * (value - 1), digits) for value in pair]
 
 
+def test_the_bundled_model_with_the_same_recipe():
+    found = {}
+    for record in load_records(ROOT / "results/quality"):
+        c = record.config
+        if (c["model"], c["data"], c["mode"], c["bits"] // 1) == (
+            "reference",
+            "wikitext2-test.txt",
+            "exact-schedule",
+            4,
+        ):
+            found[c.get("recipe", "product"), c["context"]] = record.metrics
+    changes = [m["perplexity_ratio"].value for (recipe, _), m in found.items() if recipe == "pqkv"]
+    assert numbers(QUALITY, r"Four bits cost it ([\d.]+)% to ([\d.]+)% of perplexity") == change(
+        [min(changes), max(changes)], 2
+    )
+    times = found["pqkv", 4096]["kld_mean"].value / found["product", 4096]["kld_mean"].value
+    assert numbers(QUALITY, r"recipe pqkv loses ([\d.]+) of what the product codes") == [round(times, 2)]
+
+
+def test_what_arithmetic_alone_does():
+    floors = {
+        r.config["context"]: r.metrics["kld_mean"].value for r in load_records(ROOT / "results/quality")
+        if r.config.get("floor") == "bfloat16 arithmetic" and r.config["model"] == "smollm2"
+    }  # fmt: skip
+    told = numbers(QUALITY, r"in the schedule \(([\d.]+) and ([\d.]+) nats\)")
+    assert told == [round(floors[512], 4), round(floors[1024], 4)]
+
+
 def test_what_the_default_costs_in_the_schedule(cells):
     def ratio(text, bits, contexts=None):
         return change(spread(cells, "perplexity_ratio", text, "pqkv", "exact-schedule", 0, bits, contexts))
@@ -47,7 +75,7 @@ def test_what_the_default_costs_in_the_schedule(cells):
     def kld(recipe, bits):
         return [
             float(f"{value:.2g}")
-            for value in spread(cells, "kld_mean", "wikitext2-test", recipe, "all-coded", 0, bits, (512, 1024))
+            for value in spread(cells, "kld_mean", "wikitext2-test", recipe, "all-coded", 0, bits, (512, 1024, 2048))
         ]
 
     four, three, two = (ratio("wikitext2-test", bits) for bits in (4, 3, 2))

@@ -53,8 +53,9 @@ def test_the_bars_of_the_default_cache():
             found[c["context"], int(c["bits"])] = record.metrics
     assert found[1024, 4]["perplexity_ratio"].high <= 1.005
     assert found[1024, 2]["perplexity_ratio"].high <= 1.05
-    assert found[512, 4]["kld_mean"].value <= 3 * floors[512]
-    assert found[1024, 4]["kld_mean"].value <= 0.0027  # three of a prototype's floor: ours was not measured at 1,024
+    for context in (512, 1024):
+        assert found[context, 4]["kld_mean"].value <= 3 * floors[context]
+    assert found[1024, 4]["kld_mean"].value <= 0.0027  # three of a prototype's floor, which is lower than ours
 
 
 def test_exact_layers_are_never_worth_their_bits():
