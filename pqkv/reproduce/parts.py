@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pqkv.cell import run_cell
+from pqkv.env import environment, git_state
 from pqkv.record import Record
 from pqkv.report.drawing import Plot
 from pqkv.reproduce.run import Request
@@ -32,6 +34,14 @@ def run_parts(parts: Mapping[str, Part], settings: Any, request: Request) -> Ite
     for letter, part in parts.items():
         if not request.parts or letter in request.parts:
             yield from part.cells(settings, request)
+
+
+def part_cell(kind: str, config: dict[str, Any], measure: Callable[[], dict[str, Any]], request: Request) -> Record:
+    """A cell of a part, in the store of the request; `config` has its seed."""
+    return run_cell(
+        measure, kind=kind, config=config, seed=config["seed"], env=environment(), git=git_state(),
+        store=request.store, force=request.force,
+    )  # fmt: skip
 
 
 def claims_of(parts: Mapping[str, Part], records: Sequence[Record]) -> list[Row]:

@@ -9,7 +9,8 @@ from pqkv.reproduce import Request, incremental_decode
 from pqkv.reproduce.incremental_decode import Settings
 from pqkv.reproduce.incremental_decode.experiment import PARTS
 from pqkv.reproduce.incremental_decode.race import REPORTED, race_rows
-from pqkv.reproduce.incremental_decode.steps import RESIDENT, TOLERANCE, TRIP, size_rows, step_rows
+from pqkv.reproduce.incremental_decode.state import size_rows
+from pqkv.reproduce.incremental_decode.steps import RESIDENT, TOLERANCE, TRIP, step_rows
 from pqkv.reproduce.parts import claims_of
 
 SHAPE = {"layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 32, "max_len": 48}

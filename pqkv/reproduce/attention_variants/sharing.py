@@ -12,8 +12,8 @@ from torch import Tensor
 from pqkv.env import environment, machine_name
 from pqkv.record import Record
 from pqkv.reproduce.attention_variants.settings import Settings
-from pqkv.reproduce.attention_variants.softmax import run
 from pqkv.reproduce.devices import devices
+from pqkv.reproduce.parts import part_cell
 from pqkv.reproduce.run import Request
 from pqkv.reproduce.tables import Row, claim, newest, table_rows
 from pqkv.speed.allocations import PeakMemory
@@ -34,7 +34,7 @@ def part_c(settings: Settings, request: Request) -> Iterator[Record]:
             named = {**env, "gpus": []} if device == "cpu" else env
             shape = settings.model_dump(include={"heads", "kv_heads", "head_dim", "repeats", "seed"})
             config = {"part": "c", "tokens": tokens, "device": device, "machine": machine_name(named), **shape}
-            yield run(SHARING, config, partial(_raced, settings, tokens, device), request)
+            yield part_cell(SHARING, config, partial(_raced, settings, tokens, device), request)
 
 
 def repeated(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:

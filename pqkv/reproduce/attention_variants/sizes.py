@@ -12,7 +12,7 @@ import torch
 from pqkv.record import Record
 from pqkv.reproduce.attention_variants.listings import UNWRITTEN, compressed, scaling_factor, seen_in_window, shifted
 from pqkv.reproduce.attention_variants.settings import Settings
-from pqkv.reproduce.attention_variants.softmax import run
+from pqkv.reproduce.parts import part_cell
 from pqkv.reproduce.run import Request
 from pqkv.reproduce.tables import Row, claim, of_kind
 
@@ -26,8 +26,8 @@ _MISTRAL = {"layers": 32, "kv_heads": 8, "head_dim": 128, "window": 4096}  # whi
 def part_b(settings: Settings, request: Request) -> Iterator[Record]:
     """Counted on tensors without memory; and the listings."""
     shape = settings.model_dump(include={"layers", "heads", "kv_heads", "head_dim", "seed"})
-    yield run(BYTES, {"part": "b", **shape}, partial(_bytes, settings), request)
-    yield run(LISTINGS, {"part": "b", "seed": settings.seed}, _listings, request)
+    yield part_cell(BYTES, {"part": "b", **shape}, partial(_bytes, settings), request)
+    yield part_cell(LISTINGS, {"part": "b", "seed": settings.seed}, _listings, request)
 
 
 def _bytes(settings: Settings) -> dict[str, Any]:

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pqkv.cell import run_cell
-from pqkv.env import environment, git_state, machine_name
+from pqkv.env import environment, machine_name
 from pqkv.record import Record
 from pqkv.report.drawing import Plot
 from pqkv.reproduce.attention_variants.flash import DEFECTS, exact, online, reported_kernel, standard
 from pqkv.reproduce.attention_variants.settings import Settings
+from pqkv.reproduce.parts import part_cell
 from pqkv.reproduce.run import Request
 from pqkv.reproduce.tables import Row, claim, lines, newest, plot, table_rows
 from pqkv.speed.allocations import PeakMemory
@@ -34,19 +34,13 @@ def part_a(settings: Settings, request: Request) -> Iterator[Record]:
     timed = {"machine": machine_name({**env, "gpus": []}), "repeats": settings.repeats}
     for rows in settings.lengths:
         request.report(f"a: {rows} rows", 0, 1)
-        yield run(MEMORY, {"part": "a", "rows": rows, **shape, **timed}, partial(_memory, settings, rows), request)
+        yield part_cell(
+            MEMORY, {"part": "a", "rows": rows, **shape, **timed}, partial(_memory, settings, rows), request
+        )
     for rows in settings.defect_lengths:
-        yield run(DEFECT, {"part": "a", "rows": rows, **shape}, partial(_defects, settings, rows), request)
+        yield part_cell(DEFECT, {"part": "a", "rows": rows, **shape}, partial(_defects, settings, rows), request)
     for tokens in settings.kernel_lengths:
-        yield run(KERNEL, {"part": "a", "tokens": tokens, **shape}, partial(_kernel, settings, tokens), request)
-
-
-def run(kind: str, config: dict[str, Any], measure: Any, request: Request) -> Record:  # noqa: ANN401 - see run_cell
-    """A cell of this experiment."""
-    return run_cell(
-        measure, kind=kind, config=config, seed=config["seed"], env=environment(), git=git_state(),
-        store=request.store, force=request.force,
-    )  # fmt: skip
+        yield part_cell(KERNEL, {"part": "a", "tokens": tokens, **shape}, partial(_kernel, settings, tokens), request)
 
 
 def _drawn(settings: Settings, rows: int) -> list[Tensor]:

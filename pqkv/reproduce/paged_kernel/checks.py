@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pqkv.cell import run_cell
-from pqkv.env import environment, git_state
 from pqkv.errors import KernelError
 from pqkv.kernels.indexed import indexed_attention
 from pqkv.record import Record
 from pqkv.reproduce.paged_kernel.emulated import FAULTS, Case, paged_attention, reduced, right
 from pqkv.reproduce.paged_kernel.settings import Settings
+from pqkv.reproduce.parts import part_cell
 from pqkv.reproduce.run import Request
 from pqkv.reproduce.tables import Row, claim, newest, of_kind, table_rows
 
@@ -27,33 +26,25 @@ TESTS = ("single_block", "multiple_blocks", "mqa", "block_boundary")
 BLIND = ("kernel_compilation", "invalid_input")
 
 
-def run(kind: str, config: dict[str, Any], measure: Any, request: Request) -> Record:  # noqa: ANN401 - see run_cell
-    """A cell of this experiment."""
-    return run_cell(
-        measure, kind=kind, config=config, seed=config["seed"], env=environment(), git=git_state(),
-        store=request.store, force=request.force,
-    )  # fmt: skip
-
-
 def part_a(settings: Settings, request: Request) -> Iterator[Record]:
     """Every test with every fault."""
     for head_dim in settings.head_dims:
         request.report(f"a: heads of {head_dim}", 0, 1)
         shape = settings.model_dump(include={"block_size", "heads", "kv_heads", "seed"})
         config = {"part": "a", "head_dim": head_dim, "faults": list(FAULTS), **shape}
-        yield run(MATRIX, config, partial(_matrix, settings, head_dim), request)
+        yield part_cell(MATRIX, config, partial(_matrix, settings, head_dim), request)
 
 
 def part_b(settings: Settings, request: Request) -> Iterator[Record]:
     """Inputs that name no slot."""
     config = {"part": "b", **settings.model_dump(include={"block_size", "seed"})}
-    yield run(VALIDATION, config, partial(_validated, settings), request)
+    yield part_cell(VALIDATION, config, partial(_validated, settings), request)
 
 
 def part_c(settings: Settings, request: Request) -> Iterator[Record]:
     """Reductions of blocks of one to eight waves."""
     config = {"part": "c", "waves": list(settings.waves), "seed": settings.seed}
-    yield run(WAVES, config, partial(_reductions, settings), request)
+    yield part_cell(WAVES, config, partial(_reductions, settings), request)
 
 
 def cases_of(settings: Settings, head_dim: int) -> dict[str, list[Case]]:

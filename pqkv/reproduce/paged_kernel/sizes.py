@@ -15,8 +15,8 @@ from pqkv.kernels.reported.memory import DeviceMemory, Transfers
 from pqkv.record import Record
 from pqkv.report.drawing import Plot
 from pqkv.reproduce.devices import devices
-from pqkv.reproduce.paged_kernel.checks import run
 from pqkv.reproduce.paged_kernel.settings import Settings
+from pqkv.reproduce.parts import part_cell
 from pqkv.reproduce.run import Request
 from pqkv.reproduce.tables import Row, claim, lines, newest, of_kind, plot, table_rows
 from pqkv.speed.timing import Contestant, race
@@ -32,7 +32,7 @@ SAID = 952
 def part_d(settings: Settings, request: Request) -> Iterator[Record]:
     """Bytes that are counted."""
     shape = settings.model_dump(include={"block_size", "pools", "heads", "seed"})
-    yield run(BYTES, {"part": "d", **shape}, partial(_bytes, settings), request)
+    yield part_cell(BYTES, {"part": "d", **shape}, partial(_bytes, settings), request)
 
 
 def part_e(settings: Settings, request: Request) -> Iterator[Record]:
@@ -44,7 +44,7 @@ def part_e(settings: Settings, request: Request) -> Iterator[Record]:
             named = {**env, "gpus": []} if device == "cpu" else env
             shape = settings.model_dump(include={"block_size", "race_heads", "race_head_dim", "repeats", "seed"})
             config = {"part": "e", "tokens": tokens, "device": device, "machine": machine_name(named), **shape}
-            yield run(RACE, config, partial(_raced, settings, tokens, device), request)
+            yield part_cell(RACE, config, partial(_raced, settings, tokens, device), request)
 
 
 def _pages(settings: Settings, tokens: int, heads: int, head_dim: int, device: str) -> PagedTokens:
