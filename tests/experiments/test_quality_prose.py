@@ -75,7 +75,9 @@ def test_what_the_default_costs_in_the_schedule(cells):
     def kld(recipe, bits):
         return [
             float(f"{value:.2g}")
-            for value in spread(cells, "kld_mean", "wikitext2-test", recipe, "all-coded", 0, bits, (512, 1024, 2048))
+            for value in spread(
+                cells, "kld_mean", "wikitext2-test", recipe, "all-coded", 0, bits, (512, 1024, 2048, 4096)
+            )
         ]
 
     four, three, two = (ratio("wikitext2-test", bits) for bits in (4, 3, 2))

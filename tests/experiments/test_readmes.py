@@ -20,6 +20,11 @@ def test_an_experiment_states_question_method_command_and_finding(name):
     assert not re.findall(r"FIGURE|FINDING|CONTRADICTS|@[A-Z]+@|TODO", text)
 
 
+@pytest.mark.parametrize("readme", sorted(FOLDER.glob("*/README.md")), ids=lambda path: path.parent.name)
+def test_no_gap_is_left_to_fill(readme):
+    assert not re.findall(r"@[A-Z0-9]+@|TODO", readme.read_text())
+
+
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_settings_of_an_experiment_are_sound(name, quick):
