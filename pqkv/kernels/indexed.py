@@ -78,11 +78,11 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """Backend `indexed`: see `AttentionBackend`; exact pages of float32 alone, any number of queries."""
     check_inputs(query, pages, sinks, residual, window)
+    check_lengths(pages, sinks, residual)
     if pages is None or pages.keys.centroids is not None or sinks is not None or residual is not None:
         raise KernelError("backend 'indexed' serves exact pages alone, without sinks and residual")
     if {query.dtype, pages.keys.pages.dtype, pages.values.pages.dtype} != {torch.float32}:
         raise KernelError("backend 'indexed' serves float32")
-    check_lengths(pages, None, None)
     B, Tq, Hq, _ = query.shape
     out, lse = torch.zeros_like(query), query.new_full((B, Tq, Hq), float("-inf"))
     keys, values = (side.pages.transpose(1, 2) for side in (pages.keys, pages.values))

@@ -193,5 +193,5 @@ def test_a_fault_without_its_case_is_the_first():
 def test_an_unknown_fault_lists_those_there_are():
     with pytest.raises(ConfigError, match="unknown fault 'fault:warp'; known: fault:none/128"):
         get_backend("fault:warp")
-    with pytest.raises(ConfigError, match=r"unknown backend 'gpu'; known: auto, cpu, .*fault:NAME"):
+    with pytest.raises(ConfigError, match=r"unknown backend 'gpu'; known: auto, all-rows, cpu, .*fault:NAME"):
         get_backend("gpu")

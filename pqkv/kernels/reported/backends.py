@@ -34,13 +34,13 @@ def attention(
     makes of them. Raises `KernelError` for anything else that these do not serve.
     """
     check_inputs(query, pages, sinks, residual, window)
+    check_lengths(pages, sinks, residual)
     if pages is None or pages.keys.centroids is not None or sinks is not None or residual is not None:
         raise KernelError(f"backend '{name}' serves exact pages alone, without sinks and residual")
     if {query.dtype, pages.keys.pages.dtype, pages.values.pages.dtype} != {torch.float32}:
         raise KernelError(f"backend '{name}' serves float32")
     if query.shape[1] != 1:
         return prefill(query, pages, sinks, residual, scale=scale, window=window)
-    check_lengths(pages, None, None)
     return WAYS[name](query, pages, scale, window)
 
 
