@@ -43,7 +43,9 @@ def set_rope(name: str, model: PreTrainedModel, variant: RopeVariant) -> None:
         own = " and ".join(scaling(rope, trained)[0] for rope in ropes) or "none"
         raise ModelError(f"'{name}' has rope type {own} of its own; --rope is for models of one plain rotary embedding")
     theta = float(ropes[0]["rope_theta"])
-    config.rope_parameters = {**ropes[0], **_parameters(variant, theta, _rotated(config, ropes[0]), trained)}
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    share = ropes[0].get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None) or 1.0)
+    config.rope_parameters = {**ropes[0], **_parameters(variant, theta, int(dim * share), trained)}
     if variant.kind != "linear":  # whose positions are those before scaling, times its factor (`position_limit`)
         config.max_position_embeddings = int(trained * variant.factor)
     holders = [
@@ -64,9 +66,3 @@ def _parameters(variant: RopeVariant, theta: float, rotated: int, trained: int) 
     if variant.kind == "linear":
         return {"rope_type": "linear", "factor": variant.factor}
     return {"rope_type": "yarn", "factor": variant.factor, "original_max_position_embeddings": trained}
-
-
-def _rotated(config: Any, rope: dict[str, Any]) -> int:  # noqa: ANN401 - transformers' own
-    """R: channels of a head that turn."""
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(dim * rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None) or 1.0))

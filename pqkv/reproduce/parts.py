@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pqkv.cell import run_cell
+from pqkv.config import Settings
 from pqkv.env import environment, git_state
 from pqkv.record import Record
 from pqkv.report.drawing import Plot
@@ -29,7 +30,7 @@ class Part:
     plots: Callable[[Sequence[Record]], list[Plot]] = lambda records: []
 
 
-def run_parts(parts: Mapping[str, Part], settings: Any, request: Request) -> Iterator[Record]:  # noqa: ANN401 - the experiment's own type
+def run_parts(parts: Mapping[str, Part], settings: Settings, request: Request) -> Iterator[Record]:
     """The cells of every part that is asked for."""
     for letter, part in parts.items():
         if not request.parts or letter in request.parts:

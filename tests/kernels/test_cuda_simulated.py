@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent / "cuda"
 PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
 FEW = (
     "test_exact_pages or test_centroids_of_four or test_splits_change or test_what_the_naive or (0 and fp16_tables)"
-    " or one_warp or index_and_an_offset or drift or (many and test_any_number_of_pairs)"
+    " or drift or (many and test_any_number_of_pairs)"
 )
 # the whole file in parts of some minutes at most, so that it takes every core (`every_length` a GPU alone runs)
 PARTS = ("every_layout", "all_of_it or served_beside or turns or drift or octaves")
@@ -31,6 +31,7 @@ everything = [pytest.mark.slow, pytest.mark.ci, pytest.mark.timeout(1500)]
     *(pytest.param("test_attention.py", part, marks=everything, id=f"attention, {part}") for part in PARTS),
     pytest.param("test_attention.py", f"not ({' or '.join(PARTS)})", marks=everything, id="attention, the rest"),
     pytest.param("test_launches.py", "", id="launches"),
+    pytest.param("test_warp.py", "", id="one warp a row"),
     pytest.param("test_parts.py", "", marks=everything, id="parts"),
     pytest.param("test_encode.py", "", marks=everything, id="encode"),
     pytest.param("test_faulty_kernels.py", "max or aliased", id="faults, a few"),

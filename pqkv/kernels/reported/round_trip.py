@@ -5,24 +5,26 @@ of them, and of all rows of a causal attention the last is kept (incremental-dec
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pqkv.compiled import compiled
 from pqkv.kernels.reported.memory import DeviceMemory
 
+Numbers = NDArray[np.float32]
+
 
 def all_rows(queries: Tensor, keys: Tensor, values: Tensor, out: Tensor, scale: float) -> None:
     """Causal attention of L rows: queries, keys, values, out (H, L, D)."""
-    out.copy_(F.scaled_dot_product_attention(queries[None], keys[None], values[None], is_causal=True, scale=scale)[0])
+    sides = queries[None], keys[None], values[None]
+    out.copy_(torch.nn.functional.scaled_dot_product_attention(*sides, is_causal=True, scale=scale)[0])
 
 
 @compiled(error_model="numpy")
-def rows_by_numbers(queries: Any, keys: Any, values: Any, out: Any, scale: float) -> None:  # noqa: ANN401 - arrays
+def rows_by_numbers(queries: Numbers, keys: Numbers, values: Numbers, out: Numbers, scale: float) -> None:
     """`all_rows` number by number on the host, each exponential taken once for the sum and once for each channel: what
     the report does with fewer tokens than channels.
     """

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pqkv.env import environment, machine_name
 from pqkv.record import Record
 from pqkv.reproduce.attention_variants.settings import Settings
-from pqkv.reproduce.devices import devices
+from pqkv.reproduce.devices import machines, measured_on
 from pqkv.reproduce.parts import part_cell
 from pqkv.reproduce.run import Request
 from pqkv.reproduce.tables import Row, claim, newest, table_rows
@@ -27,13 +26,11 @@ CLAIMED = {8: 1.5, 1: 2.0}  # times as fast as 32 KV heads, by KV heads
 
 def part_c(settings: Settings, request: Request) -> Iterator[Record]:
     """A step at each length, all numbers of KV heads in one race."""
-    for device in devices():
+    for device, machine in machines():
         for tokens in settings.shared_lengths:
             request.report(f"c: {tokens} tokens, {device}", 0, 1)
-            env = environment()
-            named = {**env, "gpus": []} if device == "cpu" else env
             shape = settings.model_dump(include={"heads", "kv_heads", "head_dim", "repeats", "seed"})
-            config = {"part": "c", "tokens": tokens, "device": device, "machine": machine_name(named), **shape}
+            config = {"part": "c", "tokens": tokens, "device": device, "machine": machine, **shape}
             yield part_cell(SHARING, config, partial(_raced, settings, tokens, device), request)
 
 
@@ -80,7 +77,7 @@ def finding_c(records: Sequence[Record]) -> list[Row]:
     result, every = [], sharing_rows(records)
     for machine in dict.fromkeys(row["machine"] for row in every):
         rows = [row for row in every if row["machine"] == machine]
-        gpu = rows[0]["device"] == "cuda"
+        device = rows[0]["device"]
         at = {(row["way"], row["of"], row["tokens"]): row for row in rows}
         lengths = sorted({row["tokens"] for row in rows})
         most = max(row["of"] for row in rows)
@@ -92,7 +89,7 @@ def finding_c(records: Sequence[Record]) -> list[Row]:
             name = "MQA" if kv_heads == 1 else "GQA"
             row = claim(f"{name} with {kv_heads} of {most} KV heads is {theirs:g} times as fast", f"{theirs:g}x",
                         f"attention alone, by tokens: {said}; {machine}", None)  # fmt: skip
-            result.append(row | {"gpu": said} if gpu else row)
+            result.append(measured_on(device, row))
         few, longest = min(row["of"] for row in rows), lengths[-1]
         slow = at[REPEATED, few, longest]["median_ms"] / at[GROUPED, few, longest]["median_ms"]
         peak = at[REPEATED, few, longest]["peak_bytes"] / 2**20
@@ -101,5 +98,5 @@ def finding_c(records: Sequence[Record]) -> list[Row]:
             f"more at once in place of {at[GROUPED, few, longest]['peak_bytes'] / 2**20:.2f}, {machine}"
         )
         row = claim("its MQA listing (ggml_repeat, no mask)", "2x, 32x less memory", said, False)
-        result.append(row | {"gpu": said} if gpu else row)
+        result.append(measured_on(device, row))
     return result

@@ -161,7 +161,7 @@ def finding_a(records: Sequence[Record]) -> list[Row]:
             said = ", ".join(f"{row['tokens']:,}: {row['right_channels']}" for row in own_rows)
             wrong = max((row["wrong"] for row in own_rows), key=len)
             held = all(row["right_channels"] == row["channels"] for row in own_rows)
-            result.append(claim(f"its CUDA kernel, {threads} threads", "simplified",
+            result.append(claim(f"its CUDA kernel, {threads} threads", "its own short form of fattn.cuh",
                                 f"right channels of {own_rows[0]['channels']} by tokens: {said}; {wrong}",
                                 held))  # fmt: skip
     return result

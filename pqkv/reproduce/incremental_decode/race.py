@@ -11,13 +11,12 @@ import numpy as np
 import torch
 
 from pqkv.cache import StaticStore
-from pqkv.cell import run_cell
-from pqkv.env import environment, git_state, machine_name
 from pqkv.kernels import AttentionBackend, choose_backend
 from pqkv.record import Record
 from pqkv.report.drawing import Plot
-from pqkv.reproduce.devices import devices
+from pqkv.reproduce.devices import machines, measured_on
 from pqkv.reproduce.incremental_decode.settings import Settings
+from pqkv.reproduce.parts import part_cell
 from pqkv.reproduce.run import Request
 from pqkv.reproduce.tables import Row, claim, lines, newest, of_kind, plot, table_rows
 from pqkv.speed.baselines import grouped_sdpa
@@ -37,20 +36,15 @@ _SLOW = 1000.0  # times the fastest: from then on a contestant is left out of lo
 
 def part_c(settings: Settings, request: Request) -> Iterator[Record]:
     """A race at each length; who took `_SLOW` times the fastest does not run at the next."""
-    for device in devices():
+    for device, machine in machines():
         left_out: set[str] = set()
         for length in settings.raced:
             request.report(f"c: {length} tokens, {device}", 0, 1)
             shape = settings.model_dump(include={"heads", "kv_heads", "head_dim", "repeats", "seed"})
-            env = environment()
-            named = {**env, "gpus": []} if device == "cpu" else env
-            config = {"part": "c", "length": length, "device": device, "machine": machine_name(named), **shape}
+            config = {"part": "c", "length": length, "device": device, "machine": machine, **shape}
             if left_out:
                 config["left_out"] = sorted(left_out)
-            record = run_cell(
-                partial(_raced, settings, length, device, frozenset(left_out)), kind=RACE, config=config,
-                seed=settings.seed, env=env, git=git_state(), store=request.store, force=request.force,
-            )  # fmt: skip
+            record = part_cell(RACE, config, partial(_raced, settings, length, device, frozenset(left_out)), request)
             yield record
             rows = record.tables.get("race", [])
             fastest = min((row["median_ms"] for row in rows), default=0.0)
@@ -114,32 +108,28 @@ def finding_c(records: Sequence[Record]) -> list[Row]:
     found, every = [], race_rows(records)
     for machine in dict.fromkeys(row["machine"] for row in every):
         rows = [row for row in every if row["machine"] == machine]
-        gpu = rows[0]["device"] == "cuda"
+        device = rows[0]["device"]
         by = {way: [r for r in rows if r["way"] == way] for way in dict.fromkeys(r["way"] for r in rows)}
         trip, warp, every_row = by[REPORTED["round-trip"]], by[REPORTED["one-warp"]], by[REPORTED["all-rows"]]
         shared = max({r["length"] for r in trip} & {r["length"] for r in warp})
+        most, longest = (max(r["length"] for r in own) for own in (every_row, warp))
         times = _at(trip, shared) / _at(warp, shared)
-        faster = times > 1 if gpu else None
-        found.append(_said("PAR-020 is faster than PAR-018", "eliminates the main bottleneck",
-                           f"{times:,.0f} times at {shared:,} tokens, {machine}", faster, gpu))  # fmt: skip
-        most = max(r["length"] for r in every_row)
-        sdpa = _at(by[SDPA], most)
-        found.append(_said("what all rows for one query take", "not said",
-                           f"{_at(every_row, most) / sdpa:,.0f} times the time of one row at {most:,} tokens, "
-                           f"{machine}", None, gpu))  # fmt: skip
-        longest = max(r["length"] for r in warp)
-        split, exact = _at(warp, longest) / _at(by[SPLIT], longest), _at(warp, longest) / _at(by[SDPA], longest)
-        found.append(_said("one warp a head is enough", "one block of 32 threads a head, no split",
-                           f"{split:.1f} times as long as pages split over threads at {longest:,} tokens and "
-                           f"{exact:.1f} times torch's, {machine}", None if not gpu else split < 1.1, gpu))  # fmt: skip
+        split, exact = (_at(warp, longest) / _at(by[way], longest) for way in (SPLIT, SDPA))
         slopes = "; ".join(f"{way}: {1e6 * _slope(own):.3g} ns" for way, own in by.items() if len(own) > 2)
-        found.append(_said("a token more costs a step of one layer", "not said", f"{slopes}; {machine}", None, gpu))
+        on_gpu = device == "cuda"
+        claims = [
+            claim("PAR-020 is faster than PAR-018", "eliminates the main bottleneck",
+                  f"{times:,.0f} times at {shared:,} tokens, {machine}", times > 1 if on_gpu else None),
+            claim("what all rows for one query take", "not said",
+                  f"{_at(every_row, most) / _at(by[SDPA], most):,.0f} times the time of one row at {most:,} tokens, "
+                  f"{machine}", None),
+            claim("one warp a head is enough", "one block of 32 threads a head, no split",
+                  f"{split:.1f} times as long as pages split over threads at {longest:,} tokens and {exact:.1f} times "
+                  f"torch's, {machine}", split < 1.1 if on_gpu else None),
+            claim("a token more costs a step of one layer", "not said", f"{slopes}; {machine}", None),
+        ]  # fmt: skip
+        found += [measured_on(device, row) for row in claims]
     return found
-
-
-def _said(text: str, theirs: str, ours: str, holds: bool | None, gpu: bool) -> Row:
-    row = claim(text, theirs, ours, holds)
-    return row | {"gpu": ours} if gpu else row
 
 
 def _at(rows: list[Row], length: int) -> float:

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
-from pqkv.env import environment, machine_name
 from pqkv.kernels import PagedSide, PagedTokens, choose_backend
 from pqkv.kernels.indexed import indexed_attention, indices_of
 from pqkv.kernels.reported.memory import DeviceMemory, Transfers
 from pqkv.record import Record
 from pqkv.report.drawing import Plot
-from pqkv.reproduce.devices import devices
+from pqkv.reproduce.devices import machines, measured_on
 from pqkv.reproduce.paged_kernel.settings import Settings
 from pqkv.reproduce.parts import part_cell
 from pqkv.reproduce.run import Request
@@ -37,13 +36,11 @@ def part_d(settings: Settings, request: Request) -> Iterator[Record]:
 
 def part_e(settings: Settings, request: Request) -> Iterator[Record]:
     """A prefill at each length."""
-    for device in devices():
+    for device, machine in machines():
         for tokens in settings.raced:
             request.report(f"e: {tokens} tokens, {device}", 0, 1)
-            env = environment()
-            named = {**env, "gpus": []} if device == "cpu" else env
             shape = settings.model_dump(include={"block_size", "race_heads", "race_head_dim", "repeats", "seed"})
-            config = {"part": "e", "tokens": tokens, "device": device, "machine": machine_name(named), **shape}
+            config = {"part": "e", "tokens": tokens, "device": device, "machine": machine, **shape}
             yield part_cell(RACE, config, partial(_raced, settings, tokens, device), request)
 
 
@@ -168,7 +165,7 @@ def finding_e(records: Sequence[Record]) -> list[Row]:
         row = claim(
             "one row and head at a time, before tiles", "FlashAttention-style tiling is future work", said, None
         )
-        result.append(row | {"gpu": said} if own[0]["device"] == "cuda" else row)
+        result.append(measured_on(own[0]["device"], row))
     return result
 
 

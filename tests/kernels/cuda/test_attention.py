@@ -18,8 +18,6 @@ from pqkv.kernels.cuda.backend import attention
 from pqkv.kernels.cuda.coded import CodedVariant
 from pqkv.kernels.cuda.exact import ExactVariant
 from pqkv.kernels.cuda.splits import stretches
-from pqkv.kernels.cuda.warp import attend_by_index, decode_by_warps
-from pqkv.kernels.indexed import indexed_attention
 from pqkv.kernels.splits import split_step
 
 SMALL = Spec(
@@ -298,39 +296,6 @@ def test_the_naive_kernel(device):
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         check(ALONE.but(dtype=dtype), device, run=naive.attention)
     check(ALONE, device, run=partial(naive.attention, block=33), window=50)
-
-
-def test_one_warp_a_head(device):
-    def run(query, pages, sinks, residual, *, scale, window):
-        assert sinks is None
-        assert residual is None
-        return decode_by_warps(query, pages, scale=scale, window=window)
-
-    for head_dim in (32, 64):
-        check(ALONE.but(head_dim=head_dim), device, run=run)
-    check(ALONE.but(context=(45, 7), head_dim=32), device, run=run, window=20)
-    with pytest.raises(KernelError, match="among 32 lanes, and a head has 16"):
-        check(ALONE, device, run=run)
-
-
-def test_an_index_and_an_offset_a_token(device):
-    generator = torch.Generator().manual_seed(0)
-    slots = torch.randperm(36, generator=generator)[:21]
-    keys, values = (torch.full((9, 4, 2, 32), float("nan")) for _ in range(2))
-    for side in (keys, values):
-        side.view(36, 2, 32)[slots] = torch.randn(21, 2, 32, generator=generator)
-    query, indices, offsets = torch.randn(5, 4, 32, generator=generator), (slots // 4).int(), (slots % 4).int()
-    for window in (0, 7):
-        scaled = query * (0.3 * np.log2(np.e))
-        out, lse = attend_by_index(
-            scaled.to(device), tuple(side.flatten().to(device) for side in (keys, values)),
-            (indices.to(device), offsets.to(device)), keys.stride()[:3], 2, window,
-        )  # fmt: skip
-        right, right_lse = indexed_attention(
-            query, keys, values, indices, offsets, scale=0.3, window=window or None
-        )  # held to brute force in test_indexed.py
-        assert torch.allclose(out.cpu(), right, atol=3e-6)
-        assert torch.allclose(lse.cpu(), right_lse, atol=3e-6)
 
 
 def test_what_the_naive_kernel_refuses(device):
