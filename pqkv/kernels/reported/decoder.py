@@ -22,11 +22,6 @@ class ResidentLayer:
         self.memory, self.heads, self.length = memory, heads, 0
         self.keys, self.values = (memory.empty(kv_heads, max_len, head_dim) for _ in range(2))
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values."""
-        return 2 * self.keys.numel() * self.keys.element_size()
-
     def step(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query (Hq * D), key and value (Hkv * D) on the host -> output (Hq * D) on the host. Raises `KernelError` for
         other sizes, and where there is no room.

@@ -29,16 +29,6 @@ class Traffic:
     launches: int = 0
     synchronizations: int = 0
 
-    @property
-    def copies(self) -> int:
-        """Of both directions."""
-        return self.up_copies + self.down_copies
-
-    @property
-    def nbytes(self) -> int:
-        """Of both directions."""
-        return self.up_bytes + self.down_bytes
-
 
 class DeviceMemory:
     """Buffers of a device. `traffic` is counted by `Transfers`, around what is to be counted."""
