@@ -11,7 +11,16 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from pqkv.errors import ConfigError
 
@@ -29,6 +38,7 @@ STEPWISE: tuple[Mode, ...] = ("token", "chunk", "decode")  # through the real ca
 Split = Literal["calibration", "test", "all"]
 Bos = Literal["auto", "always", "never"]
 Rope = Literal["default", "linear", "ntk", "yarn"]
+Keep = Literal["attention-sum", "recent", "random"]
 RecallForm = Literal["code", "word"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Metric = Literal["perplexity", "agreement", "kld", "recall", "softmax-mass"]
@@ -191,8 +201,39 @@ class CodecCalibration(Settings):
     seed: int = Field(0, ge=0, lt=2**31)
 
 
-class CacheConfig(Settings):
-    """The shape of a cache: which tokens are coded, and how the codes lie in memory."""
+class VisibleTokens(Settings):
+    """What a query sees of its past; absent from a record where it is all of it."""
+
+    window: int | None = Field(None, ge=1, description="newest tokens that a query sees, its own among them")
+    window_sinks: int = Field(0, ge=0, description="first tokens that stay beside a window, or what is kept")
+    keep: Keep | None = Field(None, description="which tokens of a prefill are kept")
+    keep_share: float | None = Field(None, gt=0, lt=1, description="share of a prefill's tokens that is kept")
+
+    @model_serializer(mode="wrap")
+    def _only_if_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        usual = {name: field.default for name, field in VisibleTokens.model_fields.items()}
+        values: dict[str, Any] = handler(self)
+        return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
+
+    def check_visible(self, sink_tokens: int, *, paged: bool) -> None:
+        """Raise `ValueError` for settings that do not go together."""
+        if (self.keep is None) != (self.keep_share is None):
+            raise ValueError("keep and keep_share go together: a policy, and the share of the tokens that it keeps")
+        if self.keep is not None and self.window is not None:
+            raise ValueError("a window and keep are two ways to see less; take one of them")
+        if self.window is None and self.keep is None and self.window_sinks:
+            raise ValueError("window_sinks stay beside a window, or beside what keep keeps; give one of them")
+        if self.window_sinks > sink_tokens:
+            raise ValueError(
+                f"window_sinks ({self.window_sinks}) are more than sink_tokens ({sink_tokens}): what stays visible "
+                "stays exact; raise sink_tokens"
+            )
+        if self.window is not None and not paged:
+            raise ValueError("a window gives pages back; use a paged cache with it")
+
+
+class CacheConfig(VisibleTokens):
+    """The shape of a cache: which tokens are coded and seen, and how the codes lie in memory."""
 
     paged: bool = True
     page_size: int = Field(64, ge=1, le=4096)
@@ -211,10 +252,11 @@ class CacheConfig(Settings):
                 f"residual ({self.residual}) is smaller than page_size ({self.page_size}): "
                 "a page is sealed out of the residual window, so it must hold at least one"
             )
+        self.check_visible(self.sink_tokens, paged=self.paged)
         return self
 
 
-class EvalConfig(Settings):
+class EvalConfig(VisibleTokens):
     """`pqkv eval`: a grid of bits x mode x context over one text and one model."""
 
     model: str = "reference"
@@ -296,14 +338,16 @@ class EvalConfig(Settings):
     def _check(self) -> Self:
         self.cache()
         check_rope_factor(self.rope, self.rope_factor)
-        exact_only = [mode for mode in self.mode if mode not in STEPWISE]
+        exact_only = [mode for mode in self.mode if not self.shows_exact(mode)]
         if self.codec and self.codebooks:
             raise ValueError("give codec or codebooks: a codebook file is a codec of its own")
         if not self.codebooks and not self.codec and 0 in self.bits and exact_only:
             raise ValueError(
                 f"bits 0 is the exact cache: it has nothing to show in mode {exact_only[0]}; "
-                "use --mode token, chunk or decode"
+                "use --mode token, chunk or decode, or see what a --window does in exact-schedule"
             )
+        if self.keep is not None and set(self.mode) != {"decode"}:
+            raise ValueError("keep drops tokens of a prefill: use --mode decode, where there is one")
         if max(self.coded_sinks) and "all-coded" not in self.mode:
             raise ValueError("coded_sinks are the exact tokens of mode all-coded; --sink-tokens those of the others")
         if max(self.coded_sinks) >= min(self.context):
@@ -323,6 +367,10 @@ class EvalConfig(Settings):
                 "longer (or decode_tokens smaller)"
             )
         return self
+
+    def shows_exact(self, mode: Mode) -> bool:
+        """Whether the exact cache has anything to show in `mode`: through pages, or through a window."""
+        return mode in STEPWISE or (self.window is not None and mode == "exact-schedule")
 
     def cache(self) -> CacheConfig:
         """The cache these settings describe."""

@@ -51,6 +51,8 @@ def share_of_config(config: Mapping[str, Any]) -> float | None:
     bits) or is no cell of an evaluation.
     """
     names = ("mode", "context", "page_size", "residual", "sink_tokens")
+    if config.get("window") or config.get("keep"):  # whose records have measured it
+        return None
     if not config.get("bits") or any(config.get(name) is None for name in names):
         return None
     mode, context, *cache = (config[name] for name in names)

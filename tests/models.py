@@ -168,6 +168,20 @@ def dynamic_logits(model, ids, size=None):
     return stepwise(plain, ids, DynamicCache(config=plain.config), size or ids.shape[1])
 
 
+def masked_tail(model, ids, prefix, kept):
+    """Logits of ids (1, n) from `prefix` on, of whose first tokens those see only `kept`: transformers under a mask."""
+    n = ids.shape[1]
+    rows, columns = torch.arange(n)[:, None], torch.arange(n)
+    seen = columns <= rows
+    hidden = torch.ones(n, dtype=torch.bool)
+    hidden[list(kept)] = False
+    hidden[prefix:] = False
+    seen &= ~(hidden & (rows >= prefix))
+    mask = torch.where(seen, 0.0, float("-inf")).to(torch.float64)[None, None]
+    with torch.inference_mode():
+        return untouched(model)(ids, attention_mask=mask).logits[:, prefix:]
+
+
 def gap(a, b):
     """Largest absolute difference; NaN if there is one."""
     return float((a - b).detach().abs().max())

@@ -92,6 +92,17 @@ def evaluate(
     page_size: PageSize = None,
     residual: Residual = None,
     sink_tokens: SinkTokens = None,
+    window: Annotated[
+        int | None, option("A query sees the newest N tokens only; pages behind go back to the pool.", CACHE, False)
+    ] = None,
+    window_sinks: Annotated[
+        int | None, option("First tokens that stay visible beside a window, or beside what --keep keeps.", CACHE, "0")
+    ] = None,
+    keep: Annotated[
+        str | None,
+        option("Of a prefill keep a share by attention-sum, recent or random (mode decode).", CACHE, False),
+    ] = None,
+    keep_share: Annotated[float | None, option("Share of the tokens that --keep keeps, as 0.25.", CACHE, False)] = None,
     key_layout: Layout = None,
     value_layout: Layout = None,
     max_pages: Annotated[int | None, option("Size of the page pool.", CACHE, "grows")] = None,
@@ -182,6 +193,10 @@ def evaluate(
         "page_size": page_size,
         "residual": residual,
         "sink_tokens": sink_tokens,
+        "window": window,
+        "window_sinks": window_sinks,
+        "keep": keep,
+        "keep_share": keep_share,
         "key_layout": key_layout,
         "value_layout": value_layout,
         "max_pages": max_pages,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -20,6 +20,7 @@ from pqkv.cache.layer import (
 )
 from pqkv.cache.store import CodeStore
 from pqkv.cache.turns import CodedQueries, ValueTurn
+from pqkv.cache.window import Window, check_window_after_crop
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
 from pqkv.kernels import AttentionBackend, ExactTokens, slot_writer
@@ -33,7 +34,8 @@ class CodedLayer:
     when they come, or of single tokens on a GPU when their page is sealed.
 
     Codes of keys may meet a query of their own, made by `queries`; values may lie turned, by `turn`: see
-    `pqkv.cache.turns`.
+    `pqkv.cache.turns`. Under a window pages that no later query sees are never coded, and `advanced` is called when
+    pages fell behind it: their owner gives them back.
     """
 
     observer: AttentionObserver | None = None
@@ -46,9 +48,11 @@ class CodedLayer:
         backend: AttentionBackend,
         queries: CodedQueries | None = None,
         turn: ValueTurn | None = None,
+        advanced: Callable[[], None] | None = None,
     ) -> None:
         self.store, self.config, self.geometry, self.backend = store, config, geometry, backend
-        self.queries, self.turn = queries, turn
+        self.queries, self.turn, self._advanced = queries, turn, advanced
+        self.window = Window.of(config.window, config.window_sinks)
         # asking a GPU whether a token is finite is waiting for it, in every layer and step: asked when a page is sealed
         self.checks_late = geometry.device.type != "cpu"
         self.lengths = [0] * geometry.num_sequences
@@ -78,25 +82,31 @@ class CodedLayer:
         Returns (B, T, Hq, D). Every query sees as coded what was coded before this step. The observer sees attention as
         the backend does, values turned.
         """
-        before = self.coded
+        before, firsts = self.coded, self.first_pages()
         staged = self._stage(keys, values, checked_padding(padding, keys, len(self.lengths)))
         staged_keys, staged_values, lengths = staged
         device = keys.device
         sinks = [min(n, self.config.sink_tokens) for n in lengths]
         exact = [n - s - c for n, s, c in zip(lengths, sinks, before, strict=True)]
         # in the order in which kernels read them, so that nobody has to put them together
-        in_sinks, in_pages, in_residual = length_tensors((sinks, before, exact), device)
-        pages = self.store.tokens(in_pages) if any(before) else None
+        gone = [first * self.config.page_size for first in firsts]
+        seen = [coded - skipped for coded, skipped in zip(before, gone, strict=True)]
+        in_sinks, in_pages, in_residual = length_tensors((sinks, seen, exact), device)
+        pages = self.store.tokens(in_pages, firsts) if any(seen) else None
         if pages is not None and self.queries is not None:
-            pages = replace(pages, query=self.queries(query))
+            pages = replace(pages, query=self.queries(query, gone))
         inputs = (
             pages,
             ExactTokens(self._sinks[0], self._sinks[1], in_sinks) if self.config.sink_tokens else None,
             ExactTokens(staged_keys, staged_values, in_residual),
         )
+        own = self.window
+        window = own.size if own is not None else window
         out, lse = self.backend(query, *inputs, scale=scale, window=window)
         if self.observer is not None:
             self.observer(query, *inputs, scale=scale, window=window, out=out, lse=lse)
+        if own is not None:
+            out = own.beside(query, (self._sinks[0], self._sinks[1]), lengths, out, lse, scale=scale)
         self._commit(*staged)
         return out if self.turn is None else self.turn.undo(out, self.geometry.num_kv_heads)
 
@@ -120,6 +130,8 @@ class CodedLayer:
                     "sealed pages, which stay; crop less, or reset the cache"
                 )
 
+        check_window_after_crop(self.window, self.lengths, lengths, self._first_page, self.coded)
+
     def crop(self, lengths: Sequence[int]) -> None:
         """Keep the first `lengths[b]` tokens of sequence b."""
         self.check_crop(lengths)
@@ -134,6 +146,10 @@ class CodedLayer:
         """Sealed pages of each sequence."""
         return [coded // self.config.page_size for coded in self.coded]
 
+    def first_pages(self) -> list[int]:
+        """The first page of each sequence that the next query sees: those before are behind the window."""
+        return list(map(self._first_page, self.lengths, self.coded))
+
     def exact_bytes(self) -> tuple[int, int]:
         """Bytes of the residual window and of the sinks, as allocated."""
         residual, sinks = (sum(b.numel() * b.element_size() for b in bs) for bs in (self._residual, self._sinks))
@@ -146,6 +162,13 @@ class CodedLayer:
     def derived_bytes(self) -> int:
         """Bytes of what was made of the codebooks for this layer: the queries' matrix, and what backends look up."""
         return (0 if self.queries is None else self.queries.nbytes()) + self.store.derived_bytes()
+
+    def _first_page(self, n: int, coded: int) -> int:
+        """The first page that the next query of a sequence of n tokens sees."""
+        if self.window is None:
+            return 0
+        behind = self.window.first_visible(n) - self.config.sink_tokens
+        return min(max(0, behind), coded) // self.config.page_size
 
     def _coded_after(self, n: int, coded: int) -> int:
         """Coded tokens of a sequence that grew to n tokens."""
@@ -169,8 +192,9 @@ class CodedLayer:
         if T > 1 or not self.checks_late:
             checked_finite(keys, values, padding)
         lengths = [n + T - pad for n, pad in zip(self.lengths, padding, strict=True)]
-        after = map(self._coded_after, lengths, self.coded)
-        self.store.reserve([coded // self.config.page_size for coded in after])
+        after = list(map(self._coded_after, lengths, self.coded))
+        firsts = None if self.window is None else list(map(self._first_page, lengths, after))
+        self.store.reserve([coded // self.config.page_size for coded in after], firsts)
         residual = self._residual
         if T > 1:  # one token always fits: a commit leaves less than R
             most = max(map(self._residual_len, self.lengths, self.coded))
@@ -213,12 +237,15 @@ class CodedLayer:
         for b, state in enumerate(zip(self.coded, lengths, strict=True)):
             groups[state].append(b)
         for (before, total), members in groups.items():
-            if due := self._coded_after(total, before) - before:
+            coded, P = self._coded_after(total, before), self.config.page_size
+            first = max(before // P, self._first_page(total, coded))  # no query will see the pages before it
+            start, due = first * P - before, coded - before
+            if due > start:
                 rows = self._rows(members)
-                sealed_keys, sealed_values = keys[rows, :, :due], values[rows, :, :due]
+                sealed_keys, sealed_values = keys[rows, :, start:due], values[rows, :, start:due]
                 if self.checks_late:
                     checked_finite(sealed_keys, sealed_values, [0] * len(members))
-                self.store.seal(members, before // self.config.page_size, sealed_keys, sealed_values)
+                self.store.seal(members, first, sealed_keys, sealed_values)
         # a seal can fail (memory, an interrupt): only now does anything change
         for (before, total), members in groups.items():
             coded = self._coded_after(total, before)
@@ -227,8 +254,11 @@ class CodedLayer:
                 rows, left = self._rows(members), self._residual_len(total, coded)
                 for buffer, staged in zip(self._residual, (keys, values), strict=True):
                     buffer[rows, :, :left] = staged[rows, :, due : due + left].clone()  # the two can overlap
+        behind = self.first_pages()
         self.coded = list(map(self._coded_after, lengths, self.coded))
         self.lengths = lengths
+        if self._advanced is not None and self.window is not None and self.first_pages() != behind:
+            self._advanced()
 
     def _rows(self, members: list[int]) -> slice | list[int]:
         return slice(None) if len(members) == len(self.lengths) else members

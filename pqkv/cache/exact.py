@@ -10,27 +10,37 @@ from torch import Tensor
 
 from pqkv.cache.layer import AttentionObserver, Geometry, checked_crop, checked_padding, length_tensor
 from pqkv.cache.table import PageTable
+from pqkv.cache.window import Window, check_window_after_crop
+from pqkv.config import CacheConfig
 from pqkv.kernels import AttentionBackend, PagedSide, PagedTokens
 
 
 class PagedExactLayer:
-    """Keys and values of one layer in pages (num_pages, Hkv, page_size, D)."""
+    """Keys and values of one layer in pages (num_pages, Hkv, page_size, D).
+
+    Under a window the first tokens that stay visible beside it lie in buffers of their own, and `advanced` is called
+    when pages fell behind it: their owner gives them back.
+    """
 
     observer: AttentionObserver | None = None
 
     def __init__(
         self,
         table: PageTable,
-        page_size: int,
+        config: CacheConfig,
         geometry: Geometry,
         backend: AttentionBackend,
         copy_page: Callable[[int, int], None],
+        advanced: Callable[[], None],
     ) -> None:
-        self.table, self.page_size, self.geometry, self.backend = table, page_size, geometry, backend
+        self.table, self.page_size, self.geometry, self.backend = table, config.page_size, geometry, backend
+        self.window = Window.of(config.window, config.window_sinks)
         self._copy_everywhere = copy_page  # copy on write happens once for all layers: the table is theirs together
+        self._advanced = advanced
         self.lengths = [0] * geometry.num_sequences
-        shape = (0, geometry.num_kv_heads, page_size, geometry.head_dim)
-        self._pages = [torch.empty(shape, dtype=geometry.dtype, device=geometry.device) for _ in range(2)]
+        g, visible = geometry, config.window_sinks
+        self._pages = [self._empty(0, g.num_kv_heads, config.page_size, g.head_dim) for _ in range(2)]
+        self._sinks = [self._empty(g.num_sequences, g.num_kv_heads, visible, g.head_dim) for _ in range(2)]
 
     @property
     def coded(self) -> list[int]:
@@ -40,16 +50,9 @@ class PagedExactLayer:
     def append(self, keys: Tensor, values: Tensor, padding: Sequence[int] | None = None) -> None:
         """Add tokens (B, Hkv, T, D); raises `OutOfPages` before anything changes."""
         checked = checked_padding(padding, keys, len(self.lengths))
-        T, P = keys.shape[2], self.page_size
-        keys, values = keys.detach(), values.detach()  # a cache is no part of a graph
-        lengths = [n + T - pad for n, pad in zip(self.lengths, checked, strict=True)]
-        self._own(lengths)
-        for b, (n, total, pad) in enumerate(zip(self.lengths, lengths, checked, strict=True)):
-            position = torch.arange(n, total, device=keys.device)
-            ids = torch.tensor(self.table.pages(b), dtype=torch.long, device=keys.device)[position // P]
-            for pages, new in zip(self._pages, (keys, values), strict=True):
-                pages[ids, :, position % P] = new[b, :, pad:].transpose(0, 1).to(pages.dtype)  # (T, Hkv, D)
-        self.lengths = lengths
+        lengths = self._after(keys, checked)
+        self._write(keys, values, checked, list(map(self._first_page, lengths)))
+        self._grew(lengths)
 
     def attend(
         self,
@@ -62,19 +65,50 @@ class PagedExactLayer:
         window: int | None = None,
     ) -> Tensor:
         """Add the new tokens, then attend causally over the pages; returns (B, T, Hq, D)."""
-        self.append(keys, values, padding)
+        checked = checked_padding(padding, keys, len(self.lengths))
+        firsts, lengths, own = self.first_pages(), self._after(keys, checked), self.window
+        self._write(keys, values, checked, firsts)
+        seen = [total - first * self.page_size for total, first in zip(lengths, firsts, strict=True)]
         pages = PagedTokens(
             PagedSide(self._pages[0]),
             PagedSide(self._pages[1]),
-            self.table.as_tensor(keys.device),
-            length_tensor(self.lengths, keys.device),
+            self.table.as_tensor(keys.device, firsts),
+            length_tensor(seen, keys.device),
             self.page_size,
             trusted=True,
         )
+        window = own.size if own is not None else window
         out, lse = self.backend(query, pages, None, None, scale=scale, window=window)
         if self.observer is not None:
             self.observer(query, pages, None, None, scale=scale, window=window, out=out, lse=lse)
-        return out
+        self._grew(lengths)
+        return (
+            out if own is None else own.beside(query, (self._sinks[0], self._sinks[1]), lengths, out, lse, scale=scale)
+        )
+
+    def _after(self, keys: Tensor, padding: Sequence[int]) -> list[int]:
+        return [n + keys.shape[2] - pad for n, pad in zip(self.lengths, padding, strict=True)]
+
+    def _write(self, keys: Tensor, values: Tensor, padding: Sequence[int], firsts: Sequence[int]) -> None:
+        """Put the new tokens into their pages from `firsts` on."""
+        P, lengths = self.page_size, self._after(keys, padding)
+        keys, values = keys.detach(), values.detach()  # a cache is no part of a graph
+        self._own(lengths, firsts)
+        for b, (n, total, pad, first) in enumerate(zip(self.lengths, lengths, padding, firsts, strict=True)):
+            start = max(n, first * P)
+            position = torch.arange(start, total, device=keys.device)
+            ids = torch.tensor(self.table.pages(b), dtype=torch.long, device=keys.device)[position // P]
+            for pages, sinks, new in zip(self._pages, self._sinks, (keys, values), strict=True):
+                own = new[b, :, pad:]
+                pages[ids, :, position % P] = own[:, start - n :].transpose(0, 1).to(pages.dtype)  # (T, Hkv, D)
+                kept = sinks[b, :, n : n + own.shape[1]]
+                kept[:] = own[:, : kept.shape[1]]
+
+    def _grew(self, lengths: list[int]) -> None:
+        behind = self.first_pages()
+        self.lengths = lengths
+        if self.window is not None and self.first_pages() != behind:
+            self._advanced()
 
     def copy_page(self, old: int, new: int) -> None:
         """Copy one page of this layer."""
@@ -85,10 +119,13 @@ class PagedExactLayer:
     def select(self, sequences: Sequence[int]) -> None:
         """Make sequence i what sequences[i] was; the table moved the pages."""
         self.lengths = [self.lengths[s] for s in sequences]
+        index = torch.tensor(list(sequences), device=self.geometry.device)
+        self._sinks = [buffer[index] for buffer in self._sinks]
 
     def check_crop(self, lengths: Sequence[int]) -> None:
-        """See `Layer`: every token can go."""
+        """See `Layer`: every token can go, unless a window would reach pages that were given back."""
         checked_crop(self.lengths, lengths)
+        check_window_after_crop(self.window, self.lengths, lengths, self._first_page)
 
     def crop(self, lengths: Sequence[int]) -> None:
         """Keep the first `lengths[b]` tokens of sequence b."""
@@ -103,9 +140,13 @@ class PagedExactLayer:
         """Pages of each sequence, the last partly filled."""
         return [-(-n // self.page_size) for n in self.lengths]
 
+    def first_pages(self) -> list[int]:
+        """The first page of each sequence that the next query sees."""
+        return list(map(self._first_page, self.lengths))
+
     def exact_bytes(self) -> tuple[int, int]:
-        """No residual and no sinks: all of it is pages."""
-        return 0, 0
+        """Of no residual, and of the first tokens that stay visible beside a window."""
+        return 0, sum(buffer.numel() * buffer.element_size() for buffer in self._sinks)
 
     def page_bytes(self) -> tuple[int, int]:
         """Bytes of the pages in use, slack included, shared ones once, and of pages that wait for tokens."""
@@ -117,7 +158,11 @@ class PagedExactLayer:
         """See `Layer`: none."""
         return 0
 
-    def _own(self, lengths: Sequence[int]) -> None:
+    def _first_page(self, n: int) -> int:
+        """The first page that the next query of a sequence of n tokens sees."""
+        return 0 if self.window is None else self.window.first_visible(n) // self.page_size
+
+    def _own(self, lengths: Sequence[int], firsts: Sequence[int]) -> None:
         """Allocate the pages the new tokens need and copy shared ones that they would be written into."""
         P, table = self.page_size, self.table
         counts = [-(-n // P) for n in lengths]
@@ -127,14 +172,17 @@ class PagedExactLayer:
         writers = Counter(table.pages(b)[index] for b, index in written.items())
         # of the writers of a shared page all get a copy, or all but the last if nobody else owns it
         copies = sum(min(count, table.pool.references(page) - 1) for page, count in writers.items())
-        missing = sum(max(0, count - len(table.pages(b))) for b, count in enumerate(counts))
-        table.pool.require(missing + copies)
-        table.ensure(counts)
+        needed = None if self.window is None else firsts
+        table.pool.require(table.missing(counts, needed) + copies)
+        table.ensure(counts, needed)
         self._grow()
         for b, index in written.items():
             moved = table.own(b, index)
             if moved is not None:
                 self._copy_everywhere(*moved)
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.geometry.dtype, device=self.geometry.device)
 
     def _grow(self) -> None:
         capacity = self.table.pool.capacity

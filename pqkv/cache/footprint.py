@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pqkv.cache.kv_cache import CacheMemory
+from pqkv.cache.window import Window
 from pqkv.codec import CodebookSet
 from pqkv.config import CacheConfig
 from pqkv.packing import packed_size
@@ -18,13 +19,18 @@ def footprint(
     itemsize: int,
     books: CodebookSet | None,
 ) -> CacheMemory:
-    """Bytes of one sequence of `tokens` tokens whose exact parts take `itemsize` bytes an element."""
-    P = config.page_size
+    """Bytes of one sequence of `tokens` tokens whose exact parts take `itemsize` bytes an element; of those behind a
+    window as far as they are still kept.
+    """
+    P, window = config.page_size, Window.of(config.window, config.window_sinks)
     vector = num_kv_heads * head_dim * itemsize
+    behind = 0 if window is None else window.first_visible(tokens)
     if books is None:
-        pages = -(-tokens // P)
-        return CacheMemory(pages * P * 2 * vector * num_layers, 0, 0, 4 * pages, 0)
-    pages = coded_len(tokens, page_size=P, residual=config.residual, sink_tokens=config.sink_tokens) // P
+        pages = -(-tokens // P) - behind // P
+        sinks = 2 * config.window_sinks * vector * num_layers
+        return CacheMemory(pages * P * 2 * vector * num_layers, 0, sinks, 4 * pages, 0)
+    coded = coded_len(tokens, page_size=P, residual=config.residual, sink_tokens=config.sink_tokens)
+    pages = (coded - min(coded, max(0, behind - config.sink_tokens)) // P * P) // P
     page_bytes = 0
     for side, layout in ((books.keys, config.key_layout), (books.values, config.value_layout)):
         for book in side:

@@ -166,12 +166,16 @@ class KVCache:
             counts = zip(*(layer.page_counts() for layer in self.layers), strict=True)
             self.table.truncate([max(count) for count in counts])
 
+    def _advance(self) -> None:
+        """Give back pages that are behind the window of every layer: they advance one after another."""
+        self.table.drop([min(firsts) for firsts in zip(*(layer.first_pages() for layer in self.layers), strict=True)])
+
     def _layer(self, index: int, backend: AttentionBackend, geometry: Geometry) -> Layer:
         if self.codebooks is None:
-            return PagedExactLayer(self.table, self.config.page_size, geometry, backend, self._copy_page)
+            return PagedExactLayer(self.table, self.config, geometry, backend, self._copy_page, self._advance)
         if isinstance(self.codebooks, Codec):
             restored = RestoredStore(self.table, self.codebooks, index, self.config, geometry)
-            return CodedLayer(restored, self.config, geometry, backend)
+            return CodedLayer(restored, self.config, geometry, backend, advanced=self._advance)
         keys, values = (
             book.map(lambda t: t.to(geometry.device))
             for book in (self.codebooks.keys[index], self.codebooks.values[index])
@@ -179,7 +183,7 @@ class KVCache:
         queries = CodedQueries.of(keys, self.config.sink_tokens, geometry.num_kv_heads, geometry.device)
         turn = ValueTurn.of(values, geometry.device)
         store = self._store(index, (keys, values.without_turn()), geometry)
-        return CodedLayer(store, self.config, geometry, backend, queries, turn)
+        return CodedLayer(store, self.config, geometry, backend, queries, turn, self._advance)
 
     def _store(self, index: int, books: tuple[Codebook, Codebook], g: Geometry) -> CodeStore:
         c = self.config

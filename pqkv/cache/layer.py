@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pqkv.cache.window import Window
 from pqkv.errors import CacheError
 from pqkv.kernels import AttentionBackend, ExactTokens, PagedTokens
 
@@ -47,6 +48,7 @@ class Layer(Protocol):
 
     backend: AttentionBackend
     observer: AttentionObserver | None
+    window: Window | None
 
     @property
     def geometry(self) -> Geometry:
@@ -93,6 +95,10 @@ class Layer(Protocol):
 
     def page_counts(self) -> list[int]:
         """Pages that each sequence's tokens take."""
+        ...
+
+    def first_pages(self) -> list[int]:
+        """The first page of each sequence that its next query sees."""
         ...
 
     def exact_bytes(self) -> tuple[int, int]:

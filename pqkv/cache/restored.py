@@ -35,9 +35,9 @@ class RestoredStore:
         shape = (0, geometry.num_kv_heads, config.page_size, geometry.head_dim)
         self._pages = [torch.empty(shape, dtype=geometry.dtype, device=geometry.device) for _ in range(2)]
 
-    def reserve(self, counts: Sequence[int]) -> None:
+    def reserve(self, counts: Sequence[int], firsts: Sequence[int] | None = None) -> None:
         """See `CodeStore`."""
-        self.table.ensure(counts)
+        self.table.ensure(counts, firsts)
 
     def seal(self, sequences: Sequence[int], first_page: int, keys: Tensor, values: Tensor) -> None:
         """See `CodeStore`. Positions count real tokens: pages begin behind the sinks."""
@@ -51,10 +51,10 @@ class RestoredStore:
             self._grow(i)
             self._pages[i][index] = vectors.unflatten(2, (-1, self.page_size)).transpose(1, 2).to(self._pages[i].dtype)
 
-    def tokens(self, context_len: Tensor) -> PagedTokens:
+    def tokens(self, context_len: Tensor, firsts: Sequence[int] | None = None) -> PagedTokens:
         """See `CodeStore`."""
         keys, values = (PagedSide(pages) for pages in self._pages)
-        table = self.table.as_tensor(context_len.device)
+        table = self.table.as_tensor(context_len.device, firsts)
         return PagedTokens(keys, values, table, context_len, self.page_size, trusted=True)
 
     def select(self, sequences: Sequence[int]) -> None:

@@ -20,14 +20,16 @@ from pqkv.packing import pack, packed_size
 class CodeStore(Protocol):
     """Coded tokens of one layer. `seal` appends whole pages; sealed pages never change."""
 
-    def reserve(self, counts: Sequence[int]) -> None:
-        """Make room for `counts[b]` pages of sequence b, or raise `OutOfPages` with nothing changed."""
+    def reserve(self, counts: Sequence[int], firsts: Sequence[int] | None = None) -> None:
+        """Make room for pages `firsts[b]` (0) ... `counts[b]` - 1 of sequence b, or raise `OutOfPages` with nothing
+        changed.
+        """
 
     def seal(self, sequences: Sequence[int], first_page: int, keys: Tensor, values: Tensor) -> None:
         """Encode keys and values (len(sequences), Hkv, n * page_size, D) into pages first_page, first_page + 1 ..."""
 
-    def tokens(self, context_len: Tensor) -> PagedTokens:
-        """What the kernels read."""
+    def tokens(self, context_len: Tensor, firsts: Sequence[int] | None = None) -> PagedTokens:
+        """What the kernels read: `context_len` tokens of each sequence from page `firsts[b]` (0) on."""
         ...
 
     def select(self, sequences: Sequence[int]) -> None:
@@ -155,9 +157,9 @@ class PagedCodeStore:
     def __init__(self, table: PageTable, keys: CodeSide, values: CodeSide) -> None:
         self.table, self.keys, self.values = table, keys, values
 
-    def reserve(self, counts: Sequence[int]) -> None:
+    def reserve(self, counts: Sequence[int], firsts: Sequence[int] | None = None) -> None:
         """See `CodeStore`."""
-        self.table.ensure(counts)
+        self.table.ensure(counts, firsts)
 
     def seal(self, sequences: Sequence[int], first_page: int, keys: Tensor, values: Tensor) -> None:
         """See `CodeStore`."""
@@ -168,9 +170,9 @@ class PagedCodeStore:
             side.grow(self.table.pool.capacity)
             side.write(vectors, index, first_page * self.keys.page_size)
 
-    def tokens(self, context_len: Tensor) -> PagedTokens:
+    def tokens(self, context_len: Tensor, firsts: Sequence[int] | None = None) -> PagedTokens:
         """See `CodeStore`."""
-        table = self.table.as_tensor(context_len.device)
+        table = self.table.as_tensor(context_len.device, firsts)
         return PagedTokens(self.keys.side(), self.values.side(), table, context_len, self.keys.page_size, trusted=True)
 
     def select(self, sequences: Sequence[int]) -> None:
@@ -200,8 +202,8 @@ class ContiguousCodeStore:
         self._sequences = num_sequences
         self._rows = [_Row.empty(side, num_sequences, 0) for side in (keys, values)]
 
-    def reserve(self, counts: Sequence[int]) -> None:
-        """See `CodeStore`; grows by doubling."""
+    def reserve(self, counts: Sequence[int], firsts: Sequence[int] | None = None) -> None:
+        """See `CodeStore`; grows by doubling, and keeps what no window shows any more."""
         needed = max(counts, default=0) * self.keys.page_size
         if needed <= (capacity := self._rows[0].capacity):
             return
@@ -220,8 +222,9 @@ class ContiguousCodeStore:
             codes = pages.transpose(1, 2).flatten(2, 3)  # (B, n, Hkv, P, bytes) -> (B, Hkv, n * P, bytes)
             row.write(index, start, _Row(codes, None if gains is None else gains.transpose(1, 2).flatten(2, 3)))
 
-    def tokens(self, context_len: Tensor) -> PagedTokens:
-        """See `CodeStore`."""
+    def tokens(self, context_len: Tensor, firsts: Sequence[int] | None = None) -> PagedTokens:
+        """See `CodeStore`. Under a window a cache has pages: there are no `firsts` here."""
+        assert not any(firsts or ())
         table = torch.arange(self._sequences, dtype=torch.int32, device=context_len.device)[:, None]
         sides = [
             side.side(row.codes, row.gains) for row, side in zip(self._rows, (self.keys, self.values), strict=True)

@@ -8,7 +8,8 @@ new value and one for every query head, and kernels never hear of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -58,8 +59,16 @@ class CodedQueries:
             return None
         return cls(book, first, num_kv_heads, device)
 
-    def __call__(self, query: Tensor) -> CodedQuery:
-        """What stands in the place of query (B, T, Hq, D), in float32, or float64 from float64."""
+    def __call__(self, query: Tensor, skipped: Sequence[int] | None = None) -> CodedQuery:
+        """What stands in the place of query (B, T, Hq, D), in float32, or float64 from float64. Where a window leaves
+        out the first `skipped[b]` coded tokens of sequence b, phasors begin at the first that is left.
+        """
+        made = self._from_first(query)
+        if not self.frequencies or not skipped or not any(skipped):
+            return made
+        return replace(made, phasors=_advanced(made.phasors, self.frequencies, skipped))
+
+    def _from_first(self, query: Tensor) -> CodedQuery:
         dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
         parts = self._in(dtype)
         B, T, Hq, D = query.shape
@@ -99,6 +108,17 @@ class CodedQueries:
                     none if book.mean is None else book.mean.to(dtype).contiguous(),
                 )
         return self._as[dtype]
+
+
+def _advanced(phasors: Tensor, frequencies: tuple[float, ...], skipped: Sequence[int]) -> Tensor:
+    """Phasors (B, T, Hq, P, 2) whose origin is moved by `skipped[b]` tokens: (x, y) brings x cos(theta j) +
+    y sin(theta j), so each turns by theta times that, backwards.
+    """
+    device = phasors.device
+    angles = torch.tensor(skipped, dtype=torch.float64)[:, None] * torch.tensor(frequencies, dtype=torch.float64)
+    turn = torch.polar(torch.ones_like(angles), -angles).to(device)[:, None, None]
+    moved = torch.view_as_complex(phasors.double().contiguous()) * turn
+    return torch.view_as_real(moved).to(phasors.dtype)
 
 
 def _by_head(grouped: Tensor, matrix: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from pqkv.codec import CodebookSet
 from pqkv.codec.interface import Codec
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
+from pqkv.lm.causal import windowed_prefill
+from pqkv.lm.keep import Keeper
 from pqkv.lm.layers import layer_plan
 from pqkv.lm.plugin import Attended, View, exact_attention
 
@@ -31,7 +33,8 @@ class PQKVCache(Cache):
         model.generate(ids, cache=cache)  # past_key_values=cache before transformers 5.24
 
     Batches may be left-padded: padding never enters the cache. Layers with sliding-window attention keep
-    transformers' own exact layer; `coded_layers` says which ones pqkv serves.
+    transformers' own exact layer; `coded_layers` says which ones pqkv serves. With a `window` in `config` these see
+    through it as well, and its pages come back; with `keep` a share of the first step's tokens stays (`pqkv.lm.keep`).
     """
 
     def __init__(
@@ -110,7 +113,8 @@ class PQKVCache(Cache):
         for i, layer in enumerate(self.layers):
             if i not in self.coded_layers and layer.get_seq_length() >= getattr(layer, "sliding_window", columns + 1):
                 raise CacheError(f"cannot crop: the sliding window of layer {i} has forgotten what stood before it")
-        self.kv.crop([columns - pad for pad in padding])
+        # what a policy kept of a prefill is shorter than it was
+        self.kv.crop([max(0, n + tokens_to_remove) for n in self.kv.layers[0].lengths])
         for layer in self.layers:
             layer.crop(tokens_to_remove)
 
@@ -194,9 +198,10 @@ class _StepView(View):
         owner, new = self.owner, self.new_keys.shape[2]
         padding = _left_padding(mask, owner.columns + new, query.shape[:3:2], window)
         before, coded = self.layer.lengths, self.layer.coded
+        rows = [new] * len(before)
         if owner.padding is None:
-            out = exact_attention(module, query, self.new_keys, self.new_values, mask, scale)
-            self.layer.append(self.new_keys, self.new_values, padding)
+            rows = [new - pad for pad in padding]
+            out = self._prefill(module, query, mask, padding, scale)
             owner.padding = padding
         elif padding != owner.padding:
             raise CacheError(
@@ -205,7 +210,23 @@ class _StepView(View):
         else:
             out = self.layer.attend(query.transpose(1, 2), self.new_keys, self.new_values, scale=scale, window=window)
         owner.columns += new
-        self.attended.saw(before, coded, [n - b for n, b in zip(self.layer.lengths, before, strict=True)])
+        self.attended.saw(before, coded, rows, self.layer.window, owner.owner.cache_config.sink_tokens)
+        return out
+
+    def _prefill(
+        self, module: nn.Module, query: Tensor, mask: Tensor | None, padding: list[int], scale: float
+    ) -> Tensor:
+        """Attention among the first tokens, through the window if there is one; what is kept of them is cached."""
+        keys, values, layer = self.new_keys, self.new_values, self.layer
+        if layer.window is None:
+            out = exact_attention(module, query, keys, values, mask, scale)
+        else:
+            out = windowed_prefill(query, keys, values, padding, layer.window, scale)
+        keeper = Keeper.of(self.owner.owner.cache_config)
+        if keeper is None:
+            layer.append(keys, values, padding)
+        else:
+            layer.append(*keeper(query, keys, values, padding, scale, self.owner.index))
         return out
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor, nn
 
+from pqkv.cache.window import Window
 from pqkv.errors import CacheError
 from pqkv.lm.windows import causal_mask, effective_window
 
@@ -35,11 +36,24 @@ class Attended:
     columns: int = 0
     coded_columns: int = 0
 
-    def saw(self, before: Sequence[int], coded: Sequence[int], rows: Sequence[int]) -> None:
-        """Sequence b had `before[b]` tokens cached, `coded[b]` of them as codes, and brought `rows[b]` causal rows."""
+    def saw(
+        self,
+        before: Sequence[int],
+        coded: Sequence[int],
+        rows: Sequence[int],
+        window: Window | None = None,
+        first_coded: int = 0,
+    ) -> None:
+        """Sequence b had `before[b]` tokens cached, `coded[b]` of them as codes, `first_coded` the first of these, and
+        brought `rows[b]` causal rows.
+        """
         for n, c, t in zip(before, coded, rows, strict=True):
-            self.columns += t * n + t * (t + 1) // 2
-            self.coded_columns += t * c
+            if window is None:
+                self.columns += t * n + t * (t + 1) // 2
+                self.coded_columns += t * c
+            else:
+                self.columns += sum(window.seen(row, 0, row + 1) for row in range(n, n + t))
+                self.coded_columns += sum(window.seen(row, first_coded, first_coded + c) for row in range(n, n + t))
 
     def add(self, other: Attended) -> None:
         """Count what another one counted."""

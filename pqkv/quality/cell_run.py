@@ -18,6 +18,7 @@ from pqkv.errors import OutOfPages, memory_is_short
 from pqkv.kernels import ChosenBackend
 from pqkv.kernels.faults import fault_of
 from pqkv.lm import LanguageModel
+from pqkv.lm.keep import Keeper
 from pqkv.lm.plugin import Attended
 from pqkv.lm.tokens import TokenForm, describe_tokens, token_stream
 from pqkv.quality.batches import WINDOWS_TOGETHER, windows_together
@@ -99,7 +100,8 @@ class CellRun:
             try:
                 outcome = self._measure(tokens)
             except OutOfPages as error:
-                if not self.config.fallback or not self.cache.paged or self.cell.coding.codes is None:
+                needs_pages = self.cell.coding.codes is None or self.cache.window is not None
+                if not self.config.fallback or not self.cache.paged or needs_pages:
                     raise
                 self.cache = self.cache.model_copy(update={"paged": False})
                 notes.append(f"{error}: a contiguous cache ran instead")
@@ -355,7 +357,9 @@ class CellRun:
         return rows
 
     def _footprint(self, tokens: int) -> tuple[int, float]:
-        lm = self.lm
+        lm, of = self.lm, tokens
+        if (keeper := Keeper.of(self.cache)) is not None:  # of what stood before the newest tokens
+            tokens = keeper.count(tokens - self.newest) + self.newest
         itemsize = torch.empty((), dtype=lm.dtype).element_size()
         shape = len(lm.coded_layers), lm.num_kv_heads, lm.head_dim
         coding = self.cell.coding
@@ -367,4 +371,4 @@ class CellRun:
             kept = footprint(tokens - coded, self.cache, *shape, itemsize, None).total
             elements = 2 * coded * shape[0] * shape[1] * shape[2]
             nbytes = kept + coding.learnt.codec.fixed_bytes() + int(elements * self._bits() / 8)
-        return nbytes, effective_bits(nbytes, tokens, *shape)
+        return nbytes, effective_bits(nbytes, of, *shape)

@@ -111,7 +111,7 @@ def cells(config: EvalConfig, found: list[Coding]) -> list[Cell]:
         for coding in found
         for mode in config.mode
         for sinks in (config.coded_sinks if mode == "all-coded" else (0,))
-        if coding.bits or mode in STEPWISE
+        if coding.bits or config.shows_exact(mode)
     ]
 
 

@@ -82,14 +82,17 @@ def coded_states(
     attended: Attended | None = None,
 ) -> Tensor:
     """Run ids (B, T) with the cache `config` describes; `books` are codebooks or another codec, None is the paged exact
-    cache (token, chunk only). Mode decode is `decoded_states`. `coded_sinks` are exact in mode all-coded; in the modes
-    of one forward `sides` says of each coded layer whether keys and values are coded, and `sizes` counts bytes. What
-    the rows saw is added to `attended`.
+    cache (token, chunk; with a window also exact-schedule). Mode decode is `decoded_states`. `coded_sinks` are exact in
+    mode all-coded; in the modes of one forward `sides` says of each coded layer whether keys and values are coded, and
+    `sizes` counts bytes. What the rows saw is added to `attended`.
     """
     attach(lm.model)
     if mode in ("exact-schedule", "all-coded"):
-        if books is None:
-            raise ConfigError(f"mode {mode} is about codes; the exact cache runs in mode token, chunk or decode")
+        if books is None and (mode == "all-coded" or config.window is None):
+            raise ConfigError(
+                f"mode {mode} is about codes; the exact cache runs in mode token, chunk or decode, and with a window "
+                "in exact-schedule"
+            )
         schedule = ScheduleCache(
             lm.model.config,
             books,

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from pqkv.cache import coded_len
+from pqkv.cache.window import Window
 from pqkv.codec import CodebookSet
 from pqkv.codec.interface import Codec, Pair
 from pqkv.codec.planes import pack_planes, unpack_planes
@@ -24,6 +24,7 @@ from pqkv.codec.product import ProductCodec
 from pqkv.codec.sizes import CodedSizes
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
+from pqkv.lm.causal import causal_rows
 from pqkv.lm.layers import layer_plan
 from pqkv.lm.one_forward import OneForwardLayer
 from pqkv.lm.plugin import Attended, View
@@ -48,15 +49,16 @@ def tiles(length: int, config: CacheConfig) -> Iterator[tuple[int, int, int]]:
 class ScheduleCache(Cache):
     """A cache for exactly one forward over an empty past; codes nothing it keeps, decides per row what was coded.
 
-    `codec` is one of `pqkv.codec.interface`, or codebooks. `all_coded` codes every column for every row, the row's own
-    too, but the first `coded_sinks` (MILLION's measure knows none). `sides` says of each coded layer whether its keys
-    and its values are coded: all of them if None. With `sizes`, what is coded goes through bytes, which are counted.
+    `codec` is one of `pqkv.codec.interface`, or codebooks; None codes nothing, for what a window does alone. With
+    `all_coded` every column is coded for every row, the row's own too, but the first `coded_sinks` (MILLION has none).
+    `sides` says of each coded layer whether its keys and its values are coded: all of them if None. With `sizes`, what
+    is coded goes through bytes, which are counted.
     """
 
     def __init__(
         self,
         model_config: PreTrainedConfig,
-        codec: CodebookSet | Codec,
+        codec: CodebookSet | Codec | None,
         config: CacheConfig,
         *,
         all_coded: bool = False,
@@ -69,13 +71,13 @@ class ScheduleCache(Cache):
             if codec.num_layers != len(plan.coded):
                 raise CacheError(f"codebooks for {codec.num_layers} layers cannot serve {plan} of the model")
             codec = ProductCodec(codec)
-        if not all_coded and config.page_size % codec.group:
+        if codec is not None and not all_coded and config.page_size % codec.group:
             raise CacheError(
                 f"pages of {config.page_size} tokens cannot hold groups of {codec.group} that are coded together: take "
                 f"a page size that is a multiple of {codec.group}"
             )
         self.coded_layers, self.attended = plan.coded, Attended()
-        chosen = sides or [(True, True)] * len(plan.coded)
+        chosen = sides or [(codec is not None,) * 2] * len(plan.coded)
         rule = _Rule(config, coded_sinks if all_coded else None)
         coding = _Coding(codec, sizes)
         super().__init__(layers=plan.build(lambda k: _ScheduleLayer(coding, k, chosen[k], rule, self.attended)))
@@ -85,11 +87,13 @@ class ScheduleCache(Cache):
 class _Coding:
     """The codec of a forward, what it restored the layer underneath to, and what counts its bytes."""
 
-    codec: Codec
+    codec: Codec | None
     sizes: CodedSizes | None
     below: Pair | None = None
 
     def restore(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> Pair:
+        if self.codec is None:
+            raise CacheError("a side is to be coded, and there is no codec")
         self.codec = self.codec.to(keys.device)
         if self.sizes is None:
             found = self.codec.restore(layer, keys, values, positions, self.below)
@@ -125,8 +129,19 @@ class _Rule:
         """The end of what is coded for any of `length` rows."""
         return length if self.coded_sinks is not None else self.first + _coded(length - 1, self.config)
 
+    @property
+    def window(self) -> Window | None:
+        """Through which all rows see."""
+        return Window.of(self.config.window, self.config.window_sinks)
+
     def count(self, attended: Attended, batch: int, start: int, stop: int, coded: int) -> None:
         """Tell what the rows of a stretch see."""
+        if (window := self.window) is not None:
+            for row in range(start, stop):
+                end = row + 1 if self.coded_sinks is not None else self.first + coded
+                attended.columns += batch * window.seen(row, 0, row + 1)
+                attended.coded_columns += batch * window.seen(row, self.first, end)
+            return
         attended.columns += batch * (_up_to(stop) - _up_to(start))
         if self.coded_sinks is None:
             attended.coded_columns += batch * (stop - start) * coded
@@ -179,26 +194,14 @@ class _ScheduleView(View):
             for buffer, restored in zip(mixed, decoded, strict=True):
                 buffer[:, :, first + done : first + coded] = restored[:, :, done:coded]
             done = coded
-            out[:, :, start:stop] = _causal(
-                query[:, :, start:stop].to(compute), mixed[0][:, :, :stop], mixed[1][:, :, :stop], scale
-            )
+            rows, (k, v) = query[:, :, start:stop].to(compute), (buffer[:, :, :stop] for buffer in mixed)
+            out[:, :, start:stop] = causal_rows(rows, k, v, scale, layer.rule.window)
         return out.transpose(1, 2)
 
 
 def _up_to(rows: int) -> int:
     """1 + 2 + ... + rows: the columns that so many rows of a causal forward see."""
     return max(0, rows) * (max(0, rows) + 1) // 2
-
-
-def _causal(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-    """Attention of the newest rows (B, Hq, t, D) over keys and values (B, Hkv, n, D), the query heads packed."""
-    B, Hq, t, D = query.shape
-    Hkv, n = keys.shape[1:3]
-    G = Hq // Hkv
-    packed = query.reshape(B, Hkv, G * t, D)  # rows of a group stand one head after another
-    visible = torch.ones(t, n, dtype=torch.bool, device=query.device).tril(n - t).repeat(G, 1)
-    out = F.scaled_dot_product_attention(packed, keys, values, attn_mask=visible, scale=scale)
-    return out.reshape(B, Hq, t, D)
 
 
 def _coded(cached: int, config: CacheConfig) -> int:

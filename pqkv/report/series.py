@@ -20,7 +20,20 @@ _TELLING = (
     "scope", "residual", "sink_tokens", "page_size", "key_layout", "value_layout", "paged", "backend", "split",
     "dtype", "device", "num_subspaces", "nbits", "seed",
 )  # fmt: skip
-_OWN_COLUMN = ("model", "data", "bits", "mode", "context", "coded_sinks", "floor", "codec")
+_OWN_COLUMN = (
+    "model",
+    "data",
+    "bits",
+    "mode",
+    "context",
+    "coded_sinks",
+    "floor",
+    "codec",
+    "window",
+    "window_sinks",
+    "keep",
+    "keep_share",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +119,19 @@ def _group(record: Record) -> str:
 
 
 def mode_name(config: dict[str, Any]) -> str:
-    """The mode of a cell in words: `all-coded, 4 sinks` where the first four tokens stay exact in it."""
+    """The mode of a cell in words: `all-coded, 4 sinks` where the first four tokens stay exact in it, `decode, window
+    512 + 4` where rows see the newest 512 and the first 4, `decode, keep random 0.25` where that share of a prefill
+    stays.
+    """
     mode, sinks = as_text(config.get("mode") or ""), config.get("coded_sinks")
-    return f"{mode}, {sinks} sink{'' if sinks == 1 else 's'}" if sinks else mode
+    if sinks:
+        mode += f", {sinks} sink{'' if sinks == 1 else 's'}"
+    beside = f" + {config['window_sinks']}" if config.get("window_sinks") else ""
+    if window := config.get("window"):
+        mode += f", window {window}{beside}"
+    if keep := config.get("keep"):
+        mode += f", keep {as_text(keep)} {config.get('keep_share') or 1:.3g}{beside}"
+    return mode
 
 
 def _mode(record: Record) -> str:

@@ -142,14 +142,16 @@ class NaiveSequence:
             if self.books is not None:
                 held[:, columns] = restored(self.books[i], held[:, columns], columns.start)
             seen.append(np.concatenate([held, new], 1))
-        out = np.zeros(query.shape)
+        out, beside = np.zeros(query.shape), 0
+        if self.config.window is not None:
+            window, beside = self.config.window, self.config.window_sinks
         for t in range(query.shape[0]):
             last = self.length + t
-            first = 0 if window is None else max(0, last - window + 1)
+            visible = [j for j in range(last + 1) if window is None or j > last - window or j < beside]
             for h in range(query.shape[1]):
-                scores = seen[0][h // GROUP, first : last + 1] @ query[t, h] * scale
+                scores = seen[0][h // GROUP, visible] @ query[t, h] * scale
                 mass = np.exp(scores - scores.max())
-                out[t, h] = mass @ seen[1][h // GROUP, first : last + 1] / mass.sum()
+                out[t, h] = mass @ seen[1][h // GROUP, visible] / mass.sum()
         self.append(keys, values)
         return out
 

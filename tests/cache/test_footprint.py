@@ -31,6 +31,9 @@ def filled(config, books, dtype, tokens, sequences=1):
         ("coded", {"paged": False}),
         ("served", {}),
         ("served", {"paged": False}),
+        ("exact", {"window": 13, "window_sinks": 1}),
+        ("served", {"window": 13, "window_sinks": 2}),
+        ("coded", {"window": 6}),
         *[("coded", {"key_layout": key, "value_layout": value}) for key, value in LAYOUTS],
     ],
 )  # fmt: skip
