@@ -64,18 +64,20 @@ class Keeper:
 
     def _chosen(self, query: Tensor, keys: Tensor, count: int, scale: float, layer: int) -> Tensor:
         """(Hkv, count) in order, of query (Hq, n, D) and keys (Hkv, n, D)."""
-        H, n, device = keys.shape[0], keys.shape[1], keys.device
+        if self.policy == "attention-sum":
+            return self.by_merit(attention_sums(query, keys, scale), count)
+        draws = torch.Generator().manual_seed(layer)
+        return self.by_merit(torch.rand(keys.shape[:2], generator=draws, dtype=torch.float64).to(keys.device), count)
+
+    def by_merit(self, merit: Tensor, count: int) -> Tensor:
+        """Which `count` of n tokens stay, in order, by their merit (H, n) float64 beside the first and the newest."""
+        (H, n), device = merit.shape, merit.device
         first = min(self.sinks, count)
         newest = count - first if self.policy == "recent" else math.ceil((count - first) / 2)
         sure = torch.cat([torch.arange(first, device=device), torch.arange(n - newest, n, device=device)])
         more = count - first - newest
         if not more:
             return sure.sort().values.expand(H, -1)
-        if self.policy == "random":
-            draws = torch.Generator().manual_seed(layer)
-            merit = torch.rand(H, n, generator=draws, dtype=torch.float64).to(device)
-        else:
-            merit = attention_sums(query, keys, scale)
         merit = merit.index_fill(1, sure, float("-inf"))
         return torch.cat([sure.expand(H, -1), merit.topk(more, -1).indices], -1).sort(-1).values
 

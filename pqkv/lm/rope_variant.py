@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RopeVariant:
-    """A kind of rotary embedding and how many times the trained positions it is to reach."""
+    """A kind of rotary embedding and how many times the trained positions it is to reach: those of the model's
+    configuration, or `trained` where it saw fewer than it says.
+    """
 
     kind: Rope
     factor: float
+    trained: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.kind}, factor {self.factor:g}"
+        return f"{self.kind}, factor {self.factor:g}" + (f" of {self.trained}" if self.trained else "")
 
 
 def rope_variant(kind: Rope, factor: float | None) -> RopeVariant | None:
@@ -38,10 +41,11 @@ def set_rope(name: str, model: PreTrainedModel, variant: RopeVariant) -> None:
     embedding is scaled already, is another in other layers, or cannot be made again from its configuration.
     """
     config: Any = model.config.get_text_config(decoder=True)
-    ropes, trained = rope_parameters(config), config.max_position_embeddings
-    if len(ropes) != 1 or scaling(ropes[0], trained)[0] != "default":
-        own = " and ".join(scaling(rope, trained)[0] for rope in ropes) or "none"
+    ropes, stated = rope_parameters(config), config.max_position_embeddings
+    if len(ropes) != 1 or scaling(ropes[0], stated)[0] != "default":
+        own = " and ".join(scaling(rope, stated)[0] for rope in ropes) or "none"
         raise ModelError(f"'{name}' has rope type {own} of its own; --rope is for models of one plain rotary embedding")
+    trained = config.max_position_embeddings = variant.trained or stated
     theta = float(ropes[0]["rope_theta"])
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     share = ropes[0].get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None) or 1.0)

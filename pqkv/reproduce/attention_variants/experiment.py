@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from pqkv.reproduce.attention_variants import sharing, sizes, softmax
+from pqkv.reproduce.attention_variants import kept, pooled, reach, sharing, sizes, softmax, stacked, windows
 from pqkv.reproduce.parts import Part, derive_parts, run_parts
 
 PARTS = {
@@ -16,8 +16,18 @@ PARTS = {
     ),
     "b": Part(sizes.part_b, sizes.finding_b),
     "c": Part(sharing.part_c, sharing.finding_c, {"c_sharing": sharing.sharing_rows}),
+    "d": Part(
+        windows.part_d,
+        windows.finding_d,
+        {"d_windows": windows.window_rows, "d_recall": windows.depth_rows},
+        windows.plots_d,
+    ),
+    "e": Part(reach.part_e, reach.finding_e, {"e_reach": reach.reach_rows}, reach.plots_e),
+    "f": Part(kept.part_f, kept.finding_f, {"f_kept": kept.kept_rows}, kept.plots_f),
+    "g": Part(pooled.part_g, pooled.finding_g, {"g_pooled": pooled.pooled_rows}),
+    "h": Part(stacked.part_h, stacked.finding_h, {"h_stacked": stacked.stacked_rows}),
 }
 LETTERS = "".join(PARTS)
-MODEL_LETTERS = ""  # nothing here asks a model
+MODEL_LETTERS = "defg"  # what asks a model
 cells = partial(run_parts, PARTS)
 derive = partial(derive_parts, PARTS)
