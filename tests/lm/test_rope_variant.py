@@ -53,6 +53,23 @@ def test_logits_are_those_of_transformers_own(kind, tiny_folder, tmp_path):
     assert given.fingerprint == plain.fingerprint
 
 
+@pytest.mark.parametrize("kind", ["linear", "ntk", "yarn"])
+def test_a_model_trained_on_less_than_its_configuration_says(kind, tiny_folder, tmp_path):
+    """As if its configuration said the shorter length."""
+    shorter = tmp_path / "shorter"
+    shutil.copytree(tiny_folder, shorter)
+    config = json.loads((shorter / "config.json").read_text())
+    config["max_position_embeddings"] = 256
+    (shorter / "config.json").write_text(json.dumps(config))
+    right = load_model(str(shorter), rope=RopeVariant(kind, 4.0))
+    given = load_model(str(tiny_folder), rope=RopeVariant(kind, 4.0, 256))
+    ids, at = torch.arange(90)[None], torch.arange(700, 790)[None]
+    with torch.inference_mode():
+        assert torch.equal(given.model(ids, position_ids=at).logits, right.model(ids, position_ids=at).logits)
+    assert given.max_positions == right.max_positions == 1024
+    assert str(given.rope) == f"{kind}, factor 4 of 256"
+
+
 def test_codecs_learn_of_the_rotary_embedding_that_is_there(tiny_folder):
     plain = load_model(str(tiny_folder))
     stretched = load_model(str(tiny_folder), rope=RopeVariant("linear", 2.0))

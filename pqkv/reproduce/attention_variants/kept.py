@@ -25,7 +25,7 @@ from pqkv.quality.summary import summarize
 from pqkv.record import Record
 from pqkv.report.drawing import Plot
 from pqkv.reproduce.attention_variants.settings import Settings
-from pqkv.reproduce.attention_variants.windows import TEXT, cell_rows, text_config, text_windows
+from pqkv.reproduce.attention_variants.windows import TEXT, cell_rows, interval, text_config, text_windows
 from pqkv.reproduce.paired import paired_ratio
 from pqkv.reproduce.parts import part_cell
 from pqkv.reproduce.run import Request
@@ -38,7 +38,7 @@ _HALF_PRECISION = 16  # bits an element has in the caches people run: what kept 
 
 
 def part_f(settings: Settings, request: Request) -> Iterator[Record]:
-    """Each policy at each share; all tokens in codes of as many bytes; and the prompt cut and run again."""
+    """Each policy at each share; all tokens, and the larger share of them, in codes; the prompt cut and run again."""
     lm = load_model(settings.model)
     shared = Shared(lm)
     decode: dict[str, Any] = {
@@ -51,11 +51,11 @@ def part_f(settings: Settings, request: Request) -> Iterator[Record]:
             request.report(f"f: {settings.model}, {policy}, {share:g}", 0, 1)
             config = text_config(settings, **decode, bits=(0,), keep=policy, keep_share=share, window_sinks=FIRST)
             yield from evaluate(config, request.store, force=request.force, shared=shared)
-    request.report(f"f: {settings.model}, codes", 0, 1)
-    bits = tuple(settings.kept_bits)
-    yield from evaluate(text_config(settings, **decode, bits=bits), request.store, force=request.force, shared=shared)
-    both = text_config(settings, **decode, bits=(4,), keep="attention-sum", keep_share=0.5, window_sinks=FIRST)
-    yield from evaluate(both, request.store, force=request.force, shared=shared)
+    for bits in settings.kept_bits:
+        request.report(f"f: {settings.model}, {bits:g} bits", 0, 1)
+        for more in ({}, {"keep": POLICIES[0], "keep_share": max(settings.keep_shares), "window_sinks": FIRST}):
+            config = text_config(settings, **decode, **more, bits=(bits,))
+            yield from evaluate(config, request.store, force=request.force, shared=shared)
     for share in settings.keep_shares:
         request.report(f"f: {settings.model}, prompt cut to {share:g} and run again", 0, 1)
         about = {
@@ -100,6 +100,7 @@ class _SumView(View):
 
 def important(lm: LanguageModel, ids: Tensor, share: float) -> Tensor:
     """Which tokens of ids (1, n) stay of a prompt, in order: as `Keeper` chooses, by the attention of all layers."""
+    attach(lm.model)
     cache = _Sums(lm)
     lm.states(ids, cache, newest=1)
     assert cache.sums is not None
@@ -137,7 +138,7 @@ def kept_rows(records: Sequence[Record]) -> list[Row]:
         row: Row = {key: c[key] for key in ("model", "context", "windows", "keep_share")}
         row |= {"bits": 0.0, "keep": "attention-sum", "window": None, "sinks": FIRST, "way": "prompt cut and run again"}
         for name in ("perplexity_ratio", "kld_mean"):
-            row |= {name: found[name].value, f"{name}_low": found[name].low, f"{name}_high": found[name].high}
+            row |= {name: found[name].value, **interval(name, found[name])}
         rows.append(row | {"record": record.digest})
     return [row | {"bytes_of_half_precision": _share(row)} for row in rows]
 

@@ -15,7 +15,7 @@ from pqkv.quality.summary import bootstrap
 from pqkv.record import Metric, Record
 from pqkv.reproduce.attention_variants.reach import losses_of
 from pqkv.reproduce.attention_variants.settings import Settings
-from pqkv.reproduce.attention_variants.windows import TEXT, text_windows
+from pqkv.reproduce.attention_variants.windows import TEXT, interval, text_windows
 from pqkv.reproduce.parts import part_cell
 from pqkv.reproduce.run import Request
 from pqkv.reproduce.tables import Row, claim, newest, of_kind
@@ -58,7 +58,7 @@ def pooled_rows(records: Sequence[Record]) -> list[Row]:
     for record in of_kind(records, POOLED):
         found = record.metrics["perplexity_ratio"]
         kept = {key: record.config[key] for key in ("model", "kv_heads", "of", "tokens", "windows")}
-        rows.append(kept | {"perplexity_ratio": found.value, "low": found.low, "high": found.high})
+        rows.append(kept | {"perplexity_ratio": found.value, **interval("perplexity_ratio", found)})
     return newest(rows, "model", "kv_heads", "of", "tokens", most="windows")
 
 
@@ -68,7 +68,8 @@ def finding_g(records: Sequence[Record]) -> list[Row]:
     for row in pooled_rows(records):
         said = (
             f"{row['kv_heads']} of {row['of']} KV heads by their mean, untrained: perplexity "
-            f"{row['perplexity_ratio']:,.3g} times [{row['low']:,.3g}, {row['high']:,.3g}] at {row['tokens']:,} "
+            f"{row['perplexity_ratio']:,.3g} times [{row['perplexity_ratio_low']:,.3g}, "
+            f"{row['perplexity_ratio_high']:,.3g}] at {row['tokens']:,} "
             "tokens; what training on makes of it is not measured"
         )
         result.append(claim("sharing KV heads costs a little quality", "a little (GQA)", said, None, row["model"]))

@@ -4,6 +4,7 @@ pages of one take at every step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -108,9 +109,16 @@ def cell_rows(records: Sequence[Record]) -> list[Row]:
         }  # fmt: skip
         for name in ("perplexity_ratio", "kld_mean", "recall", "recall_exact"):
             found = m.get(name, Metric(value=None))
-            row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+            row |= {name: found.value, **interval(name, found)}
         rows.append(row | {"cache_bytes": m["cache_bytes"].value, "record": record.digest})
     return newest(rows, "model", "context", "bits", "keep", "keep_share", "window", "sinks", most="windows")
+
+
+def interval(name: str, found: Metric) -> Row:
+    """Everything, of what a single window cannot say."""
+    known = found.low is not None and found.high is not None
+    low, high = (found.low, found.high) if known else (0.0, math.inf) if found.value is not None else (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
 
 
 def depth_rows(records: Sequence[Record]) -> list[Row]:
