@@ -13,7 +13,7 @@ from pqkv.record import Record, atomic_write
 from pqkv.report.axes import tokens
 from pqkv.report.drawing import draw
 from pqkv.report.plot import EXACT, Line, Plot, Point
-from pqkv.report.series import Cell, cells, codec_name
+from pqkv.report.series import Cell, bits_of, cells, codec_name
 
 BY_CONTEXT = (
     "perplexity_ratio", "kld_mean", "agreement_at_1", "recall", "latency_ms", "speedup", "charged_speedup",
@@ -171,7 +171,7 @@ def _line(key: tuple[str, str, str, str], points: list[Point]) -> Line:
 
 def _shapes(ran: list[Cell]) -> tuple[str, ...]:
     # Taken from all cells, so that a width keeps its colour in plots where another is missing.
-    order = {cell.shape: (-float(cell.record.config.get("bits") or 0), cell.shape) for cell in ran}
+    order = {cell.shape: (-bits_of(cell.record.config), cell.shape) for cell in ran}
     return tuple(sorted(order, key=lambda shape: order[shape]))
 
 

@@ -86,6 +86,12 @@ def shape_name(config: dict[str, Any]) -> str:
     return f"{subspaces} x {nbits} bits" if subspaces and nbits else "bits not stated"
 
 
+def bits_of(config: dict[str, Any]) -> float:
+    """The bits of a cell; 0 where its configuration has none, or several as an experiment's own kinds may."""
+    bits = config.get("bits")
+    return float(bits) if _is_number(bits) else 0.0
+
+
 def codec_name(config: dict[str, Any]) -> str:
     """The codec of a cell as `--codec` takes it; empty for codebooks, and the JSON of what this pqkv does not know."""
     codec = config.get("codec")

@@ -1,15 +1,18 @@
 """A plot appears when there is data for it, and shows these records only."""
 
+from pathlib import Path
+
 import matplotlib as mpl
 import pytest
 from PIL import Image
 
 from pqkv.errors import RecordError
-from pqkv.record import Metric
+from pqkv.record import Metric, load_records
 from pqkv.report import write_plots
 from pqkv.report.axes import tokens
 from pqkv.report.drawing import draw
 from pqkv.report.plot import Line, Plot, Point
+from pqkv.report.plots import plots_of
 
 ALL = [
     "perplexity_ratio_by_context", "kld_mean_by_context", "agreement_at_1_by_context", "recall_by_context",
@@ -90,3 +93,10 @@ def test_a_folder_that_cannot_be_written_is_one_line(grid, tmp_path):
 
 def test_token_counts_are_short():
     assert [tokens(count) for count in (64, 1000, 1024, 1536, 131072)] == ["64", "1000", "1K", "1536", "128K"]
+
+
+def test_all_records_that_are_committed_make_plots():
+    """Kinds that experiments have of their own stand among them: the report page is made of everything."""
+    records = load_records([Path(__file__).parents[2] / "results"])
+    assert any(isinstance(record.config.get("bits"), list) for record in records)
+    assert any(plot.lines for plot in plots_of(records))
