@@ -37,7 +37,9 @@ def finite(value: float | None) -> float | None:
 
 
 def summarize(windows: Sequence[PositionMeasures], metrics: Sequence[str], seed: int) -> dict[str, Metric]:
-    """Figures of all windows; `metrics` picks among perplexity, agreement and kld."""
+    """Figures of all windows; `metrics` picks among perplexity, agreement and kld, the error of logits stands where it
+    was taken.
+    """
     count = sum(len(w.nll) for w in windows)
     found: dict[str, Metric] = {}
 
@@ -68,6 +70,8 @@ def summarize(windows: Sequence[PositionMeasures], metrics: Sequence[str], seed:
             ("kld_max", every.max()),
         ):
             found[name] = Metric(value=finite(value), unit="nats", n=count)
+    if errors := [w.logit_error for w in windows if w.logit_error is not None]:
+        found["logit_error"] = Metric(value=finite(float(torch.cat(errors).max())), n=count)
     return found
 
 
