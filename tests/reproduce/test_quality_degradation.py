@@ -232,8 +232,11 @@ def test_damage_is_known_by_logits_and_else_by_the_kld():
     assert older["damage"].holds is False
     assert "the records of the others are older than that error" in older["damage"].ours
     assert older["KLD"].holds is None
-    seen = claims([record("fault:warp-max/128", 512, kld_mean=1.0, logit_error=None)])
-    assert seen["KLD"].holds
+    broken = record("fault:warp-max/128", 512, kld_mean=1.0, logit_error=None)
+    assert claims([broken])["KLD"].holds
+    partly = claims([broken, record("fault:warp-max/64", 512, kld_mean=1.0)])
+    assert partly["KLD"].holds is None  # a grid that is not measured to the end says "no" or nothing
+    assert "1 cells have no error of logits to tell" in partly["KLD"].ours
 
 
 def test_the_five_together_show_from_where_they_do():
@@ -243,6 +246,8 @@ def test_the_five_together_show_from_where_they_do():
     assert found.holds is False
     assert "blocks of 128: damage from 128 tokens on" in found.ours
     assert "blocks of 32: damage from 4096 tokens on" in found.ours
+    assert "sums to 1 in 1 of 1 cells" in found.ours
+    assert "not run" in claims(cells)["softmax sum, others"].ours
     assert claims(cells[2:])["all-five"].holds
 
 

@@ -101,6 +101,10 @@ def names_of(records: Sequence[Record], *, contexts: bool = False) -> str:
     return ", ".join(f"{name} at {context}" if contexts else name for name, context in sorted(found)) or "none"
 
 
+def _of_unknown(cells: Sequence[Record]) -> str:
+    return f"; its interval holds both answers in {len(cells)}: {names_of(cells)}" if cells else ""
+
+
 def _number(record: Record, name: str) -> float:
     value = record.metrics[name].value
     return float("inf") if value is None else value
@@ -194,12 +198,20 @@ def _all_five(records: Sequence[Record]) -> Claim:
         early += [r for r in wrong if r.config["context"] <= 2048]
         low, high = min(map(kld, own)), max(map(kld, own))
         first = f"from {wrong[0].config['context']} tokens on" if wrong else "nowhere"
-        told.append(f"blocks of {name.split('/')[1]}: damage {first}, mean KLD {low:.2g} to {high:.2g} nats")
+        blind = [r for r in wrong if _passes_sum_test(r)]
+        told.append(
+            f"blocks of {name.split('/')[1]}: damage {first}, mean KLD {low:.2g} to {high:.2g} nats, the softmax sums "
+            f"to 1 in {len(blind)} of {len(wrong)} cells"
+        )
     return Claim(part, said, theirs, "; ".join(told), not early)
 
 
 def _reductions(record: Record) -> bool:
     return str(record.config["backend"]).startswith(("fault:warp-max", "fault:warp-sum"))
+
+
+def _passes_sum_test(record: Record) -> bool:
+    return finite(record) and _number(record, "softmax_mass_error") <= REPORTED_MASS
 
 
 def _blind_sum(records: Sequence[Record]) -> Claim:
@@ -209,7 +221,9 @@ def _blind_sum(records: Sequence[Record]) -> Claim:
 
 def _blind_sum_elsewhere(records: Sequence[Record]) -> Claim:
     said = "it finds the other defects of exact pages"
-    return _sum_test("softmax sum, others", said, [r for r in records if not _reductions(r)])
+    together = {r.digest for r in of_faults(records, "all-five")}  # broken reductions among others: a claim of its own
+    others = [r for r in records if not _reductions(r) and r.digest not in together]
+    return _sum_test("softmax sum, others", said, others)
 
 
 def _damaged_cells(records: Sequence[Record]) -> tuple[list[Record], str]:
@@ -226,7 +240,7 @@ def _sum_test(part: str, said: str, records: Sequence[Record]) -> Claim:
     cells = [r for r in found if "softmax_mass_error" in r.metrics]
     if not cells:
         return Claim(part, said, "yes", f"{NOT_RUN} on a damaged cell", None)
-    missed = [r for r in cells if finite(r) and _number(r, "softmax_mass_error") <= REPORTED_MASS]
+    missed = [r for r in cells if _passes_sum_test(r)]
     ours = f"misses {len(missed)} of {len(cells)} damaged cells: {names_of(missed)}{left_out}"
     return Claim(part, said, "yes", ours, held(inside=not missed and not left_out, outside=bool(missed)))
 
@@ -252,8 +266,8 @@ def _perplexity_misses(records: Sequence[Record]) -> Claim:
     missed = [r for r in cells if seen[r.digest] is False]
     unknown = [r for r in cells if seen[r.digest] is None]
     ours = (
-        f"within 1% in {len(missed)} of {len(cells)} damaged cells: {names_of(missed, contexts=True)}; its interval "
-        f"holds both answers in {len(unknown)}: {names_of(unknown)}{left_out}"
+        f"within 1% in {len(missed)} of {len(cells)} damaged cells: {names_of(missed, contexts=True)}"
+        f"{_of_unknown(unknown)}{left_out}"
     )
     if few(missed):
         return Claim(part, said, "yes", f"{ours}; {TOO_FEW}", None)
@@ -277,8 +291,9 @@ def _known_damage(records: Sequence[Record]) -> Claim:
 
 
 def _kld_misses(records: Sequence[Record]) -> Claim:
-    """Where damage is a matter of the KLD itself, nothing can be said of it."""
+    """Where damage is a matter of the KLD itself, nothing can be said of it: "yes" needs the error of all logits."""
     part, said = "KLD", "the KLD shows the damage"
+    older = [r for r in records if r.config["bits"] == 0 and not by_logits(r)]
     cells, _ = _damaged_cells([r for r in records if by_logits(r)])
     if not cells:
         return Claim(part, said, "ours", "no damaged cell has the error of its logits, which would tell", None)
@@ -287,8 +302,10 @@ def _kld_misses(records: Sequence[Record]) -> Claim:
     unknown = [r for r in cells if seen[r.digest] is None]
     ours = (
         f"under {KLD.highest} nats in {len(missed)} of {len(cells)} cells that their logits show damaged: "
-        f"{names_of(missed, contexts=True)}; not known in {len(unknown)}: {names_of(unknown)}"
+        f"{names_of(missed, contexts=True)}{_of_unknown(unknown)}"
     )
+    if older:
+        ours += f"; {len(older)} cells have no error of logits to tell"
     if few(missed):
         return Claim(part, said, "ours", f"{ours}; {TOO_FEW}", None)
-    return Claim(part, said, "ours", ours, held(inside=not missed and not unknown, outside=bool(missed)))
+    return Claim(part, said, "ours", ours, held(inside=not missed and not unknown and not older, outside=bool(missed)))

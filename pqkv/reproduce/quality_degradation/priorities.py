@@ -81,4 +81,5 @@ def _sign(one: Record, other: Record, comparisons: int) -> int:
 
 
 def _range(records: Sequence[Record]) -> str:
-    return f"{min(map(kld, records)):.2g} to {max(map(kld, records)):.2g}"
+    low, high = (f"{pick(map(kld, records)):.2g}" for pick in (min, max))
+    return low if low == high else f"{low} to {high}"
