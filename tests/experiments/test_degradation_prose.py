@@ -83,9 +83,9 @@ def test_what_reductions_cost_at_128_tokens(cells):
 
 def test_what_the_five_cost_together(cells):
     below = [of_contexts(cells, f"all-five/{block}", "perplexity_ratio", high=2048) for block in (128, 32)]
-    told = numbers(TEXT, r"blocks of 128 perplexity is (\d+) to (\d+) times as high")
+    told = numbers(TEXT, r"In blocks of 128 it is (\d+) to (\d+) times as high before")
     assert told == [round(pick(below[0])) for pick in (min, max)]
-    *told, beyond = numbers(TEXT, r"has it, ([\d.]+) to ([\d.]+) times, and (\d+) times at 4,096")
+    *told, beyond = numbers(TEXT, r"is ([\d.]+) to ([\d.]+) times as high up to 2,048 tokens and (\d+) times at 4,096")
     assert told == rounded(below[1], 3)
     assert beyond == round(cells["reference", "all-five/32", 4096]["perplexity_ratio"].value)
     log = text_of("experiments/LOG.md")

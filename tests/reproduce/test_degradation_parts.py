@@ -90,6 +90,13 @@ def test_the_buffer_of_the_report(claims):
     assert said["holds"] == "no"
 
 
+def test_a_buffer_that_held_every_position_would_be_a_repair(run, monkeypatch):
+    monkeypatch.setattr(b, "_POSITIONS", 57_984)
+    assert b.finding_b(run)[-1]["holds"] == "yes"
+    monkeypatch.setattr(b, "_POSITIONS", 57_985)
+    assert b.finding_b(run)[-1]["holds"] == "no"
+
+
 def test_verdicts(claims):
     assert claims["issues 2 and 4 in blocks of 32 threads"]["holds"] == "no"
     assert claims["the repaired block-level maximum is right"]["holds"] == "no"
