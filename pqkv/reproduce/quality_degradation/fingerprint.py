@@ -13,7 +13,7 @@ import numpy as np
 from pqkv.kernels.faults import FAULTS
 from pqkv.record import Metric, Record, atomic_write
 from pqkv.reproduce.models import model_order
-from pqkv.reproduce.quality_degradation.claims import model_of
+from pqkv.reproduce.quality_degradation.claim import model_of
 from pqkv.reproduce.quality_degradation.verdicts import FEWEST_WINDOWS, MEASURES, Measure, sees, taken
 from pqkv.reproduce.tables import write_rows
 

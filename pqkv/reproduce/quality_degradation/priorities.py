@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pqkv.record import Record
-from pqkv.reproduce.quality_degradation.claims import NOT_RUN, TOO_FEW, Claim, kld, of_faults
+from pqkv.reproduce.quality_degradation.claim import NOT_RUN, TOO_FEW, Claim, kld, of_faults
 from pqkv.reproduce.quality_degradation.verdicts import few, mean_interval
 from pqkv.reproduce.tables import held
 
