@@ -58,6 +58,9 @@ METRICS: dict[str, MetricInfo] = {
     "kld_median": MetricInfo("KL(exact || coded), median", "nats", "lower", "median KL divergence"),
     "kld_p99": MetricInfo("KL(exact || coded), 99th percentile", "nats", "lower", "p99 KL divergence"),
     "kld_max": MetricInfo("KL(exact || coded), maximum", "nats", "lower", "maximum KL divergence"),
+    "logit_error": MetricInfo(
+        "largest error of a logit over its position's largest exact one", "", "lower", "largest error of logits"
+    ),
     "kld_control": MetricInfo("kld_mean with the codes dealt to the wrong tokens", "nats", "none", "control KLD"),
     "recall": MetricInfo("planted facts answered exactly on the coded cache", "", "higher", "recall"),
     "recall_exact": MetricInfo("planted facts answered exactly on the exact cache", "", "none", "exact recall"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from pqkv.quality.cells import Cell
 from pqkv.quality.control import shuffled
 from pqkv.quality.exact_states import ExactStates
 from pqkv.quality.inputs import Inputs, model_inputs
+from pqkv.quality.logits import logit_errors
 from pqkv.quality.measures import PositionMeasures, compare
 from pqkv.quality.memory import MemoryWatch, estimate
 from pqkv.quality.modes import coded_states, decoded_states
@@ -227,6 +229,8 @@ class CellRun:
             by_window["kld_by_step"] = steps.mean(0).tolist()
             by_window["kld_first_quarter"] = steps[:, :quarter].mean(1).tolist()
             by_window["kld_last_quarter"] = steps[:, -quarter:].mean(1).tolist()
+            if errors := [float(m.logit_error.max()) for m in measures if m.logit_error is not None]:
+                by_window["logit_error"] = errors
         samples = {name: values for name, values in by_window.items() if np.isfinite(values).all()}
         if self.config.control and books is not None:
             control = self._compare(tokens, shuffled(books), probe)
@@ -249,7 +253,10 @@ class CellRun:
             for b, first in enumerate(inputs.first[rows]):
                 scored = slice(first, first + targets.shape[1])
                 pair = exact[b, scored], coded[b, scored]
-                found.append(compare(*pair, targets[b], self.config.topk, self.lm.head))
+                compared = compare(*pair, targets[b], self.config.topk, self.lm.head)
+                if self.newest:  # few positions: their logits are made once more
+                    compared = replace(compared, logit_error=logit_errors(*pair, self.lm.head))
+                found.append(compared)
                 self.exact.check(found[-1].nll_exact)
         return found
 

@@ -20,7 +20,8 @@ _ALIVE = 3.5
 class PositionMeasures:
     """Measures of one window at its scored positions (n,): row t predicts token t + 1.
 
-    `agreement[k]` is |topk of both| / k, `top1_in_topk[k]` whether the exact arg-max is among the coded top k.
+    `agreement[k]` is |topk of both| / k, `top1_in_topk[k]` whether the exact arg-max is among the coded top k;
+    `logit_error` is that of `pqkv.quality.logits`, where it was taken.
     """
 
     nll: Tensor
@@ -28,6 +29,7 @@ class PositionMeasures:
     kld: Tensor
     agreement: dict[int, Tensor]
     top1_in_topk: dict[int, Tensor]
+    logit_error: Tensor | None = None
 
 
 def positions_at_once(vocab_size: int, budget: int = TILE_BYTES, dtype: torch.dtype = torch.float32) -> int:

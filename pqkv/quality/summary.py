@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,28 @@ _EDGES = (0, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 
 def bootstrap(
-    columns: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], seed: int
+    columns: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], seed: int, comparisons: int = 1
 ) -> tuple[float | None, float | None]:
     """95% percentile interval of `statistic(*columns)` over windows drawn with replacement.
 
     Each column holds a figure per window (n,); the statistic gets (resamples, n) of each and reduces the last axis.
-    Columns are resampled together, so pairs stay pairs. (None, None) for a single window: it has no spread.
+    Columns are resampled together, so pairs stay pairs. (None, None) for a single window: it has no spread. Where a
+    verdict rests on several `comparisons`, each interval is that of 1 - 0.05 / comparisons (Bonferroni), so that all of
+    them hold at once 95 times of 100.
     """
     n = len(columns[0])
     if n < 2:
         return None, None
-    draw = np.random.default_rng(seed).integers(0, n, size=(_RESAMPLES, n))
-    low, high = np.quantile(statistic(*(np.asarray(column)[draw] for column in columns)), [0.025, 0.975])
+    draw = _draws(n, _RESAMPLES * comparisons, seed)  # the tails hold fifty of them, however thin they are
+    tail = 0.025 / comparisons
+    low, high = np.quantile(statistic(*(np.asarray(column)[draw] for column in columns)), [tail, 1 - tail])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=2)
+def _draws(n: int, resamples: int, seed: int) -> np.ndarray:
+    """Windows of each resample (resamples, n); many figures of the same windows are asked for one after another."""
+    return np.random.default_rng(seed).integers(0, n, size=(resamples, n))
 
 
 def finite(value: float | None) -> float | None:
@@ -37,7 +47,9 @@ def finite(value: float | None) -> float | None:
 
 
 def summarize(windows: Sequence[PositionMeasures], metrics: Sequence[str], seed: int) -> dict[str, Metric]:
-    """Figures of all windows; `metrics` picks among perplexity, agreement and kld."""
+    """Figures of all windows; `metrics` picks among perplexity, agreement and kld, the error of logits stands where it
+    was taken.
+    """
     count = sum(len(w.nll) for w in windows)
     found: dict[str, Metric] = {}
 
@@ -68,6 +80,8 @@ def summarize(windows: Sequence[PositionMeasures], metrics: Sequence[str], seed:
             ("kld_max", every.max()),
         ):
             found[name] = Metric(value=finite(value), unit="nats", n=count)
+    if errors := [w.logit_error for w in windows if w.logit_error is not None]:
+        found["logit_error"] = Metric(value=finite(float(torch.cat(errors).max())), n=count)
     return found
 
 

@@ -50,10 +50,14 @@ def claims_of(parts: Mapping[str, Part], records: Sequence[Record]) -> list[Row]
     return [{"part": letter, **row} for letter, part in parts.items() for row in part.finding(records)]
 
 
-def derive_parts(parts: Mapping[str, Part], records: list[Record], folder: Path) -> list[Path]:
-    """`claims.csv` and `claims.md`, the tables and the pictures of each part; a part without records leaves none."""
+def derive_parts(
+    parts: Mapping[str, Part], records: list[Record], folder: Path, claims: Sequence[Row] | None = None
+) -> list[Path]:
+    """`claims.csv` and `claims.md`, the tables and the pictures of each part; a part without records leaves none.
+    `claims` are those of these records where they are made already.
+    """
     folder = Path(folder)
-    written = write_claims(claims_of(parts, records), folder)
+    written = write_claims(claims_of(parts, records) if claims is None else claims, folder)
     for part in parts.values():
         for name, rows_of in part.tables.items():
             if rows := rows_of(records):

@@ -36,7 +36,9 @@ def test_the_list_names_every_experiment(capsys):
     (["reproduce", NAME, "--experiments", "nowhere"], "run in a checkout of pqkv, or name its folder of experiments"),
     (["reproduce", NAME, "--quik"], "--quik"),
     (["reproduce", "million", "--parts", "a,x"], "million has no part 'x'; known: a, b, c, d, e, f, g, h, i"),
-    (["reproduce", NAME, "--parts", "a"], f"{NAME} has no part 'a'; it has none"),
+    (["reproduce", NAME, "--parts", "e"], f"{NAME} has no part 'e'; known: a, b, c, d"),
+    (["reproduce", NAME, "--model", "reference", "--parts", "b"],
+     f"part b of {NAME} takes no --model; with one, name parts of a, c, d, or none"),
     (["reproduce", "million", "--model", "reference", "--parts", "a,c"],
      "part c of million takes no --model; with one, name parts of a, h, or none"),
     (["reproduce", "incremental-decode", "--model", "reference"], "incremental-decode asks no model: leave --model"),
@@ -63,5 +65,8 @@ def test_it_runs_and_names_what_it_wrote(capsys, tmp_path, tiny_folder):
     code, out, _ = run(capsys, *words)
     assert code == 0
     names = [line.rsplit("/", 1)[-1] for line in out.splitlines()]
-    assert names == ["fingerprint.csv", "fingerprint.md", "fingerprint.png", "claims.csv"]
-    assert len(list((tmp_path / "out" / NAME).glob("*.json"))) == 2
+    assert names == [
+        "fingerprint.csv", "fingerprint.md", "fingerprint.png", "claims.csv", "claims.md", "b_blocks.csv",
+        "b_reduction.csv", "c_positions.csv", "d_float64.csv",
+    ]  # fmt: skip
+    assert len(list((tmp_path / "out" / NAME).glob("*.json"))) == 2 + 2 + 1 + 1

@@ -1,7 +1,7 @@
 """Faults as backends: the emulation against a block of threads in plain Python, and what each one spoils."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -71,6 +71,8 @@ KERNELS = [
     # both must hold a multiple of the block, as 2,048 does: one thread then meets its cells in order
     Fault("dropped", "", block=32, room=64, past_room="dropped"),
     Fault("aliased", "", block=32, room=64, past_room="aliased"),
+    Fault("all-dropped", "", block=64, room=64, past_room="dropped", own_warp_max=True, own_warp_sum=True),
+    Fault("all-aliased", "", block=64, room=64, past_room="aliased", own_warp_max=True, own_warp_sum=True),
 ]
 
 
@@ -136,6 +138,42 @@ def test_stale_slots_hold_the_page_before():
     expected, _ = brute_force(replace(batch, keys=[keys], values=[values]), SCALE)
     # a query sees all 128 slots: for brute force it stands at the last of them
     np.testing.assert_allclose(run("block-granular-length/stale", batch)[0].numpy(), expected, atol=3e-6)
+
+
+def with_stale_slots(side):
+    """(Hkv, n, D) with the last page of 64 filled up by what the page before it holds there."""
+    n = side.shape[1]
+    previous = n // 64 * 64 - 64
+    return np.concatenate([side, side[:, previous + n % 64 : previous + 64]], 1)
+
+
+@pytest.mark.parametrize("block", [128, 32])
+@pytest.mark.parametrize("context", [100, 2100])
+def test_all_five_together_are_a_block_of_threads_with_all_of_them(block, context):
+    batch = build(ALONE.but(context=(context,), heads=1))
+    fault = fault_of(f"fault:all-five/{block}")
+    keys, values = (with_stale_slots(side[0].astype(np.float64)) for side in (batch.keys, batch.values))
+    assert keys.shape[1] == -(-context // 64) * 64
+    out, lse = run(fault.name, batch)
+    for head, query in enumerate(batch.query[0, 0].double().numpy()):
+        expected, expected_lse = block_of_threads(query * SCALE / math.log(2), keys[0], values[0], fault)
+        np.testing.assert_allclose(out[0, 0, head].numpy(), expected, rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(lse[0, 0, head].item(), expected_lse, rtol=1e-5, atol=1e-5)
+    assert worst(fault.name, (context,), heads=1).min() > 1e-3  # and that is not attention
+
+
+def what_is_wrong(name):
+    fault, sound = (asdict(found) for found in (fault_of(f"fault:{name}"), Fault("", "")))
+    return {key: value for key, value in fault.items() if value != sound[key] and key not in ("name", "summary")}
+
+
+def test_all_five_are_the_five():
+    """What is wrong with each that stands alone, and no more; in blocks of 32 two of them are none."""
+    names = ("shared-memory-2048", "warp-max", "warp-sum", "block-granular-length/stale", "rope-minus-one")
+    assert what_is_wrong("all-five") == {key: value for name in names for key, value in what_is_wrong(name).items()}
+    batch, other = (build(ALONE.but(context=(100,))) for _ in range(2))  # a fault writes into unread slots
+    found, expected = run("all-five/32", batch)[0], run("block-granular-length/stale", other)[0]
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=3e-6)
 
 
 @pytest.mark.parametrize("nbits", [None, 8])

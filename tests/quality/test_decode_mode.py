@@ -77,8 +77,10 @@ def test_the_cell_scores_the_newest_tokens_only(base):
     assert len(record.samples["kld_by_step"]) == 20
     assert np.mean(record.samples["kld_by_step"]) == pytest.approx(record.metrics["kld_mean"].value)
     assert record.metrics["softmax_mass_error"].value < 1e-5
+    assert record.metrics["logit_error"].n == 2 * 20
     (other,) = run({**base, "mode": ("token",)})
     assert "decode_tokens" not in other.config
+    assert "logit_error" not in other.metrics
 
 
 def test_figures_that_are_no_numbers_are_left_empty_and_said(base):
@@ -101,6 +103,10 @@ def test_a_fault_keeps_its_full_name_in_the_record(base):
     (faulty,) = run({**grid, "backend": "fault:warp-max"})
     assert (sound.config["backend"], faulty.config["backend"]) == ("fault:none/128", "fault:warp-max/128")
     assert sound.metrics["kld_mean"].value < 1e-7 < faulty.metrics["kld_mean"].value
+    assert sound.metrics["logit_error"].value < 1e-5 < faulty.metrics["logit_error"].value
+    for record in (sound, faulty):
+        assert len(record.samples["logit_error"]) == 2
+        assert max(record.samples["logit_error"]) == record.metrics["logit_error"].value
 
 
 def test_a_context_must_be_longer_than_what_is_decoded():

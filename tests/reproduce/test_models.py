@@ -95,13 +95,15 @@ def test_claims_of_both_models_stand_side_by_side_and_the_first_records_stay(cap
         return {path: path.read_bytes() for path in out.glob("*.json")}, table(out / "claims.csv")
 
     first, claims = run()
-    assert {row["model"] for row in claims} == {"tiny"}
+    assert {row["model"] for row in claims} == {"tiny", ""}  # listings are no model's
     both, all_claims = run("--model", str(other))
     assert first.items() < both.items()
-    models = {(json.loads(data)["config"]["model"], json.loads(data)["config"]["context"]) for data in both.values()}
-    assert models == {("tiny", 100), ("other", 120)}
-    assert [row for row in all_claims if row["model"] == "tiny"] == claims
-    assert [row["claim"] for row in all_claims if row["model"] == "other"] == [row["claim"] for row in claims]
+    cells = [json.loads(data) for data in both.values()]
+    asked = {(cell["config"]["model"], cell["config"]["context"]) for cell in cells if cell["kind"] == "eval"}
+    assert asked == {("tiny", 100), ("other", 120)}
+    assert [row for row in all_claims if row["model"] != "other"] == claims
+    own = [row["claim"] for row in claims if row["model"] == "tiny"]
+    assert [row["claim"] for row in all_claims if row["model"] == "other"] == own
     assert "| part | claim | theirs | other | holds | tiny | holds | agree |" in (out / "models.md").read_text()
     assert run()[0] == both  # and neither is run again
     capsys.readouterr()

@@ -10,9 +10,10 @@ from pqkv.errors import ConfigError, RecordError
 from pqkv.quality.evaluate import evaluate
 from pqkv.record import Metric, Record, RecordStore
 from pqkv.reproduce import EXPERIMENTS, Request, experiment, reproduce
-from pqkv.reproduce.degradation_claims import claims_of
-from pqkv.reproduce.fingerprint import draw, markdown, write_fingerprint
-from pqkv.reproduce.quality_degradation import _config, apart
+from pqkv.reproduce.quality_degradation import derive as derived
+from pqkv.reproduce.quality_degradation.cells import apart, config_of
+from pqkv.reproduce.quality_degradation.claims import claims_of
+from pqkv.reproduce.quality_degradation.fingerprint import draw, markdown, write_fingerprint
 from pqkv.reproduce.run import derive, settings_of
 
 NAME = "quality-degradation"
@@ -22,13 +23,15 @@ SOUND = {
 }  # fmt: skip
 
 
-def record(fault, context, *, bits=0.0, quarters=None, model="reference", **changed):
-    config = {"model": model, "device": "cpu", "bits": bits, "backend": fault, "context": context, "windows": 2}
+def record(fault, context, *, bits=0.0, quarters=None, model="reference", windows=8, samples=None, **changed):
+    """A cell whose figures are known; its windows are all alike unless `samples` says what they are."""
+    config = {"model": model, "device": "cpu", "bits": bits, "backend": fault, "context": context, "windows": windows}
+    quarters = dict(zip(("kld_first_quarter", "kld_last_quarter"), quarters, strict=True)) if quarters else {}
     return Record(
         kind="eval", config=config, digest=digest_of(config), env={}, git={}, seed=0, status="ok",
         started_at="2026-01-01T00:00:00+00:00", seconds=1.0,
         metrics={name: Metric(value=value) for name, value in {**SOUND, **changed}.items()},
-        samples=dict(zip(("kld_first_quarter", "kld_last_quarter"), quarters, strict=True)) if quarters else {},
+        samples={**(samples or {}), **quarters},
     )  # fmt: skip
 
 
@@ -48,19 +51,29 @@ def folder(tmp_path, tiny_folder):
 def test_it_runs_goes_on_and_derives(folder, tmp_path):
     found, store = experiment(NAME), RecordStore(tmp_path / "out")
     records = list(reproduce(found, folder, Request(store, quick=True)))
-    assert [r.status for r in records] == ["ok"] * 4
-    assert [r.config["context"] for r in records] == [100] * 4
+    assert [(r.config.get("part", "a"), r.status) for r in records] == [
+        *[("b", "ok")] * 2, ("c", "ok"), ("d", "ok"), *[("a", "ok")] * 4,
+    ]  # fmt: skip
+    assert [r.config["context"] for r in records if r.kind == "eval"] == [100] * 4
     told = []
     again = list(reproduce(found, folder, Request(store, quick=True, report=lambda *a: told.append(a))))
     assert again == records
     assert not [stage for stage, done, _ in told if done]  # nothing ran again
+    alone = list(reproduce(found, folder, Request(store, quick=True, parts=("c",))))
+    assert [r.config["part"] for r in alone] == ["c"]
     outcome = derive(found, store.folder)
     assert {path.name for path in outcome.files} == {
         "fingerprint.csv",
         "fingerprint.md",
         "fingerprint.png",
         "claims.csv",
+        "claims.md",
+        "b_blocks.csv",
+        "b_reduction.csv",
+        "c_positions.csv",
+        "d_float64.csv",
     }
+    assert {row["model"] for row in csv.DictReader((store.folder / "claims.csv").open())} == {"tiny", ""}
     rows = {row["fault"]: row for row in csv.DictReader((store.folder / "fingerprint.csv").open())}
     assert rows["none/32"]["seen_by"] == ""
     assert "kld_mean" in rows["warp-max/128"]["seen_by"]
@@ -111,7 +124,7 @@ def test_a_cell_that_leaves_its_process_without_a_record_is_a_failed_one(tmp_pat
 def test_a_cell_in_a_process_of_its_own_is_the_same_cell(folder, tmp_path):
     store = RecordStore(tmp_path / "out")
     settings = settings_of(EXPERIMENTS[NAME], folder, quick=True)
-    config = _config(settings, "fault:none/32", 0.0, 100, "cpu")
+    config = config_of(settings, "fault:none/32", 0.0, 100, "cpu")
     (here,) = evaluate(config)
     weights = here.config["model_weights"]
     there = apart(config, Request(store), weights=weights)
@@ -133,20 +146,109 @@ def test_claims_are_judged_by_the_records():
         record("fault:shared-memory-2048/dropped", 2049, kld_mean=0.2, softmax_mass_error=0.4, perplexity_ratio=1.3),
         record("fault:warp-max/32", 4096),
         record("fault:warp-max/128", 4096, kld_mean=1.0, perplexity_ratio=1.005),
-        record("fault:rope-minus-one", 4096, kld_mean=0.1, quarters=([0.1, 0.12], [0.1, 0.11])),
+        record("fault:rope-minus-one", 4096, kld_mean=0.1, quarters=([0.1, 0.12] * 4, [0.05, 0.06] * 4)),
     ])  # fmt: skip
     assert found["fixes"].holds
     assert found["shared-memory-2048"].holds
     assert found["warps"].holds is False
     assert "block of 32: 0 of 1" in found["warps"].ours
     assert found["rope-minus-one"].holds is False
+    assert "less at 1 of 1 contexts, more at 0" in found["rope-minus-one"].ours
     assert found["softmax sum"].holds is False
     assert "misses 1 of 1 damaged cells: warp-max/128" in found["softmax sum"].ours
     assert "misses 1 of 2 damaged cells: rope-minus-one" in found["softmax sum, others"].ours
-    assert "warp-max/128 at 4096" in found["perplexity"].ours
-    worse = claims([record("fault:rope-minus-one", 512, kld_mean=0.1, quarters=([0.1, 0.11], [0.5, 0.4]))])
+    assert "within 1% in 2 of 3 damaged cells: rope-minus-one at 4096, warp-max/128 at 4096" in found["perplexity"].ours
+    worse = claims([record("fault:rope-minus-one", 512, kld_mean=0.1, quarters=([0.1, 0.11] * 4, [0.5, 0.4] * 4))])
     assert worse["rope-minus-one"].holds
     assert worse["fixes"].holds is None
+    assert worse["fixes"].ours == "not run"
+
+
+def test_what_runs_both_ways_is_not_known():
+    mixed = [0.1, 0.4, 0.1, 0.3, 0.2, 0.1, 0.5, 0.1]
+    found = claims([record("fault:rope-minus-one", 512, kld_mean=0.2, quarters=(mixed, mixed[::-1]))])
+    assert found["rope-minus-one"].holds is None
+    grows = record("fault:rope-minus-one", 512, quarters=([0.1, 0.11] * 4, [0.5, 0.4] * 4))
+    fades = record("fault:rope-minus-one", 1024, quarters=([0.1, 0.11] * 4, [0.05, 0.04] * 4))
+    assert claims([grows, fades])["rope-minus-one"].holds is False  # "with every token": one context refutes it
+
+
+@pytest.mark.parametrize("windows", [2, 3])
+def test_few_windows_are_no_ground_for_a_verdict_on_others(windows):
+    sure = {"quarters": ([0.5] * windows, [0.1] * windows), "windows": windows}
+    found = claims([
+        record("fault:rope-minus-one", 4096, kld_mean=0.1, **sure),
+        record("fault:shared-memory-2048/dropped", 4096, kld_mean=0.5, windows=windows),
+        record("fault:block-granular-length/stale", 4096, kld_mean=0.2, windows=windows),
+        record("fault:warp-max/128", 4096, kld_mean=1.0, windows=windows),
+    ])  # fmt: skip
+    for part in ("rope-minus-one", "shared-memory-2048", "P0", "P1", "P2", "perplexity"):
+        assert found[part].holds is None, part
+        assert "under 4 windows a context say nothing of others" in found[part].ours
+    assert found["softmax sum"].holds is False  # one case that it misses is enough, whatever other windows say
+
+
+def spread(middle, windows=8):
+    return {"kld_mean": [middle * (1 + 0.1 * (i % 3 - 1)) for i in range(windows)]}
+
+
+def test_priorities_are_judged_on_paired_windows_beyond_2048():
+    costs = {
+        "warp-max/128": 5.0, "warp-max/32": 1e-8, "shared-memory-2048/dropped": 0.5,
+        "block-granular-length/stale": 0.01, "block-granular-length/zero": 0.02, "rope-minus-one": 0.1,
+    }  # fmt: skip
+
+    def judged(**changed):
+        given = {**costs, **{name.replace("_", "-"): cost for name, cost in changed.items()}}
+        cells = [
+            record(f"fault:{name}", context, kld_mean=cost, samples=spread(cost))
+            for name, cost in given.items() for context in (512, 4096)
+        ]  # fmt: skip
+        return [claim for claim in claims_of(cells) if claim.part in ("P0", "P1", "P2")]
+
+    assert [claim.holds for claim in judged()] == [True, False, True, False, False]
+    assert [claim.holds for claim in judged(rope_minus_one=0.001)] == [True, False, True, True, True]
+    assert "as claimed in 3 of 3 comparisons" in judged()[0].ours
+    close = judged(rope_minus_one=0.5)
+    assert close[2].holds is None  # the overflow and the positions: the same in every window
+    short = [record(f"fault:{name}", 512, kld_mean=cost, samples=spread(cost)) for name, cost in costs.items()]
+    assert {claim.ours for claim in claims_of(short) if claim.part == "P2"} == {"not run beyond 2,048 tokens"}
+    broken = record("fault:rope-minus-one", 4096, kld_mean=None)
+    sound = record("fault:block-granular-length/stale", 4096, kld_mean=0.01, samples=spread(0.01))
+    assert claims([broken, sound])["P1"].holds is False  # what is no number costs more than any that is
+
+
+def test_damage_is_known_by_logits_and_else_by_the_kld():
+    zero = "fault:block-granular-length/zero"
+    unharmed, harmed = (record(zero, context, logit_error=e) for context, e in ((128, 1e-6), (512, 0.1)))
+    found = claims([unharmed, harmed])
+    assert found["damage"].holds
+    assert found["KLD"].holds is False  # the KLD of both is 1e-8
+    assert "under 0.001 nats in 1 of 1 cells that their logits show damaged: block-granular-length/zero at 512" in (
+        found["KLD"].ours
+    )
+    assert "misses 1 of 1 damaged cells" in found["softmax sum, others"].ours
+    older = claims([unharmed, record("fault:warp-max/128", 512, kld_mean=1.0)])
+    assert older["damage"].holds is False
+    assert "the records of the others are older than that error" in older["damage"].ours
+    assert older["KLD"].holds is None
+    broken = record("fault:warp-max/128", 512, kld_mean=1.0, logit_error=None)
+    assert claims([broken])["KLD"].holds
+    partly = claims([broken, record("fault:warp-max/64", 512, kld_mean=1.0)])
+    assert partly["KLD"].holds is None  # a grid that is not measured to the end says "no" or nothing
+    assert "1 cells have no error of logits to tell" in partly["KLD"].ours
+
+
+def test_the_five_together_show_from_where_they_do():
+    cells = [record("fault:all-five/128", c, kld_mean=4.0, logit_error=1.0) for c in (128, 4096)]
+    cells += [record("fault:all-five/32", c, logit_error=e) for c, e in ((128, 1e-7), (4096, 1.0))]
+    found = claims(cells)["all-five"]
+    assert found.holds is False
+    assert "blocks of 128: damage from 128 tokens on" in found.ours
+    assert "blocks of 32: damage from 4096 tokens on" in found.ours
+    assert "sums to 1 in 1 of 1 cells" in found.ours
+    assert "not run" in claims(cells)["softmax sum, others"].ours
+    assert claims(cells[2:])["all-five"].holds
 
 
 def test_models_are_told_apart_in_every_table(tmp_path):
@@ -154,7 +256,10 @@ def test_models_are_told_apart_in_every_table(tmp_path):
     large = [record("fault:shared-memory-2048/dropped", c, model="org/large") for c in (2048, 2049)]
     found = {claim.model: claim for claim in claims_of([*large, *small]) if claim.part == "shared-memory-2048"}
     assert {model: claim.holds for model, claim in found.items()} == {"reference": True, "org/large": False}
-    files = {path.name: path for path in write_fingerprint([*large, *small], tmp_path)}
+    assert {path.name for path in write_fingerprint([*large, *small], tmp_path)} >= {
+        "fingerprint.png", "fingerprint-org-large.png",
+    }  # fmt: skip
+    files = {path.name: path for path in derived([*large, *small], tmp_path)}
     assert {"fingerprint.png", "fingerprint-org-large.png", "models.md"} <= set(files)
     rows = list(csv.DictReader(files["fingerprint.csv"].open()))
     assert [(row["model"], row["seen_by"]) for row in rows] == [

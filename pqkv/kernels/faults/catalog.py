@@ -43,6 +43,16 @@ class Fault:
         return not (self.first_head_page or self.double_count)
 
 
+def _all_five(block: int) -> Fault:
+    """The five defects of one report at once: scores past 2,048 are dropped, slots past the length are stale. In blocks
+    of 32 threads, which a comment of its listing states, two of the five are none.
+    """
+    return Fault(
+        f"all-five/{block}", f"the five defects of one report together, {block} threads", block, room=2048,
+        own_warp_max=True, own_warp_sum=True, unread="stale", position_shift=-1,
+    )  # fmt: skip
+
+
 def _faults() -> list[Fault]:
     found = [
         Fault(f"none/{block}", f"the naive kernel with every fix, {block} threads", block=block)
@@ -63,6 +73,7 @@ def _faults() -> list[Fault]:
     return [
         *found,
         Fault("rope-minus-one", "decoded tokens one position too early", position_shift=-1),
+        *(_all_five(block) for block in (128, 32)),
         Fault("first-head-page", "all KV heads read the first one's page", first_head_page=True),
         Fault("double-count", "the newest full page counts twice", double_count=True),
     ]

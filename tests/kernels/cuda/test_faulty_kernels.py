@@ -20,6 +20,7 @@ KERNELS = [
     Fault("sum", "", block=64, own_warp_sum=True),
     Fault("dropped", "", block=32, room=64, past_room="dropped"),
     Fault("aliased", "", block=32, room=64, past_room="aliased"),
+    Fault("all", "", block=64, room=64, past_room="dropped", own_warp_max=True, own_warp_sum=True),
 ]
 
 

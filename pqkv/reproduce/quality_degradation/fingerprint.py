@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +12,19 @@ import numpy as np
 
 from pqkv.kernels.faults import FAULTS
 from pqkv.record import Metric, Record, atomic_write
-from pqkv.reproduce.degradation_claims import REPORTED_MASS, claims_of, model_of
-from pqkv.reproduce.models import model_order, write_models
-from pqkv.reproduce.tables import CLAIM_COLUMNS, claim, write_rows
+from pqkv.reproduce.models import model_order
+from pqkv.reproduce.quality_degradation.claim import model_of
+from pqkv.reproduce.quality_degradation.verdicts import FEWEST_WINDOWS, MEASURES, Measure, sees, taken
+from pqkv.reproduce.tables import write_rows
 
 FIGURES = (
     "perplexity_ratio", "agreement_at_1", "agreement_at_5", "agreement_at_10", "kld_mean", "recall", "recall_exact",
-    "softmax_mass_error", "lse_mass_error",
+    "softmax_mass_error", "lse_mass_error", "logit_error",
 )  # fmt: skip
-_COLUMNS = ["model", "device", "bits", "fault", "context", *FIGURES, "finite", "seen_by"]
+_COLUMNS = ["model", "device", "bits", "fault", "context", *FIGURES, "finite", "seen_by", "not_known"]
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """A measure and when it counts as having seen a fault: a figure that is no number always does."""
-
-    metric: str
-    label: str
-    rule: str
-    sees: Callable[[float, float], bool]  # the figure of a cell, and of a sound one
-
-
-# what a figure is where nothing is lost, which is what exact pages without a fault come to
-SOUND = {"perplexity_ratio": 1.0, "kld_mean": 0.0, "softmax_mass_error": 0.0, "lse_mass_error": 0.0}
-MEASURES: tuple[Measure, ...] = (
-    Measure("perplexity_ratio", "perplexity", "off by over 1%", lambda x, sound: abs(x / sound - 1) > 0.01),
-    Measure("agreement_at_1", "top-1", "over 1 point lost", lambda x, sound: x < sound - 0.01),
-    Measure("agreement_at_5", "top-5", "over 1 point lost", lambda x, sound: x < sound - 0.01),
-    Measure("agreement_at_10", "top-10", "over 1 point lost", lambda x, sound: x < sound - 0.01),
-    Measure("kld_mean", "KLD", "over 0.001 nats more", lambda x, sound: x > sound + 1e-3),
-    Measure("recall", "recall", "an answer lost", lambda x, sound: x < sound),
-    Measure("softmax_mass_error", "softmax sum", "off by over 2e-5", lambda x, _: x > REPORTED_MASS),
-    Measure("lse_mass_error", "log-sum-exp", "off by over 0.001", lambda x, _: x > 1e-3),
-)
+Judged = dict[str, dict[str, bool | None]]  # by digest of a record and metric; what was not taken is not there
 
 
 def sound_twins(records: Sequence[Record]) -> dict[str, Record]:
@@ -54,19 +33,20 @@ def sound_twins(records: Sequence[Record]) -> dict[str, Record]:
     return {r.digest: sound[_twin_key(r)] for r in records if r.config["bits"] and _twin_key(r) in sound}
 
 
-def sees(measure: Measure, record: Record, twin: Record | None = None) -> bool | None:
-    """Whether the measure tells this cell from a sound one; None where it was not taken.
-
-    Exact pages are held to the exact cache, codes to `twin`, the same codes without a fault.
+def judged(records: Sequence[Record]) -> Judged:
+    """What each measure says of each cell: seen, not seen, or None, not known. The contexts of a fault are as many
+    comparisons, of which one alone is a verdict on it.
     """
-    metric = record.metrics.get(measure.metric)
-    if metric is None or (record.config["bits"] and twin is None):
-        return None
-    if metric.value is None:
-        return True
-    exact = _value(record, "recall_exact") if measure.metric == "recall" else SOUND.get(measure.metric, 1.0)
-    sound = exact if twin is None else _value(twin, measure.metric)
-    return sound is not None and measure.sees(metric.value, sound)
+    twins, found = sound_twins(records), {}
+    for members in (group for of_model in _by_model(records).values() for group in _by_fault(of_model).values()):
+        for record in members:
+            twin = twins.get(record.digest)
+            found[record.digest] = {
+                measure.metric: sees(measure, record, twin, len(members))
+                for measure in MEASURES
+                if taken(measure, record, twin)
+            }
+    return found
 
 
 def _twin_key(record: Record) -> tuple[object, ...]:
@@ -76,13 +56,12 @@ def _twin_key(record: Record) -> tuple[object, ...]:
 
 
 def write_fingerprint(records: Sequence[Record], folder: Path) -> list[Path]:
-    """`fingerprint.csv` (every cell), `fingerprint.md` (from which context on), `claims.csv`, and a picture for each
-    model: `fingerprint.png` of the first, `fingerprint-<model>.png` of the others.
-    """
-    ran = [record for record in records if record.status == "ok"]
-    twins = sound_twins(ran)
-    rows = [_row(record, twins.get(record.digest)) for record in sorted(ran, key=_order)]
-    table = write_rows(rows, folder / "fingerprint.csv", _COLUMNS)
+    """`fingerprint.csv`, `fingerprint.md` and a picture for each model, of the cells of part a that ran."""
+    ran = [record for record in records if record.kind == "eval" and record.status == "ok"]
+    if not ran:
+        return []
+    said = judged(ran)
+    table = write_rows([_row(r, said[r.digest]) for r in sorted(ran, key=_order)], folder / "fingerprint.csv", _COLUMNS)
     atomic_write(folder / "fingerprint.md", markdown(ran).encode())
     files = [table, folder / "fingerprint.md"]
     for number, (model, members) in enumerate(_by_model(ran).items()):
@@ -91,34 +70,28 @@ def write_fingerprint(records: Sequence[Record], folder: Path) -> list[Path]:
         if picture is not None:
             atomic_write(folder / f"{name}.png", picture)
             files.append(folder / f"{name}.png")
-    claims = [
-        {
-            "part": c.part,
-            **claim(c.claim, c.theirs, c.ours, c.holds, c.model),
-            "gpu": c.ours if c.device == "cuda" else None,
-        }
-        for c in claims_of(ran)
-    ]
-    return [*files, write_rows(claims, folder / "claims.csv", CLAIM_COLUMNS), *write_models(claims, folder)]
+    return files
 
 
 def markdown(records: Sequence[Record]) -> str:
     """The first context at which each measure sees each fault, a table for each model; a dash where none does."""
     rules = "; ".join(f"{measure.label}: {measure.rule}" for measure in MEASURES)
+    said = judged(records)
     return (
         "# Which measure sees which fault, and from which context on\n\n"
-        + "\n\n".join(_table(model, members) for model, members in _by_model(records).items())
-        + f"\n\nA dash: at none of the contexts measured. Seen means: {rules}; or no number at all. "
+        + "\n\n".join(_table(model, members, said) for model, members in _by_model(records).items())
+        + f"\n\nA dash: at none of the contexts measured; a question mark: not known at those behind it. "
+        f"Seen means: {rules}; or no number at all. The whole interval of a figure has to say so, corrected for the "
+        f"contexts of a fault; of fewer than {FEWEST_WINDOWS} windows, every one of them. "
         "Exact pages are held to the exact cache, codes to the same codes without a fault.\n"
     )
 
 
-def _table(model: str, records: Sequence[Record]) -> str:
+def _table(model: str, records: Sequence[Record], said: Judged) -> str:
     head = ["device", "fault", *(measure.label for measure in MEASURES)]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    twins = sound_twins(records)
     for (device, fault), members in _by_fault(records).items():
-        cells = [_first_seen(measure, members, twins) for measure in MEASURES]
+        cells = [_first_seen(measure, members, said) for measure in MEASURES]
         lines.append(f"| {device} | {fault} | {' | '.join(cells)} |")
     contexts = ", ".join(str(c) for c in sorted({r.config["context"] for r in records}))
     windows = ", ".join(str(n) for n in sorted({r.config["windows"] for r in records}))
@@ -133,16 +106,19 @@ def fault_label(record: Record) -> str:
     return f"none ({record.config['bits']:g} bits)"
 
 
-def _first_seen(measure: Measure, members: Sequence[Record], twins: dict[str, Record]) -> str:
-    found = [
-        (r.config["context"], sees(measure, r, twins.get(r.digest)))
-        for r in sorted(members, key=lambda r: r.config["context"])
-    ]
-    seen = [context for context, saw in found if saw]
-    if not seen:
-        return "-" if any(saw is not None for _, saw in found) else "not taken"
-    after = [saw for context, saw in found if context >= seen[0] and saw is not None]
-    return str(seen[0]) if all(after) else ", ".join(map(str, seen)) + " only"
+def _first_seen(measure: Measure, members: Sequence[Record], said: Judged) -> str:
+    """Contexts from which on it is seen, or all at which it is; then those at which that is not known."""
+    ordered = sorted(members, key=lambda r: r.config["context"])
+    found = {r.config["context"]: said[r.digest][measure.metric] for r in ordered if measure.metric in said[r.digest]}
+    if not found:
+        return "not taken"
+    seen = [context for context, saw in found.items() if saw]
+    unknown = [context for context, saw in found.items() if saw is None]
+    told = "-"
+    if seen:
+        throughout = all(saw for context, saw in found.items() if context >= seen[0])
+        told = str(seen[0]) if throughout else ", ".join(map(str, seen)) + " only"
+    return " ".join([told, *(["?", ", ".join(map(str, unknown))] if unknown else [])])
 
 
 def _by_model(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -169,13 +145,14 @@ def _order(record: Record) -> tuple[tuple[bool, str], str, int, str, int]:
     return (
         model_order(model_of(record)),
         record.config["device"],
-        names.index(name) if name in names else len(names) - 3,  # codes without a fault before those with
+        # codes without a fault before those with
+        names.index(name) if name in names else sum(fault.in_kernel for fault in FAULTS.values()),
         fault_label(record),
         record.config["context"],
     )
 
 
-def _row(record: Record, twin: Record | None) -> dict[str, Any]:
+def _row(record: Record, said: dict[str, bool | None]) -> dict[str, Any]:
     return {
         "model": model_of(record),
         "device": record.config["device"],
@@ -184,7 +161,8 @@ def _row(record: Record, twin: Record | None) -> dict[str, Any]:
         "context": record.config["context"],
         **{name: _value(record, name) for name in FIGURES},
         "finite": all(m.value is not None for m in record.metrics.values()),
-        "seen_by": " ".join(measure.metric for measure in MEASURES if sees(measure, record, twin)),
+        "seen_by": " ".join(metric for metric, saw in said.items() if saw),
+        "not_known": " ".join(metric for metric, saw in said.items() if saw is None),
     }
 
 
@@ -194,11 +172,11 @@ def _value(record: Record, name: str) -> float | None:
 
 
 def draw(records: Sequence[Record]) -> bytes | None:
-    """Faults by contexts of one model, a panel for each measure, as PNG: dark where the measure sees the fault. The
-    same bytes for the same records.
+    """Faults by contexts of one model, a panel for each measure, as PNG: dark where the measure sees the fault, in
+    between where that is not known. The same bytes for the same records.
     """
     groups = {fault: members for (_, fault), members in _by_fault(records).items()}
-    contexts, twins = sorted({record.config["context"] for record in records}), sound_twins(records)
+    contexts, said = sorted({record.config["context"] for record in records}), judged(records)
     if not groups:
         return None
     import matplotlib as mpl
@@ -215,10 +193,10 @@ def draw(records: Sequence[Record]) -> bytes | None:
             shades = np.full((len(groups), len(contexts)), np.nan)
             for y, members in enumerate(groups.values()):
                 for record in members:
-                    saw = sees(measure, record, twins.get(record.digest))
-                    if saw is not None:
-                        shades[y, contexts.index(record.config["context"])] = saw
-            axes.imshow(shades, cmap=ListedColormap(["#dfe7ee", "#9c2f1f"]), vmin=0, vmax=1, aspect="auto")
+                    if measure.metric in said[record.digest]:
+                        saw = said[record.digest][measure.metric]
+                        shades[y, contexts.index(record.config["context"])] = 0.5 if saw is None else saw
+            axes.imshow(shades, cmap=ListedColormap(["#dfe7ee", "#e0b48c", "#9c2f1f"]), vmin=0, vmax=1, aspect="auto")
             axes.set_title(f"{measure.label}\n{measure.rule}", fontsize=9)
             axes.set_xticks(range(len(contexts)), [str(c) for c in contexts], fontsize=8, rotation=60)
             axes.set_yticks(range(len(groups)), list(groups) if index % 2 == 0 else [""] * len(groups), fontsize=8)
@@ -227,8 +205,8 @@ def draw(records: Sequence[Record]) -> bytes | None:
             axes.grid(which="minor", color="white", linewidth=1.5)
             axes.tick_params(which="both", length=0)
         figure.suptitle(
-            f"{model_of(records[0])}: dark where the measure tells the faulty backend from a sound one "
-            "(tokens of context below)",
+            f"{model_of(records[0])}: dark where the measure tells the faulty backend from a sound one, "
+            "light brown where that is not known (tokens of context below)",
             fontsize=11,
         )
         buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""`quality-degradation`: each defect of a paged attention alone, decoding on from the same correct prefill.
+"""Part a: each defect of a paged attention alone, and five together, decoding on from the same correct prefill.
 
 Exact pages for the faults of the kernel, codes for those of the paged PQ code; for each kind the same run without a
 fault. On a machine with a GPU every fault runs there too, in a process of its own: a fault may leave a GPU unusable.
@@ -9,16 +9,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
 import torch
-from pydantic import Field, field_validator
 
 from pqkv.cell import run_cell
-from pqkv.config import EvalConfig, RecallForm
-from pqkv.config import Settings as Base
+from pqkv.config import EvalConfig
 from pqkv.env import environment, git_state
 from pqkv.errors import KernelError
 from pqkv.kernels import check_backend
@@ -27,45 +24,16 @@ from pqkv.lm import load_model
 from pqkv.quality.cell_run import Shared
 from pqkv.quality.evaluate import Progress, evaluate
 from pqkv.record import Record, RecordStore
-from pqkv.reproduce.fingerprint import write_fingerprint
-from pqkv.reproduce.models import check_contexts
+from pqkv.reproduce.quality_degradation.settings import Settings
 from pqkv.reproduce.run import Request
 
 COMMAND = (sys.executable, "-c", "from pqkv_cli.main import main; main()")
 _SECONDS = 900
 
 
-class Settings(Base):
-    """What experiments/quality-degradation/experiment.toml may hold."""
-
-    model: str = "reference"
-    data: str = "stdlib"
-    contexts: tuple[Annotated[int, Field(ge=2)], ...] = Field(
-        (128, 512, 1024, 2047, 2048, 2049, 4096, 8192), min_length=1
-    )
-    decode_tokens: int = Field(64, ge=2)
-    windows: int = Field(8, ge=1)
-    bits: float = Field(4, gt=0, description="of the codes that the faults of the paged PQ code run on")
-    page_size: int = Field(64, ge=1)
-    recall_form: RecallForm = Field("code", description="codes of five facts a window, or the word of one")
-    faults: tuple[str, ...] = Field(tuple(FAULTS), min_length=1)
-    seed: int = Field(0, ge=0)
-
-    @field_validator("faults")
-    @classmethod
-    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name not in FAULTS:
-                raise ValueError(f"unknown fault '{name}'; known: {', '.join(FAULTS)}")
-        return names
-
-
-def cells(settings: Settings, request: Request) -> Iterator[Record]:
-    """A record for every fault and context, and for the codes without a fault. Raises `ConfigError` for a model that
-    has fewer positions than the longest context.
-    """
+def part_a(settings: Settings, request: Request) -> Iterator[Record]:
+    """A record for every fault and context, and for the codes without a fault."""
     lm = load_model(settings.model)
-    check_contexts("quality-degradation", lm, settings.contexts)
     shared = Shared(lm, keep=True)
     plan = [(name, 0.0 if FAULTS[name].in_kernel else settings.bits) for name in settings.faults]
     if any(bits for _, bits in plan):
@@ -77,7 +45,7 @@ def cells(settings: Settings, request: Request) -> Iterator[Record]:
             for device in devices:
                 number += 1
                 stage = f"cell {number} of {total}: {name} on {device}, {context} tokens"
-                config = _config(settings, name, bits, context, device)
+                config = config_of(settings, name, bits, context, device)
                 if device == "cuda":
                     request.report(stage, 0, 1)
                     yield apart(config, request, weights=lm.fingerprint)
@@ -89,12 +57,8 @@ def cells(settings: Settings, request: Request) -> Iterator[Record]:
                     yield from evaluate(config, request.store, force=request.force, report=tell, shared=shared)
 
 
-def derive(records: list[Record], folder: Path) -> list[Path]:
-    """The fingerprint, as CSV, Markdown and plot, and the report's claims beside what was found."""
-    return write_fingerprint(records, folder)
-
-
-def _config(settings: Settings, backend: str, bits: float, context: int, device: str) -> EvalConfig:
+def config_of(settings: Settings, backend: str, bits: float, context: int, device: str) -> EvalConfig:
+    """The evaluation of a cell. Raises `ConfigError` for a backend that there is not."""
     check_backend(backend)
     values = {
         "model": settings.model, "device": device, "data": settings.data, "bits": (bits,),
