@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
+from pqkv.record import Record
 from pqkv.reproduce.attention_variants import kept, pooled, reach, sharing, sizes, softmax, stacked, windows
-from pqkv.reproduce.parts import Part, derive_parts, run_parts
+from pqkv.reproduce.models import write_models
+from pqkv.reproduce.parts import Part, claims_of, derive_parts, run_parts
 
 PARTS = {
     "a": Part(
@@ -30,4 +33,9 @@ PARTS = {
 LETTERS = "".join(PARTS)
 MODEL_LETTERS = "defg"  # what asks a model
 cells = partial(run_parts, PARTS)
-derive = partial(derive_parts, PARTS)
+
+
+def derive(records: list[Record], folder: Path) -> list[Path]:
+    """Tables, pictures and claims of all parts, and those that were put to several models side by side."""
+    said = claims_of(PARTS, records)
+    return [*derive_parts(PARTS, records, folder, said), *write_models(said, folder)]
