@@ -160,7 +160,7 @@ def finding_d(records: Sequence[Record]) -> list[Row]:
         pairs = [[by_digest[at[n, sinks]["record"]] for sinks in SINKS] for n in kept]
         times = [paired_ratio(bare, beside) for bare, beside in pairs]
         said = ", ".join(
-            f"{n:,}: {x:.2g} [{low:.2g}, {high:.2g}]" for n, (x, low, high) in zip(kept, times, strict=True)
+            f"{n:,}: {x:.4g} [{low:.4g}, {high:.4g}]" for n, (x, low, high) in zip(kept, times, strict=True)
         )
         result.append(claim("a window alone keeps what a model needs (first tokens are not mentioned)", "window only",
                             f"KLD without the first 4 tokens over that with them: {said}",
