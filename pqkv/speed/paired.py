@@ -15,7 +15,6 @@ import torch
 from pqkv.config import BenchConfig
 from pqkv.errors import KernelError
 from pqkv.kernels import ChosenBackend, get_backend
-from pqkv.kernels.cpu.prefill import prefill
 from pqkv.kernels.parts import part_source
 from pqkv.kernels.types import AttentionBackend, Part
 from pqkv.record import Record, RecordStore
@@ -23,6 +22,7 @@ from pqkv.speed.baselines import exact_contestants
 from pqkv.speed.bench import Cell, Report, run_grid
 from pqkv.speed.breakdown import WHOLE, part_rows
 from pqkv.speed.check import TOLERANCE, relative_error
+from pqkv.speed.dequantized import dequantized
 from pqkv.speed.synthetic import DecodeInputs, decode_inputs, lengths_of
 from pqkv.speed.timing import Contestant, copies_beyond_cache, median_interval, race
 
@@ -67,7 +67,8 @@ def paired_grid(
 ) -> Iterator[Record]:
     """A record for every cell of the grid, mode "paired `name`". `samples` has the milliseconds of every round by
     "way: part", the whole step among the parts, and of every exact form that ran in all rounds; on a processor also of
-    `DEQUANTIZED`, which decodes all keys and values and then multiplies. `tables["ways"]` has the medians.
+    `DEQUANTIZED`, which decodes all keys and values and then multiplies, where codes are all there is.
+    `tables["ways"]` has the medians.
     """
     measure = functools.partial(_measure, ways)
     return run_grid(config, measure, store, force=force, report=report, mode=f"paired {name}")
@@ -97,9 +98,9 @@ def _measure(
         contestants += [
             Contestant(f"{name}: {part.name}", [each[i].run for each in found]) for i, part in enumerate(found[0])
         ]
-    if device.type == "cpu":
-        cases = _inputs(config, cell, prefill, device)
-        contestants.append(Contestant(DEQUANTIZED, [_call(prefill, case, scale, config.window) for case in cases]))
+    if device.type == "cpu" and cell.shape is not None and not config.served and config.window is None:
+        cases = _inputs(config, cell, dequantized, device)
+        contestants.append(Contestant(DEQUANTIZED, [_call(dequantized, case, scale, None) for case in cases]))
     exact, _ = exact_contestants(config, lengths_of(cell.batch, cell.context, config.ragged), device)
     always = [c.name for c in contestants]
     timings = race([*contestants, *exact], config.repeats, always=always, device=device)

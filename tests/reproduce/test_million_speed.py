@@ -1,18 +1,21 @@
 """Findings follow from records: made-up times give the answers that are computed here by hand."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from pqkv.config import digest_of
 from pqkv.errors import ConfigError
-from pqkv.record import Record, RecordStore
+from pqkv.record import Record, RecordStore, load_records
 from pqkv.reproduce import Request
-from pqkv.reproduce.million import layouts, speed, tokens
+from pqkv.reproduce.million import layouts, speed, steps, tokens
 from pqkv.reproduce.million.layouts import access_rows, finding_d
 from pqkv.reproduce.million.lookups import finding_c
 from pqkv.reproduce.million.splits import finding_f
 from pqkv.reproduce.million.steps import finding_i
 from pqkv.reproduce.million.tokens import finding_g
+from pqkv.speed import bench
 from pqkv.speed.paired import DEQUANTIZED, ratio_of
 
 NAMED = "4 bits, 4096 tokens, 32 heads"
@@ -250,6 +253,25 @@ def test_bad_values_are_one_line():
     with pytest.raises(ConfigError, match=r"speed parts of million: lengths: .*positive") as raised:
         speed.config_of(True, (0,))
     assert "\n" not in str(raised.value)
+
+
+def test_records_of_steps_are_found_by_a_run_today(monkeypatch, tmp_path):
+    """The cells of part i as a run describes them are those that were kept: codes as the reports have them."""
+    asked, kept = [], load_records(Path(__file__).parents[2] / "results" / "million")
+    monkeypatch.setattr(steps, "breakdown", lambda config, store, **how: asked.append(config) or iter(()))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    list(steps.part_i(Request(RecordStore(tmp_path))))
+    known = {record.digest: record.config for record in kept if record.kind == "bench"}
+    (machine,) = {c["machine"] for c in known.values() if c["device"] == "cpu"}
+    digests = set()
+    for config in asked:
+        for context in config.lengths:
+            for bits, shape in bench._shapes(config):
+                cell = bench.Cell(bits, shape, 1, context)
+                described = bench._describe(config, cell, "breakdown", "cpu", 2)
+                digests.add(digest_of(described | {"device": "cpu", "machine": machine}))
+    assert len(digests) == 6
+    assert digests <= known.keys()
 
 
 def test_parts_are_shares_of_their_sum_and_encoding_is_charged():

@@ -4,15 +4,16 @@ import pytest
 import torch
 
 from pqkv.config import BenchConfig
-from pqkv.kernels.cpu.prefill import prefill
+from pqkv.errors import KernelError
 from pqkv.speed import bench as bench_module
 from pqkv.speed import paired, timing
 from pqkv.speed.check import relative_error
+from pqkv.speed.dequantized import dequantized
 from pqkv.speed.paired import DEQUANTIZED, Way, paired_grid, strongest
 from pqkv.speed.synthetic import decode_inputs
 
 TINY = {"heads": 4, "kv_heads": 2, "head_dim": 16, "lengths": (300,), "repeats": 7, "backend": "cpu", "page_size": 16,
-        "residual": 32, "num_subspaces": 8, "nbits": 8}  # fmt: skip
+        "residual": 32, "num_subspaces": 8, "nbits": 8, "served": ()}  # fmt: skip
 WAYS = {"rows": Way(given={"key_layout": "row", "value_layout": "row"}), "tables": Way("cpu-tables")}
 pytestmark = pytest.mark.xdist_group("numba")
 
@@ -54,12 +55,21 @@ def test_a_way_is_taken_with_what_it_was_given(monkeypatch):
         assert wholes[way]["bandwidth_fraction"] == pytest.approx(moved / 2.0)
 
 
-def test_decoding_first_is_the_same_attention():
-    """Of one query, as a step has it; `prefill` itself is held to brute force in tests/kernels."""
-    config = BenchConfig.parse(TINY)
-    for layout in ("row", "transposed"):
-        case = decode_inputs(config.model_copy(update={"key_layout": layout}), 300, 1, (8, 8), 0)
-        assert relative_error(prefill, case, 0.25, None) < 1e-5
+@pytest.mark.parametrize("shape", [(8, 8), (4, 6), (16, 4)])
+@pytest.mark.parametrize("layout", ["row", "transposed"])
+def test_decoding_first_is_the_same_attention(shape, layout):
+    config = BenchConfig.parse(TINY | {"key_layout": layout, "value_layout": layout, "ragged": True})
+    for context in (300, 20):  # 20 tokens: none in pages
+        case = decode_inputs(config, context, 2, shape, 0)
+        assert relative_error(dequantized, case, 0.25, None) < 2e-6
+
+
+def test_decoding_first_refuses_what_it_does_not_decode():
+    served = decode_inputs(BenchConfig.parse(TINY | {"served": ("gains",)}), 300, 1, (8, 8), 0)
+    with pytest.raises(KernelError, match="codes alone"):
+        dequantized(served.query, served.pages, None, None, scale=1.0)
+    with pytest.raises(KernelError, match="without a window"):
+        dequantized(served.query, served.pages, None, None, scale=1.0, window=3)
 
 
 def test_a_wrong_way_is_not_timed(monkeypatch):
