@@ -71,7 +71,7 @@ def _decoded(
         table, target = centroids[h % H].reshape(M * C, d_sub), whole[h, first : first + n]
         if words is None:
             torch.index_select(table, 0, index, out=target.view(-1, d_sub))
-        else:  # one word a centroid, which takes half as long as a row of two
+        else:  # one word a centroid costs less than a row of two
             torch.index_select(table.view(words).flatten(), 0, index, out=target.view(words).view(-1))
     return whole
 
