@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from math import gcd
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ def _codecs(config: dict[str, Any], side: str, layers: list[Tensor]) -> dict[str
     return {
         PRODUCT: Million(options, side, state),
         BY_TOKEN: Integer(IntegerOptions(bits=CLAIMED_BITS, group=None), side, {}),
-        KIVI: Kivi(KiviOptions(bits=CLAIMED_BITS), side, {}),
+        KIVI: Kivi(KiviOptions(bits=CLAIMED_BITS, group=gcd(32, layers[0].shape[-1])), side, {}),
     }
 
 
