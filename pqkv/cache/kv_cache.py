@@ -79,7 +79,9 @@ class KVCache:
         self.backend = (
             ChosenBackend(_GIVEN, backend)
             if backend is not None
-            else choose_backend(config.backend, geometry.device, geometry.dtype, fallback=config.fallback)
+            else choose_backend(
+                config.backend, geometry.device, geometry.dtype, head_dim=geometry.head_dim, fallback=config.fallback
+            )
         )
         if self.backend.note:
             _log.warning(self.backend.note)
@@ -150,7 +152,10 @@ class KVCache:
             geometry = replace(self.geometry, num_sequences=len(layer.lengths), device=device)
             chosen = self.backend
             if chosen.name != _GIVEN:
-                chosen = choose_backend(self.config.backend, device, geometry.dtype, fallback=self.config.fallback)
+                chosen = choose_backend(
+                    self.config.backend, device, geometry.dtype, head_dim=geometry.head_dim,
+                    fallback=self.config.fallback,
+                )  # fmt: skip
             if chosen.note and chosen.note != self.backend.note:
                 _log.warning(chosen.note)
             observer = layer.observer

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 
 Obstacle = Callable[[torch.device, torch.dtype], str | None]
+HeadsObstacle = Callable[[int], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +34,31 @@ class _Entry:
     factory: Callable[[], AttentionBackend]
     obstacle: Obstacle
     replaceable: bool = True
+    heads: HeadsObstacle = lambda head_dim: None
+    prefill: str | None = None
+
+    def reason(self, device: torch.device, dtype: torch.dtype, head_dim: int | None) -> str | None:
+        """Why it cannot serve such queries, or None."""
+        return self.obstacle(device, dtype) or (None if head_dim is None else self.heads(head_dim))
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenBackend:
-    """A backend that can run; `note` says why it is not the one asked for, if it is not."""
+    """A backend that can run; `note` says why it is not the one asked for, if it is not, and `prefill` names what
+    computes several queries a sequence at once, where the backend itself does not.
+    """
 
     name: str
     run: AttentionBackend
     note: str | None = None
+    prefill: str | None = None
+
+    @property
+    def prefill_note(self) -> str | None:
+        """What a record of a run with prefills says of them, or None."""
+        if self.prefill is None:
+            return None
+        return f"backend '{self.name}' takes one query a sequence: several at once (prefill) are of '{self.prefill}'"
 
 
 _ENTRIES: dict[str, _Entry] = {}
@@ -54,14 +71,16 @@ def register_backend(
     obstacle: Obstacle = lambda device, dtype: None,
     *,
     replaceable: bool = True,
+    heads: HeadsObstacle = lambda head_dim: None,
+    prefill: str | None = None,
 ) -> None:
     """Add a backend. `factory` runs each time it is asked for: its imports cost nothing before, it should be cheap.
-    `obstacle(device, dtype)` is the reason why it cannot serve queries there, or None; another one then runs instead,
-    if it is `replaceable`.
+    `obstacle(device, dtype)` is the reason why it cannot serve queries there, or None, `heads(head_dim)` why not heads
+    of so many elements; another one then runs instead, if it is `replaceable`. `prefill` is `ChosenBackend.prefill`.
     """
     if name in _ENTRIES or name == AUTO:
         raise ValueError(f"backend {name!r} is registered already")
-    _ENTRIES[name] = _Entry(factory, obstacle, replaceable)
+    _ENTRIES[name] = _Entry(factory, obstacle, replaceable, heads, prefill)
 
 
 def get_backend(name: str) -> AttentionBackend:
@@ -83,8 +102,11 @@ def check_backend(name: str) -> None:
     raise ConfigError(f"unknown backend '{name}'; known: {', '.join((AUTO, *sound))}, {PREFIX}NAME")
 
 
-def choose_backend(name: str, device: torch.device, dtype: torch.dtype, *, fallback: bool = True) -> ChosenBackend:
-    """The backend that serves queries of `dtype` on `device`: `name`, or without it the next that can.
+def choose_backend(
+    name: str, device: torch.device, dtype: torch.dtype, *, head_dim: int | None = None, fallback: bool = True
+) -> ChosenBackend:
+    """The backend that serves queries of `dtype` and `head_dim` (None: any) on `device`: `name`, or without it the next
+    that can.
 
     Raises `KernelError` if `name` cannot and `fallback` is off, or `name` is a fault: nothing else has it.
     """
@@ -92,16 +114,20 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype, *, fallb
     name = canonical_name(name)
     reason = None
     if name != AUTO:
-        reason = _ENTRIES[name].obstacle(device, dtype)
+        reason = _ENTRIES[name].reason(device, dtype, head_dim)
         if reason is None:
-            return ChosenBackend(name, _ENTRIES[name].factory())
+            return _chosen(name, None)
         if not fallback or not _ENTRIES[name].replaceable:
             raise KernelError(f"backend '{name}' cannot run: {reason}")
     for other in _PREFERENCE:
-        if other != name and _ENTRIES[other].obstacle(device, dtype) is None:
-            note = reason and f"backend '{name}' cannot run: {reason}; '{other}' ran instead"
-            return ChosenBackend(other, _ENTRIES[other].factory(), note)
+        if other != name and _ENTRIES[other].reason(device, dtype, head_dim) is None:
+            return _chosen(other, reason and f"backend '{name}' cannot run: {reason}; '{other}' ran instead")
     raise KernelError(f"no backend serves {dtype} on {device}")
+
+
+def _chosen(name: str, note: str | None) -> ChosenBackend:
+    entry = _ENTRIES[name]
+    return ChosenBackend(name, entry.factory(), note, entry.prefill)
 
 
 @cache
@@ -202,6 +228,10 @@ def _cuda_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     return _numba_obstacle()
 
 
+def _cuda_heads(head_dim: int) -> str | None:
+    return f"it reads rows 128 bits at a time, and {head_dim} elements are no multiple of 8" if head_dim % 8 else None
+
+
 def _numba_obstacle() -> str | None:
     """Why Numba cannot compile for and reach the GPU that torch has, or None."""
     try:
@@ -247,7 +277,7 @@ def _sound(
     window: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What runs where a fault has nothing to spoil: the best backend there is."""
-    chosen = choose_backend(AUTO, query.device, query.dtype)
+    chosen = choose_backend(AUTO, query.device, query.dtype, head_dim=query.shape[-1])
     return chosen.run(query, pages, sinks, residual, scale=scale, window=window)
 
 
@@ -259,7 +289,7 @@ register_backend("reference", _reference)
 register_backend("cpu", _cpu, _cpu_obstacle)
 register_backend("cpu-centroids", partial(_cpu_one_way, "centroids"), _cpu_obstacle)
 register_backend("cpu-tables", partial(_cpu_one_way, "tables"), _cpu_obstacle)
-register_backend("cuda", _cuda, _cuda_obstacle)
+register_backend("cuda", _cuda, _cuda_obstacle, heads=_cuda_heads, prefill="reference")
 register_backend("cuda-naive", _cuda_naive, _cuda_obstacle)
 register_backend("indexed", _indexed, _reported_obstacle, replaceable=False)
 for _name in ("one-warp", "all-rows", "round-trip"):

@@ -63,7 +63,7 @@ def ground(config: EvalConfig, shared: Shared, named: list[Coding]) -> Ground:
     """
     lm = shared.lm
     check_positions(config, lm)
-    backend = choose_backend(config.backend, lm.device, lm.dtype, fallback=config.fallback)
+    backend = choose_backend(config.backend, lm.device, lm.dtype, head_dim=lm.head_dim, fallback=config.fallback)
     form = token_form(lm, config.bos, parse_special=config.parse_special, chat=config.chat)
     check_room(config, lm, form)
     check_named(config, lm, named)
@@ -104,6 +104,8 @@ def _of_cell(
         notes.append(stretched)
     if cell.mode in STEPWISE and on.backend.note:
         notes.append(on.backend.note)
+    if cell.mode in STEPWISE and cell.mode != "token" and on.backend.prefill_note:
+        notes.append(on.backend.prefill_note)
     if len(tokens) < (config.windows or 0):
         notes.append(f"{config.windows} windows asked for, the text has {len(tokens)}")
     about = describe(cell, config, lm, text, len(tokens), on.backend.name)

@@ -14,6 +14,7 @@ from pqkv.kernels.cuda.coded import CodedVariant, words_of_loads
 from pqkv.packing import packed_size
 
 SECTOR, LINE, LANES = 32, 64, 32
+BANKS, WORD = 32, 4  # of shared memory, and bytes of a word of it
 
 Load = list[tuple[int, int]]  # address and bytes of every lane that takes part
 
@@ -63,6 +64,34 @@ def cpu_lines(num_subspaces: int, nbits: int, page_size: int, layout: str, block
         touched += lines
         needed += block * page_size * nbits // 8
     return Accesses(page_size, len(touched), len(touched), len(set(touched)), needed)
+
+
+def block_copy(tokens: int, row_bytes: int, lane_bytes: int) -> Accesses:
+    """Warps copying rows that lie one after another, `lane_bytes` a lane and load."""
+    starts = range(0, tokens * row_bytes, LANES * lane_bytes)
+    end = tokens * row_bytes
+    loads = ([(at, lane_bytes) for at in range(start, min(start + LANES * lane_bytes, end), lane_bytes)]
+             for start in starts)  # fmt: skip
+    return _counted(tokens, loads)
+
+
+def byte_gather(tokens: int, num_subspaces: int, page_size: int) -> Accesses:
+    """Warps of which a lane reads the codes of a token, a byte at a time, from transposed pages that follow each other:
+    page * M * page_size + m * page_size + offset.
+    """
+    loads = (
+        [(token // page_size * num_subspaces * page_size + m * page_size + token % page_size, 1)
+         for token in range(first, min(first + LANES, tokens))]
+        for first in range(0, tokens, LANES)
+        for m in range(num_subspaces)
+    )  # fmt: skip
+    return _counted(tokens, loads)
+
+
+def bank_passes(places: Iterable[int]) -> int:
+    """Passes that a warp's access to these bytes of shared memory takes: as many as there are words in one bank."""
+    words = {place // WORD for place in places}
+    return max(sum(word % BANKS == bank for word in words) for bank in range(BANKS))
 
 
 def _counted(tokens: int, loads: Iterable[Load]) -> Accesses:

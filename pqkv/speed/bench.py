@@ -79,7 +79,9 @@ def run_grid(
     tell = report or (lambda stage, done, total: None)
     threads = asked_threads(config)
     device = device_of(config)
-    backend = choose_backend(config.backend, device, getattr(torch, config.dtype), fallback=config.fallback)
+    backend = choose_backend(
+        config.backend, device, getattr(torch, config.dtype), head_dim=config.head_dim, fallback=config.fallback
+    )
     grid = [Cell(bits, shape, b, n) for n in config.lengths for b in config.batch for bits, shape in _shapes(config)]
     if store is not None:
         store.check_writable()

@@ -49,7 +49,7 @@ def end_to_end(
     known = name in SHAPES
     lm = random_model(name, config.dtype, device) if known else load_model(name, config.dtype, str(device))
     attach(lm.model)
-    backend = choose_backend(config.backend, device, lm.dtype, fallback=config.fallback)
+    backend = choose_backend(config.backend, device, lm.dtype, head_dim=lm.head_dim, fallback=config.fallback)
     cells = [(shape, b, n) for n in config.lengths for b in config.batch for shape in shapes]
     with on_threads(threads):
         env, git = environment(), git_state()
@@ -73,7 +73,7 @@ def end_to_end(
                 seed=config.seed,
                 env=env,
                 git=git,
-                notes=[backend.note] if backend.note else [],
+                notes=[note for note in (backend.note, backend.prefill_note) if note],
                 store=store,
                 force=force,
             )  # fmt: skip

@@ -28,13 +28,14 @@ def split_grid(
     *,
     force: bool = False,
     report: Report | None = None,
+    name: str = "splits",
 ) -> Iterator[Record]:
-    """A record for every cell of the grid, mode "splits", with rows in `tables["splits"]`: one for every count that
+    """A record for every cell of the grid, mode `name`, with rows in `tables["splits"]`: one for every count that
     leaves each split a page (`asked`), and one (`chosen`) for what the backend takes by itself. `splits` is what the
     kernel takes in fact (see `split_step`); counts that come to the same are run once. The backend's own choice is held
     to the reference, and each count to that, before anything is timed.
     """
-    mode = f"splits {','.join(map(str, counts))}"
+    mode = f"{name} {','.join(map(str, counts))}"
     return run_grid(config, functools.partial(_measure, counts), store, force=force, report=report, mode=mode)
 
 

@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent / "cuda"
 PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
 FEW = (
     "test_exact_pages or test_centroids_of_four or test_splits_change or test_what_the_naive or (0 and fp16_tables)"
-    " or drift or (many and test_any_number_of_pairs)"
+    " or drift or two_warps_that or cannot_take or (many and test_any_number_of_pairs)"
 )
 # the whole file in parts of some minutes at most, so that it takes every core (`every_length` a GPU alone runs)
 PARTS = ("every_layout", "all_of_it or served_beside or turns or drift or octaves")

@@ -34,6 +34,37 @@ def test_a_backend_that_cannot_run_gives_way_and_says_so():
     assert choose_backend("cpu", torch.device("meta"), torch.float32).name == "reference"
 
 
+def test_heads_that_a_backend_cannot_read_give_way_too_or_are_an_error(monkeypatch):
+    monkeypatch.setattr(registry, "_PREFERENCE", ("rows-of-8", "reference"))
+    register_backend("rows-of-8", lambda: attention, heads=lambda D: f"{D} is no multiple of 8" if D % 8 else None)
+    assert choose_backend("rows-of-8", CPU, torch.float32, head_dim=16).note is None
+    gave_way = choose_backend("rows-of-8", CPU, torch.float32, head_dim=20)
+    assert (gave_way.name, gave_way.note) == (
+        "reference", "backend 'rows-of-8' cannot run: 20 is no multiple of 8; 'reference' ran instead",
+    )  # fmt: skip
+    assert choose_backend("auto", CPU, torch.float32, head_dim=20).name == "reference"
+    assert choose_backend("auto", CPU, torch.float32, head_dim=16).name == "rows-of-8"
+    with pytest.raises(KernelError, match="'rows-of-8' cannot run: 20 is no multiple of 8"):
+        choose_backend("rows-of-8", CPU, torch.float32, head_dim=20, fallback=False)
+
+
+@pytest.mark.parametrize(("head_dim", "name"), [(20, "reference"), (64, "cuda")])
+def test_a_gpu_reads_rows_of_whole_128_bits(head_dim, name, monkeypatch):
+    entry = registry._ENTRIES["cuda"]
+    table = {**registry._ENTRIES, "cuda": registry._Entry(entry.factory, lambda *of: None, True, entry.heads, "torch")}
+    monkeypatch.setattr(registry, "_ENTRIES", table)
+    chosen = choose_backend("cuda", torch.device("meta"), torch.float16, head_dim=head_dim)
+    assert (chosen.name, chosen.note is None) == (name, name == "cuda")
+
+
+def test_what_computes_prefills_is_named():
+    assert choose_backend("cpu", CPU, torch.float32).prefill_note is None
+    register_backend("one-query", lambda: attention, prefill="reference")
+    note = choose_backend("one-query", CPU, torch.float32).prefill_note
+    assert note == "backend 'one-query' takes one query a sequence: several at once (prefill) are of 'reference'"
+    assert registry._ENTRIES["cuda"].prefill == "reference"
+
+
 def test_a_gpu_that_is_too_old_is_named_with_what_is_needed(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(KernelError, match=r"compute capability 8.0 \(Ampere\) or later, this GPU has 7.5"):

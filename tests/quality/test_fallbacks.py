@@ -7,6 +7,7 @@ import torch
 from grids import run
 
 from pqkv.errors import KernelError
+from pqkv.kernels import choose_backend, register_backend, registry
 from pqkv.quality.modes import coded_states
 from pqkv.record import RecordStore
 
@@ -73,3 +74,16 @@ def test_a_backend_that_cannot_run_is_said_once_in_the_note_of_the_record(base, 
 def test_without_fallbacks_a_backend_that_cannot_run_is_an_error(base):
     with pytest.raises(KernelError, match="backend 'cpu' cannot run"):
         run({**base, "mode": ("token",), "dtype": "float64", "backend": "cpu", "fallback": False})
+
+
+def test_a_record_names_what_computed_its_prefills(base):
+    """Backend `cuda` leaves several queries at once to torch: not silently, and not where there are none."""
+    one = choose_backend("cpu", torch.device("cpu"), torch.float32).run
+    register_backend("one-query", lambda: one, prefill="reference")
+    try:
+        grid = {**base, "metrics": ("kld",), "context": (60,), "backend": "one-query", "fallback": False}
+        (chunk,), (token,) = run({**grid, "mode": ("chunk",)}), run({**grid, "mode": ("token",)})
+    finally:
+        del registry._ENTRIES["one-query"]
+    named = [[note for note in record.notes if "are of 'reference'" in note] for record in (chunk, token)]
+    assert (chunk.config["backend"], [len(notes) for notes in named]) == ("one-query", [1, 0])

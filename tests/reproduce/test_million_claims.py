@@ -4,6 +4,7 @@ import pytest
 
 from pqkv.config import digest_of
 from pqkv.record import Metric, Record
+from pqkv.reproduce.million import pool
 from pqkv.reproduce.million.memory import finding_b
 from pqkv.reproduce.million.pages import finding_e
 from pqkv.reproduce.million.pool import pool_finding, pools_of
@@ -132,12 +133,47 @@ def test_each_model_answers_for_itself():
 
 @pytest.mark.parametrize(("nbytes", "holds"), [(2500, "yes"), (2501, "no")])
 def test_memory_is_a_quarter_where_it_is_no_more(nbytes, holds):
-    row = {"tokens": 2048, "share": nbytes / 10_000, "bytes_measured": None}
+    row = {"tokens": 2048, "share": nbytes / 10_000, "bytes_measured": None, "layers": 2}
     row |= {"bytes_computed": nbytes, "bytes_exact": 10_000}
     config = {"model": "m", "setting": "ours", "bits": 4.0, "verify_up_to": 0}
     (found,) = finding_b([record("million-memory", config, tables={"memory": [row]})])
     assert (found["theirs"], found["holds"]) == ("25%", holds)
     assert found["ours"] == f"{nbytes / 100:.2f}%, {nbytes:,} of 10,000 bytes, computed"
+
+
+@pytest.mark.parametrize(("weighed", "computed", "layers", "allocated", "said", "holds"), [
+    (2500, 2500, 2, 2500, "filled and weighed", "yes"),
+    (1250, 1250, 1, 1250, "one layer filled and weighed", "yes"),
+    (2500, 2500, 2, 2750, "filled and weighed and 10.0% more held for tokens to come", "yes"),
+    (2400, 2500, 2, 2400, "but 2,400 were weighed where 2,500 were computed", "not known"),
+])  # fmt: skip
+def test_a_cache_that_weighs_something_else_than_was_computed_decides_nothing(
+    weighed, computed, layers, allocated, said, holds
+):
+    row = {"tokens": 2048, "share": 0.25, "layers_measured": layers, "bytes_measured": weighed,
+           "bytes_computed_for_them": computed, "bytes_allocated": allocated,
+           "bytes_computed": 2500, "bytes_exact": 10_000}  # fmt: skip
+    config = {"model": "m", "setting": "ours", "bits": 4.0, "verify_up_to": 4096, "layers": 2}
+    (found,) = finding_b([record("million-memory", config, tables={"memory": [row]})])
+    assert (found["ours"], found["holds"]) == (f"25.00%, 2,500 of 10,000 bytes, {said}", holds)
+
+
+def test_what_is_zero_by_construction_is_no_finding():
+    row = {"cache": "coded", "unused_in_pages": 0.0, "free_of_pool": 0.2, "unused_in_residual": 0.5}
+    found = finding_e([record("million-slots", {"model": "m", "page_size": 16}, tables={"slots": [row]})])
+    assert [r["claim"].split(": ")[1] for r in found] == [
+        "pages of the pool that nobody uses", "slots without a token in the residual windows"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("after", "holds"), [(0.0078125, "yes"), (0.00785, "no")])
+def test_a_half_is_a_half(after, holds):
+    def flushed(residual, rate):
+        return record("million-flushes", {"model": "m", "page_size": 64, "residual": residual, "decoded": 1024},
+                      tables={"flushes": [{"flushes_per_token": rate}]})  # fmt: skip
+
+    (row,) = finding_e([flushed(64, 0.015625), flushed(128, after)])
+    assert row["holds"] == holds
 
 
 @pytest.mark.parametrize(("share", "holds"), [(0.049, "yes"), (0.05, "no")])
@@ -204,6 +240,14 @@ def test_pools_of_the_claimed_size_are_all_and_only_those():
     assert (10_000, 16, 1, 16, 1, "MiB") in parameters  # 2,560,000 bytes
     assert (625, 64, 1, 64, 1, "MiB") in parameters
     assert not any(row["pages"] == 1024 and row["page_size"] == 64 for row in found)  # powers of two never print so
+
+
+@pytest.mark.parametrize(("stated", "holds"), [((1000, 8, 64), "no"), ((5000, 8, 64), "yes"), ((1000, 38, 64), "no")])
+def test_the_stated_pool_is_weighed_by_what_it_multiplies(stated, holds, monkeypatch):
+    monkeypatch.setattr(pool, "STATED", stated)
+    found = pool_finding([record("million-pool-size", {}, tables={"pools": pools_of("2.44")})])
+    assert [row["holds"] for row in found] == [holds]
+    assert "the 5 pages of its test (0.00244 MiB)" in found[0]["ours"] or stated != (1000, 8, 64)
 
 
 def test_rows_become_the_csv_that_they_say(tmp_path):

@@ -1,18 +1,22 @@
 """Findings follow from records: made-up times give the answers that are computed here by hand."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from pqkv.config import digest_of
 from pqkv.errors import ConfigError
-from pqkv.record import Record, RecordStore
+from pqkv.record import Record, RecordStore, load_records
 from pqkv.reproduce import Request
-from pqkv.reproduce.million import layouts, speed, tokens
+from pqkv.reproduce.million import layouts, speed, steps, tokens
 from pqkv.reproduce.million.layouts import access_rows, finding_d
 from pqkv.reproduce.million.lookups import finding_c
 from pqkv.reproduce.million.splits import finding_f
 from pqkv.reproduce.million.steps import finding_i
 from pqkv.reproduce.million.tokens import finding_g
+from pqkv.speed import bench
+from pqkv.speed.paired import DEQUANTIZED, ratio_of
 
 NAMED = "4 bits, 4096 tokens, 32 heads"
 
@@ -37,21 +41,35 @@ def broken_down(
     return made(mode="breakdown, batch 1", tables={"breakdown": rows}, started=started, **where)
 
 
-def raced(layout, share, ratio, **config):
-    metrics = {"bandwidth_fraction": share, "speedup": ratio}
-    return made(mode="decode, batch 1", metrics=metrics, key_layout=layout[0], value_layout=layout[1], **config)
+def paired(
+    mode, steps, bandwidth=None, device="cpu", exact=(("sdpa", 12.0), ("matmul", 20.0)), started="2025-01", **config
+):
+    """Three rounds: as given, and where the machine is 2 and 10 times slower, which is nothing to the ratios."""
+    rows = [{"name": name} for name, _ in exact]
+    ways = [{"way": way, "part": "whole step", "bandwidth_fraction": (bandwidth or {}).get(way)} for way in steps]
+    samples = {f"{way}: {part.replace('_', ' ')}": [ms, 2 * ms, 10 * ms]
+               for way, parts in steps.items() for part, ms in parts.items()}  # fmt: skip
+    record = made(mode=f"paired {mode}, batch 1", device=device, backend=device, started=started,
+                  tables={"ways": ways, "exact": rows}, **config)  # fmt: skip
+    return record.model_copy(update={"samples": samples | {name: [ms, 2 * ms, 10 * ms] for name, ms in exact}})
 
 
 def test_keys_by_table_cost_their_tables_too():
-    tables = broken_down("cpu-tables", key_tables=2.0, scores=1.0, values=5.0)
-    centroids = broken_down("cpu-centroids", query=0.5, scores=2.0, values=3.0)
-    keys, values = finding_c([tables, centroids])
-    assert "3.00 ms by table (tables 2.00), 2.50 ms by centroid" in keys["ours"]
-    assert "3.00 ms by gather, 5.00 ms by bins" in values["ours"]
-    for row in (keys, values):  # a CPU cannot say
-        assert (row["holds"], row["gpu"]) == (None, None)
-        assert row["ours"].startswith("CPU: ")
-    assert finding_c([tables]) == []
+    steps = {
+        "tables": {"key_tables": 2.0, "scores": 1.0, "values": 5.0},
+        "centroids": {"query": 0.5, "scores": 2.0, "values": 3.0},
+        "as the backend chooses": {"whole_step": 6.0},
+    }
+    record = paired("look-ups", steps, exact=(("sdpa", 12.0), (DEQUANTIZED, 60.0)))
+    record.tables["exact"] = [{"name": "sdpa"}]
+    keys, values, decoded = finding_c([record])
+    assert keys["ours"] == "CPU: 6.00 ms by table (tables 4.00), 5.00 ms by centroid: 1.20x as long"
+    assert values["ours"] == "CPU: 6.00 ms by gather, 10.00 ms by bins: 1.67x as long"
+    assert decoded["ours"] == (
+        "CPU: 120.0 ms where keys and values are decoded first, 12.00 ms on codes: 10.00x as long; 5.00x as long as "
+        "sdpa on what is decoded"
+    )
+    assert {(row["holds"], row["gpu"]) for row in (keys, values, decoded)} == {(None, None)}  # a CPU cannot say
 
 
 @pytest.mark.parametrize(("way", "holds"), [("tables", True), ("centroids", False)])
@@ -66,30 +84,50 @@ def test_a_gpu_says_how_its_kernel_looks_keys_up(way, holds):
 ROWS, MIXED, TRANSPOSED = ("row", "row"), ("row", "transposed"), ("transposed", "transposed")
 
 
+def way(pair):
+    return ", ".join(
+        f"{side} {'in rows' if layout == 'row' else layout}"
+        for side, layout in zip(("keys", "values"), pair, strict=True)
+    )
+
+
+def layouts_of(costs, device="cpu", **config):
+    """`costs`: scores, values, whole step and bandwidth by pair of layouts."""
+    steps = {way(pair): {"scores": s, "values": v, "whole_step": w} for pair, (s, v, w, _) in costs.items()}
+    return paired("layouts", steps, {way(pair): share for pair, (*_, share) in costs.items()}, device, **config)
+
+
+THREE = {ROWS: (4.0, 10.0, 10.0, 0.1), MIXED: (5.0, 4.0, 5.0, 0.2), TRANSPOSED: (2.5, 3.0, 4.0, 0.3)}
+
+
 def test_layouts_are_compared_with_the_other_side_kept():
-    races = [raced(ROWS, 0.1, 1.2), raced(MIXED, 0.2, 2.6), raced(TRANSPOSED, 0.3, 2.7)]
-    steps = [
-        broken_down(layout=ROWS, scores=4.0, values=10.0),
-        broken_down(layout=MIXED, scores=5.0, values=4.0),
-        broken_down(layout=TRANSPOSED, scores=2.5, values=3.0),
-    ]
-    found = {row["claim"]: row for row in finding_d([*races, *steps])}
+    found = {row["claim"]: row for row in finding_d([layouts_of(THREE)])}
     assert {name: row["ours"] for name, row in found.items()} == {
-        f"access to values, keys in rows, {NAMED}": "CPU: 10 ms in rows, 4 ms transposed: 60% less time",
-        f"access to keys, values transposed, {NAMED}": "CPU: 5 ms in rows, 2.5 ms transposed: 50% less time",
+        f"access to values, keys in rows, {NAMED}": "CPU: 20 ms in rows, 8 ms transposed: 0.40x as long",
+        f"access to keys, values transposed, {NAMED}": "CPU: 10 ms in rows, 5 ms transposed: 0.50x as long",
         f"bandwidth, keys in rows, {NAMED}": "CPU: 10% of the copy bandwidth with values in rows, 20% transposed",
-        f"speed-up, keys in rows, {NAMED}": "CPU: 1.20x with values in rows, 2.60x transposed, over the fastest exact "
-        "attention",
+        f"speed-up, keys in rows, {NAMED}": "CPU: 1.20x with values in rows, 2.40x transposed, over the fastest exact "
+        "attention (sdpa)",
     }
     assert {(row["holds"], row["gpu"]) for row in found.values()} == {(None, None)}  # all claimed of a GPU
     # with (transposed, row) too, values and races are compared with keys transposed as well
-    more = finding_d([*races, *steps, raced(("transposed", "row"), 0.2, 2.0),
-                      broken_down(layout=("transposed", "row"), scores=2.0, values=6.0)])  # fmt: skip
+    more = finding_d([layouts_of({**THREE, ("transposed", "row"): (2.0, 6.0, 6.0, 0.2)})])
     named = {row["claim"]: row["ours"] for row in more}
-    assert named[f"access to values, keys transposed, {NAMED}"].endswith("6 ms in rows, 3 ms transposed: 50% less time")
-    assert named[f"access to keys, values in rows, {NAMED}"].endswith("4 ms in rows, 2 ms transposed: 50% less time")
+    assert named[f"access to values, keys transposed, {NAMED}"].endswith(
+        "12 ms in rows, 6 ms transposed: 0.50x as long"
+    )
+    assert named[f"access to keys, values in rows, {NAMED}"].endswith("8 ms in rows, 4 ms transposed: 0.50x as long")
     assert "20% of the copy bandwidth" in named[f"bandwidth, keys transposed, {NAMED}"]
     assert len(named) == 8
+
+
+def test_a_ratio_is_the_median_of_rounds_and_not_of_medians():
+    """The machine turned slow in the middle of the second way: every round says 2, the medians say 4."""
+    assert str(ratio_of([2.0, 2.0, 20.0, 20.0, 20.0], [1.0, 1.0, 10.0, 10.0, 5.0])) == "2.00x"
+    found = ratio_of([2.0] * 7, [1.0] * 6 + [4.0])
+    assert (found.value, found.low, found.high) == (2.0, 0.5, 2.0)
+    with pytest.raises(ValueError, match="longer than"):
+        ratio_of([1.0], [1.0, 2.0])  # not of the same rounds
 
 
 def test_accesses_by_count():
@@ -104,48 +142,45 @@ def test_accesses_by_count():
 
 @pytest.mark.parametrize(("ms", "holds"), [(5.0, False), (4.04, True)])  # 59.6% is 60%
 def test_on_a_gpu_the_same_rows_decide(ms, holds):
-    steps = [
-        broken_down("cuda", "cuda", layout, scores=1.0, values=time) for layout, time in ((ROWS, 10.0), (MIXED, ms))
-    ]
-    (row,) = finding_d(steps)
+    costs = {ROWS: (1.0, 10.0, 10.0, 0.6), MIXED: (1.0, ms, 5.0, 0.94)}
+    found = {row["claim"].split(",")[0]: row for row in finding_d([layouts_of(costs, "cuda")])}
+    row = found["access to values"]
     assert (row["holds"], row["gpu"]) == (holds, row["ours"].removeprefix("GPU: "))
 
 
 @pytest.mark.parametrize(("context", "bits", "holds"), [(32768, 4.0, True), (4096, 4.0, None), (32768, 2.0, None)])
 def test_a_speed_up_is_judged_where_it_was_claimed(context, bits, holds):
-    on_gpu = {"backend": "cuda", "device": "cuda", "context": context, "bits": bits}
-    bandwidth, speed_up = finding_d([raced(ROWS, 0.6, 2.0, **on_gpu), raced(MIXED, 0.94, 2.46, **on_gpu)])
+    costs = {ROWS: (1.0, 9.0, 6.0, 0.6), MIXED: (1.0, 9.0, 4.88, 0.94)}
+    found = finding_d([layouts_of(costs, "cuda", context=context, bits=bits)])
+    bandwidth, speed_up = found[-2:]
     assert (bandwidth["holds"], speed_up["holds"]) == (False, holds)
     assert speed_up["gpu"].startswith("2.00x with values in rows, 2.46x transposed")
 
 
 def test_records_of_other_machines_and_settings_are_not_mixed():
-    def steps(started, values, **given):
-        return [
-            broken_down(layout=layout, started=started, given=given, scores=1.0, values=ms)
-            for layout, ms in zip((ROWS, MIXED), values, strict=True)
-        ]
-
-    old = steps("2025-01", (10.0, 9.0), machine="slow", repeats=11)
-    new = steps("2025-03", (2.0, 1.0), machine="fast", repeats=11)
-    assert [row["ours"] for row in finding_d([*new, *old])] == ["CPU: 2 ms in rows, 1 ms transposed: 50% less time"]
-    assert finding_d([old[0], new[1]]) == []
-    for other in ({"threads": 1}, {"dtype": "bfloat16"}, {"repeats": 5}):
-        given = {"machine": "fast", "repeats": 11, **other}
-        assert finding_d([new[0], steps("2025-04", (2.0, 1.0), **given)[1]]) == []
+    old = layouts_of({ROWS: (1.0, 10.0, 9.0, 0.1), MIXED: (1.0, 9.0, 9.0, 0.1)}, machine="slow", repeats=11)
+    new = layouts_of({ROWS: (1.0, 2.0, 9.0, 0.1), MIXED: (1.0, 1.0, 9.0, 0.1)}, started="2025-03", machine="fast",
+                     repeats=11)  # fmt: skip
+    values = [row["ours"] for row in finding_d([new, old]) if row["claim"].startswith("access to values")]
+    assert values == ["CPU: 4 ms in rows, 2 ms transposed: 0.50x as long"]
     # each device has a newest record of its own
-    on_gpu = [
-        broken_down("cuda", "cuda", layout, "2025-05", {"machine": "GPU"}, scores=1.0, values=1.0)
-        for layout in (ROWS, MIXED)
-    ]
-    assert len(finding_d([*new, *on_gpu])) == 2
+    on_gpu = layouts_of(THREE, "cuda", started="2025-05", machine="GPU")
+    assert len(finding_d([new, on_gpu])) == len(finding_d([new])) + 4
 
 
-def split(best, own=1.0, **config):
+def split(best, own=1.0, started="2025-01", **config):
     rows = [{"splits": n, "asked": n, "chosen": False, "median_ms": 1.0 if n == best else 2.0} for n in (1, 2, 32)]
     rows[-1]["median_ms"] = own
     rows.append({"splits": 4, "asked": None, "chosen": True, "median_ms": 1.5})
-    return made(mode="splits 1,2,32, batch 1", tables={"splits": rows}, **config)
+    return made(mode="splits 1,2,32, batch 1", tables={"splits": rows}, started=started, **config)
+
+
+def test_shapes_have_rows_of_their_own():
+    """Another page size makes them nothing to compare with the splits of the usual cache."""
+    shape = split(2, page_size=16, num_subspaces=32, context=64, started="2025-04")
+    shape = shape.model_copy(update={"config": {**shape.config, "mode": "split shapes 1,2,32, batch 1"}})
+    rows = finding_f([shape, split(2)])
+    assert [row["claim"] for row in rows] == [f"splits, {NAMED}", "splits, M 32, 4 bits, 64 tokens, 32 heads"]
 
 
 def test_the_best_number_of_splits_on_a_cpu_decides_nothing():
@@ -206,20 +241,37 @@ def test_a_gpu_gets_a_model_and_a_length_that_can_decide(monkeypatch, tmp_path, 
         assert (device.model, device.lengths, set(device.bits)) == ("llama-3.1-8b", (4096, 32768), {0, 4, 2})
 
 
-def test_quick_layouts_are_three_pairs_that_differ_in_one_side(monkeypatch, tmp_path):
+def test_quick_layouts_are_three_pairs_that_differ_in_one_side_in_one_cell(monkeypatch, tmp_path):
     asked = []
-    for name in ("bench", "breakdown"):
-        monkeypatch.setattr(layouts, name, lambda config, store, **how: asked.append(config) or iter(()))
+    monkeypatch.setattr(layouts, "paired_grid", lambda config, name, ways, store, **how: asked.append(ways) or iter(()))
     list(layouts.part_d(Request(RecordStore(tmp_path), quick=True)))
-    cpu = [c for c in asked if c.backend == "cpu"]
-    assert {(c.key_layout, c.value_layout) for c in cpu} == {ROWS, MIXED, TRANSPOSED}
-    assert len({c.lengths for c in cpu}) == 1 and len(cpu[0].lengths) == 1
+    (ways,) = asked
+    assert [tuple(w.given.values()) for w in ways.values()] == [ROWS, MIXED, TRANSPOSED]
 
 
 def test_bad_values_are_one_line():
     with pytest.raises(ConfigError, match=r"speed parts of million: lengths: .*positive") as raised:
         speed.config_of(True, (0,))
     assert "\n" not in str(raised.value)
+
+
+def test_records_of_steps_are_found_by_a_run_today(monkeypatch, tmp_path):
+    """The cells of part i as a run describes them are those that were kept: codes as the reports have them."""
+    asked, kept = [], load_records(Path(__file__).parents[2] / "results" / "million")
+    monkeypatch.setattr(steps, "breakdown", lambda config, store, **how: asked.append(config) or iter(()))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    list(steps.part_i(Request(RecordStore(tmp_path))))
+    known = {record.digest: record.config for record in kept if record.kind == "bench"}
+    (machine,) = {c["machine"] for c in known.values() if c["device"] == "cpu"}
+    digests = set()
+    for config in asked:
+        for context in config.lengths:
+            for bits, shape in bench._shapes(config):
+                cell = bench.Cell(bits, shape, 1, context)
+                described = bench._describe(config, cell, "breakdown", "cpu", 2)
+                digests.add(digest_of(described | {"device": "cpu", "machine": machine}))
+    assert len(digests) == 6
+    assert digests <= known.keys()
 
 
 def test_parts_are_shares_of_their_sum_and_encoding_is_charged():

@@ -1,7 +1,8 @@
 """Backend `cuda`: one decoding step on paged codes or paged exact vectors, by Numba kernels on an NVIDIA GPU.
 
 Pages, sinks and residual are cut into splits that write partial results; one kernel merges them all by log-sum-exp.
-Several queries at once are prefill, which decodes a tile of pages for all of them: torch does that on the GPU.
+Several queries at once are prefill, which decodes a tile of pages for all of them: torch does that on the GPU, and
+nothing else is left to it.
 """
 
 from __future__ import annotations
@@ -51,14 +52,16 @@ def attention(
         return torch.zeros_like(query), query.new_full((B, Tq, Hq), -math.inf, dtype=torch.float32)
     if pages is None or not pages.trusted:
         check_lengths(pages, sinks, residual)
-    if obstacle(query, pages) is not None:
+    if Tq != 1:  # said in records by `ChosenBackend.prefill_note`
         out, lse = reference(query, pages, sinks, residual, scale=scale, window=window)
         return out, lse.float()
+    if (reason := obstacle(query, pages)) is not None:  # of a step, which is what this backend is for
+        raise KernelError(f"backend 'cuda' cannot take this step: {reason}")
     return Step(query, pages, sinks, residual, scale, window or 0).run()
 
 
 def obstacle(query: Tensor, pages: PagedTokens | None) -> str | None:
-    """Why the kernels leave a step to torch, or None."""
+    """Why the kernels cannot take these queries, or None."""
     if query.shape[1] != 1:
         return "several queries a sequence are prefill"
     if query.dtype == torch.float64 or (pages is not None and pages.keys.pages.dtype == torch.float64):

@@ -9,12 +9,27 @@ from pathlib import Path
 from pqkv.errors import PqkvError
 from pqkv.record import Record
 from pqkv.report.drawing import Plot
-from pqkv.reproduce.million import layouts, lookups, memory, pages, pool, quality, splits, steps, tokens
+from pqkv.reproduce.million import (
+    bins,
+    copies,
+    layouts,
+    lookups,
+    memory,
+    outliers,
+    pages,
+    pool,
+    quality,
+    reported,
+    splits,
+    steps,
+    tokens,
+    windows,
+)
 from pqkv.reproduce.million.lab import Lab
 from pqkv.reproduce.million.settings import Settings
 from pqkv.reproduce.models import write_models
 from pqkv.reproduce.run import Request
-from pqkv.reproduce.tables import CLAIM_COLUMNS, WORDS, Row, write_plot, write_rows
+from pqkv.reproduce.tables import WORDS, Row, write_claims, write_plot, write_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +55,18 @@ PARTS = (
         quality.plots_a,
         asks=True,
     ),
+    Part(
+        "a",
+        outliers.outlier_part,
+        outliers.outlier_finding,
+        lambda records: {"a_outliers": outliers.outlier_rows(records)},
+        asks=True,
+    ),
     Part("b", memory.part_b, memory.finding_b, lambda records: {"b_memory": memory.rows_b(records)}, memory.plots_b),
+    Part("c", bins.bins_part, bins.bins_finding),
     Part("c", lambda lab: lookups.part_c(lab.request), lookups.finding_c),
     Part("d", lambda lab: layouts.part_d(lab.request), layouts.finding_d),
+    Part("d", copies.copies_part, copies.copies_finding),
     Part(
         "e",
         pages.part_e,
@@ -61,6 +85,7 @@ PARTS = (
         lambda records: {"e_allocation": pool.allocation_rows(records), "e_pool_sizes": pool.pool_rows(records)},
         pool.pool_plots,
     ),
+    Part("e", windows.capacity_part, windows.windows_finding),
     Part("f", lambda lab: splits.part_f(lab.request), splits.finding_f),
     Part("g", lambda lab: tokens.part_g(lab.request), tokens.finding_g),
     Part(
@@ -72,6 +97,7 @@ PARTS = (
         asks=True,
     ),
     Part("i", lambda lab: steps.part_i(lab.request), steps.finding_i),
+    Part("j", reported.part_j, reported.finding_j),
 )
 LETTERS = "".join(dict.fromkeys(part.letter for part in PARTS))
 MODEL_LETTERS = "".join(part.letter for part in PARTS if part.asks)
@@ -104,8 +130,8 @@ def claims_of(records: Sequence[Record]) -> list[Row]:
 
 
 def derive(records: list[Record], folder: Path) -> list[Path]:
-    """`claims.csv`, the models side by side, the tables of each part and its pictures; a part without records leaves
-    none.
+    """`claims.csv` and `claims.md`, the models side by side, the tables of each part and its pictures; a part without
+    records leaves none.
     """
     folder = Path(folder)
     claims = claims_of(records)
@@ -116,4 +142,4 @@ def derive(records: list[Record], folder: Path) -> list[Path]:
                 written.append(write_rows(rows, folder / f"{name}.csv"))
         for drawn in part.plots(records):
             written += write_plot(drawn, folder)
-    return [write_rows(claims, folder / "claims.csv", CLAIM_COLUMNS), *written]
+    return [*write_claims(claims, folder), *written]

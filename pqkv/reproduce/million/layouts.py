@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
-from typing import Any
+from statistics import median
 
 from pqkv.cell import run_cell
 from pqkv.codec import code_geometry
@@ -19,18 +19,16 @@ from pqkv.reproduce.million.speed import (
     change,
     comparable,
     is_claimed,
-    layout_of,
     measured,
     on_devices,
-    parts_of,
     row_of,
     where_of,
 )
 from pqkv.reproduce.run import Request
 from pqkv.reproduce.tables import Row
 from pqkv.speed.accesses import Accesses, cpu_lines, key_accesses, value_accesses
-from pqkv.speed.bench import bench
-from pqkv.speed.breakdown import breakdown
+from pqkv.speed.breakdown import WHOLE
+from pqkv.speed.paired import Way, paired_grid, ratio_of, strongest
 
 _LAYOUTS: tuple[tuple[Layout, Layout], ...] = (
     ("row", "row"), ("row", "transposed"), ("transposed", "row"), ("transposed", "transposed"),
@@ -44,23 +42,21 @@ _COUNTED = (  # where the addresses that are counted come from
 
 
 def part_d(request: Request) -> Iterator[Record]:
-    """Pairs of layouts of keys and values, quick all but (transposed, row): the parts of a step, the race against
-    exact attention, and a count of accesses.
+    """Pairs of layouts of keys and values, quick all but (transposed, row), in one run: the parts of a step and exact
+    attention; and a count of accesses.
     """
     lengths = (4096,) if request.quick else (4096, 32768)
     layouts = (_LAYOUTS[0], _LAYOUTS[1], _LAYOUTS[3]) if request.quick else _LAYOUTS
-    for keys, values in layouts:
-        given = {"key_layout": keys, "value_layout": values}
-        for config in on_devices(request.quick, lengths, **given):
-            yield from breakdown(config, request.store, force=request.force, report=request.report)
-            yield from bench(config, request.store, force=request.force, report=request.report)
+    ways = {_way(pair): Way(given={"key_layout": pair[0], "value_layout": pair[1]}) for pair in layouts}
+    for config in on_devices(request.quick, lengths):
+        yield from paired_grid(config, "layouts", ways, request.store, force=request.force, report=request.report)
     for bits in (4, 2) if request.quick else (4, 3, 2):
         yield _access_record(bits, request.store, request.force)
 
 
 def finding_d(records: Sequence[Record]) -> list[Row]:
-    """Accesses by count; cost of values and of keys, bandwidth and speed-up as measured, each with the layout of one
-    side changed and that of the other side kept.
+    """Accesses by count; cost of values and of keys, bandwidth and speed-up as measured in one run, each with the
+    layout of one side changed and that of the other side kept.
     """
     rows = []
     for record in sorted(comparable(records, kind=_ACCESSES), key=lambda r: -r.config["bits"]):
@@ -79,59 +75,58 @@ def finding_d(records: Sequence[Record]) -> list[Row]:
                     f"{transposed['loads_per_token']:g} loads; counted, each {unit}"
                 )
                 rows.append(row_of(f"{name} of {side}, {bits:g} bits", "75% fewer transposed", said, fewer >= 0.75))
-    for device in ("cpu", "cuda"):
-        rows += _layout_rows([r for r in records if r.config.get("device") == device], device)
+    for record in sorted(comparable(records, "paired layouts"), key=cell_of):
+        rows += _layout_rows(record)
     return rows
 
 
-def _layout_rows(records: Sequence[Record], device: str) -> list[Row]:
-    parts = {
-        cell_of(r) + layout_of(r): parts_of(r)
-        for r in comparable(records, "breakdown")
-        if r.config["backend"] == device
-    }
-    races = {cell_of(r) + layout_of(r): r for r in comparable(records, "decode") if r.config["backend"] == device}
+def _way(pair: tuple[str, str]) -> str:
+    return f"keys {_in(pair[0])}, values {_in(pair[1])}"
+
+
+def _layout_rows(record: Record) -> list[Row]:
+    """What rows and transposed pages of one side cost where the other side is kept, and speed-ups of the same cells."""
     rows: list[Row] = []
-    for cell in sorted({key[:-2] for key in (*parts, *races)}):
-        for kept in ("transposed", "row"):
-            in_values = (kept, "row"), (kept, "transposed")  # MILLION's to its extension's where keys are kept in rows
-            in_keys = ("row", kept), ("transposed", kept)
-            rows += _part_rows(parts, cell, in_values, "values", f"keys {_in(kept)}", device)
-            rows += _part_rows(parts, cell, in_keys, "scores", f"values {_in(kept)}", device)
-            row, transposed = (races.get((*cell, *pair)) for pair in in_values)
-            if row is not None and transposed is not None:
-                rows += _race_rows(row, transposed, f"keys {_in(kept)}, {where_of(cell)}", device)
+    for kept in ("transposed", "row"):
+        in_values = (
+            _way((kept, "row")),
+            _way((kept, "transposed")),
+        )  # MILLION's to its extension's where keys are in rows
+        in_keys = _way(("row", kept)), _way(("transposed", kept))
+        rows += _part_rows(record, in_values, "values", f"keys {_in(kept)}")
+        rows += _part_rows(record, in_keys, "scores", f"values {_in(kept)}")
+        rows += _race_rows(record, in_values, f"keys {_in(kept)}, {where_of(cell_of(record))}")
     return rows
 
 
-def _part_rows(
-    parts: dict[tuple[Any, ...], dict[str, float]], cell: tuple[Any, ...], pairs: tuple[tuple[str, str], ...],
-    part: str, kept: str, device: str,
-) -> list[Row]:  # fmt: skip
-    """What a part takes in the first and in the second of two pairs of layouts; nothing where one was not measured."""
-    row, transposed = (parts.get((*cell, *pair), {}).get(part) for pair in pairs)
+def _part_rows(record: Record, pair: tuple[str, str], part: str, kept: str) -> list[Row]:
+    """What a part takes in the first and in the second of two ways; nothing where one was not measured."""
+    device, where = record.config["device"], where_of(cell_of(record))
+    row, transposed = (record.samples.get(f"{way}: {part}") for way in pair)
     if row is None or transposed is None:
         return []
-    saved = 1 - transposed / row
-    said = f"{row:.3g} ms in rows, {transposed:.3g} ms transposed: {change(saved, 'less')} time"
+    share = ratio_of(transposed, row)
+    said = f"{median(row):.3g} ms in rows, {median(transposed):.3g} ms transposed: {share} as long"
     if part == "scores":
-        return [measured(f"access to keys, {kept}, {where_of(cell)}", "not said", said, None, device)]
-    holds = round(saved, 2) >= 0.6 if device == "cuda" else None
-    name = f"access to values, {kept}, {where_of(cell)}"
-    return [measured(name, "60% to 70% cheaper transposed", said, holds, device)]
+        return [measured(f"access to keys, {kept}, {where}", "not said", said, None, device)]
+    holds = round(1 - share.value, 2) >= 0.6 if device == "cuda" else None
+    return [measured(f"access to values, {kept}, {where}", "60% to 70% cheaper transposed", said, holds, device)]
 
 
-def _race_rows(row: Record, transposed: Record, where: str, device: str) -> list[Row]:
+def _race_rows(record: Record, pair: tuple[str, str], where: str) -> list[Row]:
     """Bandwidth and speed-up with values in rows and transposed."""
-    moved, ratio = (
-        [r.metrics[name].value or 0.0 for r in (row, transposed)] for name in ("bandwidth_fraction", "speedup")
-    )
+    wholes = {row["way"]: row for row in record.tables["ways"] if row["part"] == WHOLE}
+    if not wholes.keys() >= set(pair):
+        return []
+    device, exact = record.config["device"], strongest(record)
+    moved = [wholes[way]["bandwidth_fraction"] for way in pair]
+    first, second = (ratio_of(record.samples[exact], record.samples[f"{way}: {WHOLE}"]) for way in pair)
     on_gpu = device == "cuda"
     said = f"{moved[0]:.0%} of the copy bandwidth with values in rows, {moved[1]:.0%} transposed"
     holds = round(moved[1], 2) >= 0.95 if on_gpu else None
     rows = [measured(f"bandwidth, {where}", "60% in rows, 95% transposed", said, holds, device)]
-    said = f"{ratio[0]:.2f}x with values in rows, {ratio[1]:.2f}x transposed, over the fastest exact attention"
-    holds = round(ratio[1], 1) >= 2.5 if on_gpu and is_claimed(row) else None
+    said = f"{first} with values in rows, {second} transposed, over the fastest exact attention ({exact})"
+    holds = round(second.value, 1) >= 2.5 if on_gpu and is_claimed(record) else None
     return [
         *rows,
         measured(f"speed-up, {where}", "2.09x in rows, 2.5x to 3.0x transposed at 32K", said, holds, device),

@@ -98,7 +98,7 @@ def _flushes_halved(rows: Sequence[Row]) -> list[Row]:
             ratio = rate[after] / rate[before]
             theirs = "0.5x" if before[0] == after[0] else "not said"
             found.append(
-                claim(what, theirs, f"{ratio:.2f}x ({rate[before]:.5f} to {rate[after]:.5f} a token)", ratio < 0.55)
+                claim(what, theirs, f"{ratio:.2f}x ({rate[before]:.5f} to {rate[after]:.5f} a token)", ratio <= 0.5)
             )
     return found
 
@@ -112,6 +112,8 @@ def _overhead(rows: Sequence[Row]) -> list[Row]:
             ("free_of_pool", "pages of the pool that nobody uses"),
             ("unused_in_residual", "slots without a token in the residual windows"),
         ):
+            if (cache, key) == ("coded", "unused_in_pages"):
+                continue  # zero by construction: only whole pages are sealed, which is nothing that was found
             worst = max((row for row in own if row[key] is not None), key=lambda row: float(row[key]), default=None)
             if worst is not None:
                 ours = (

@@ -36,6 +36,9 @@ class Settings(Base):
     memory_models: tuple[str, ...] = Field(("llama-2-7b", "llama-3.1-8b"), description="shapes beside the model's")
     lengths: tuple[int, ...] = (2048, 4096, 32768, 131072)
     verify_up_to: int = Field(8192, ge=0, description="caches of up to so many tokens are filled and measured too")
+    outlier_scales: tuple[float, ...] = Field(
+        (1, 4, 16, 64), description="times that a channel or token is made larger"
+    )
     page_shape: Shape = (32, 8)
     page_context: int = Field(2048, ge=2)
     page_windows: int = Field(8, ge=1)
@@ -48,6 +51,8 @@ class Settings(Base):
     pool_pages: tuple[int, ...] = (100, 1_000, 10_000, 100_000, 1_000_000)
     pool_calls: int = Field(20_000, ge=100, description="single calls timed")
     pool_growths: int = Field(5, ge=1, description="pools grown once, and that call timed")
+    listed_tokens: int = Field(1024, ge=256, description="steps of the report's listings")
+    listed_heads: int = Field(8, ge=1, description="KV heads of them")
     seed: int = Field(0, ge=0, lt=2**31)
 
     @field_validator("shapes", "opq_shapes", "memory_shapes")
@@ -59,7 +64,7 @@ class Settings(Base):
 
     @field_validator(
         "contexts", "shapes", "opq_shapes", "opq_contexts", "memory_shapes", "lengths", "page_sizes", "residuals",
-        "pool_pages",
+        "pool_pages", "outlier_scales",
     )  # fmt: skip
     @classmethod
     def _not_empty(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:

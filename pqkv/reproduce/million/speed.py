@@ -38,8 +38,10 @@ def on_devices(
 
 
 def config_of(quick: bool, lengths: tuple[int, ...], **given: Any) -> BenchConfig:  # noqa: ANN401 - settings by name
-    """Settings of a grid over lengths: 4 bits unless given, fewer repeats for a quick run."""
-    return parsed({"lengths": lengths, "bits": (4.0,), "repeats": 5 if quick else 11, **given})
+    """Settings of a grid over lengths: 4 bits unless given, fewer repeats for a quick run; codes as the reports have
+    them, with nothing of recipe pqkv beside.
+    """
+    return parsed({"lengths": lengths, "bits": (4.0,), "repeats": 5 if quick else 11, "served": (), **given})
 
 
 def parsed(values: dict[str, Any]) -> BenchConfig:

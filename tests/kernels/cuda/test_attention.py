@@ -17,6 +17,9 @@ from pqkv.kernels.cuda import backend, naive
 from pqkv.kernels.cuda.backend import attention
 from pqkv.kernels.cuda.coded import CodedVariant
 from pqkv.kernels.cuda.exact import ExactVariant
+from pqkv.kernels.cuda.launch import launch
+from pqkv.kernels.cuda.merge import merge_block
+from pqkv.kernels.cuda.plain import PlainVariant
 from pqkv.kernels.cuda.splits import stretches
 from pqkv.kernels.splits import split_step
 
@@ -120,6 +123,28 @@ def test_centroids_of_four_elements_and_shared_by_heads(device):
 def test_blocks_of_several_warps_reduce_over_all_of_them(block, group, device, monkeypatch):
     monkeypatch.setattr(backend, "coded_variant", partial(CodedVariant, block=block))
     check(SMALL.but(group=group, dtype=torch.float16, context=(0, 1, 600)), device)
+
+
+@pytest.mark.parametrize("spec", [
+    EXACT, EXACT.but(dtype=torch.float16), EXACT.but(head_dim=64), SMALL, SMALL.but(dtype=torch.float16),
+    SMALL.but(dtype=torch.float16, layouts=("row", "row")), SMALL.but(dtype=torch.float16, group=1), *BESIDE,
+], ids=["exact", "exact half", "exact, merged by two", "plain", "coded", "coded rows",
+        "coded one head", "plain with all", "coded with all"])  # fmt: skip
+def test_every_kernel_reduces_over_two_warps_that_both_hold_tokens(spec, device, monkeypatch):
+    """A thread reads 4 or 8 tokens' codes, so that 300 tokens reach the second warp: what stays in a warp shows."""
+    for name, variant in (
+        ("ExactVariant", ExactVariant),
+        ("PlainVariant", PlainVariant),
+        ("coded_variant", CodedVariant),
+    ):
+        monkeypatch.setattr(backend, name, partial(variant, block=64))
+    monkeypatch.setattr(backend, "choose_splits", lambda *units, **rule: 1 if spec.head_dim == 16 else 3)
+    monkeypatch.setattr(backend, "choose_coded_splits", lambda *units, **rule: 1)
+    held = []
+    monkeypatch.setattr(backend, "launch", lambda kernel, grid, block, *given: (
+        held.append(block), launch(kernel, grid, block, *given)))  # fmt: skip
+    check(spec.but(context=(300, 0), sinks=None, residual=None), device)
+    assert held == [64, merge_block(spec.head_dim)]
 
 
 @pytest.mark.parametrize("window", [1, 5, 50])
@@ -290,6 +315,24 @@ def test_several_queries_and_nothing_at_all(device):
     out, lse = attention(torch.randn(2, 1, 4, 16, device=device), None, None, None, scale=1.0)
     assert out.eq(0).all()
     assert lse.eq(float("-inf")).all()
+
+
+@pytest.mark.parametrize(("spec", "reason"), [
+    (EXACT.but(head_dim=20), "20 elements are no multiple of 8"),
+    (SMALL.but(head_dim=20, subspaces=(10, 10)), "20 elements are no multiple of 8"),
+], ids=["exact", "codes"])  # fmt: skip
+def test_a_step_that_the_kernels_cannot_take_is_not_left_to_another(spec, reason, device):
+    inputs = [moved(part, device) for part in build(spec).inputs]
+    with pytest.raises(KernelError, match=f"'cuda' cannot take this step: .*{reason}"):
+        attention(*inputs, scale=1.0)
+
+
+def test_pages_in_float64_are_refused(device):
+    query, pages, *rest = (moved(part, device) for part in build(EXACT).inputs)
+    pages = replace(pages, **{side: replace(getattr(pages, side), pages=getattr(pages, side).pages.double())
+                              for side in ("keys", "values")})  # fmt: skip
+    with pytest.raises(KernelError, match="cannot take this step: they accumulate in float32"):
+        attention(query, pages, *rest, scale=1.0)
 
 
 def test_the_naive_kernel(device):
