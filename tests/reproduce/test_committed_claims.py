@@ -1,5 +1,6 @@
 """What lies in results is what its records say, and what a run today would find again."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,17 @@ def test_the_readme_quotes_what_a_real_model_said_word_by_word(written):
     found = files[MODELS_FILE].read_text().splitlines() if MODELS_FILE in files else []
     assert set(quoted) <= set(found)
     assert (len(quoted) > 2) == bool(found)
+
+
+def test_rows_of_a_readme_that_are_claims_are_rows_of_its_claims(written):
+    """Wherever in it they stand: a part's letter in front, a verdict at the end. That of `million` sums several up."""
+    name, _, files = written
+    if name == "million":
+        return
+    text = (ROOT / "experiments" / name / "README.md").read_text()
+    quoted = re.findall(r"^\| [a-z] \| .* \| (?:yes|no|not known) \|$", text, re.M)
+    found = [files[file].read_text().splitlines() for file in ("claims.md", MODELS_FILE) if file in files]
+    assert set(quoted) <= {line for lines in found for line in lines}
 
 
 def test_codebooks_that_were_trained_for_the_claims_are_found_again(reference, tmp_path):
