@@ -16,6 +16,8 @@ Row = dict[str, Any]
 CLAIM_COLUMNS = ("part", "model", "claim", "theirs", "ours", "gpu", "holds")
 _QUOTED = ("part", "claim", "theirs", "ours", "holds")
 WORDS = {True: "yes", False: "no", None: "not known"}
+NOT_HERE = "not measurable here"  # as what is claimed of a GPU, on a processor
+NO_CLAIM = "nothing claimed"  # a figure beside what a report leaves unsaid
 
 
 def of_kind(records: Iterable[Record], kind: str) -> list[Record]:
@@ -117,9 +119,12 @@ def held(*, inside: bool, outside: bool) -> bool | None:
     return True if inside else False if outside else None
 
 
-def claim(text: str, theirs: str, ours: str, holds: bool | None, model: str | None = None) -> Row:
-    """One line of claims.csv, less its part."""
-    return {"model": model, "claim": text, "theirs": theirs, "ours": ours, "holds": WORDS[holds]}
+def claim(text: str, theirs: str, ours: str, holds: bool | str | None, model: str | None = None) -> Row:
+    """One line of claims.csv, less its part. `holds` is a verdict, `NOT_HERE` or `NO_CLAIM`; where it is not known,
+    `ours` says why.
+    """
+    word = holds if isinstance(holds, str) else WORDS[holds]
+    return {"model": model, "claim": text, "theirs": theirs, "ours": ours, "holds": word}
 
 
 def _word(value: Any) -> Any:  # noqa: ANN401 - a cell of a table

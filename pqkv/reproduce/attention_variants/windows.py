@@ -25,7 +25,7 @@ from pqkv.reproduce.attention_variants.settings import Settings
 from pqkv.reproduce.paired import paired_ratio
 from pqkv.reproduce.parts import part_cell
 from pqkv.reproduce.run import Request
-from pqkv.reproduce.tables import Row, claim, held, lines, newest, of_kind, plot, table_rows
+from pqkv.reproduce.tables import NO_CLAIM, Row, claim, held, lines, newest, of_kind, plot, table_rows
 from pqkv.text import load_corpus, windows
 
 BOUND = "attention-window-pages"
@@ -223,7 +223,7 @@ def _coded(model: str, context: int, rows: Sequence[Row]) -> list[Row]:
     )
     bits = max(row["bits"] for _, row, _ in pairs)
     return [claim("techniques stack: a window and codes", "not measured",
-                  f"KLD through windows at {bits:g} bits: {said}", None, model)]  # fmt: skip
+                  f"KLD through windows at {bits:g} bits: {said}", NO_CLAIM, model)]  # fmt: skip
 
 
 def plots_d(records: Sequence[Record]) -> list[Plot]:

@@ -18,7 +18,7 @@ from pqkv.reproduce.devices import machines, measured_on
 from pqkv.reproduce.incremental_decode.settings import Settings
 from pqkv.reproduce.parts import part_cell
 from pqkv.reproduce.run import Request
-from pqkv.reproduce.tables import Row, claim, lines, newest, of_kind, plot, table_rows
+from pqkv.reproduce.tables import NO_CLAIM, NOT_HERE, Row, claim, lines, newest, of_kind, plot, table_rows
 from pqkv.speed.baselines import grouped_sdpa
 from pqkv.speed.timing import Contestant, copies_beyond_cache, median_interval, race
 
@@ -119,14 +119,14 @@ def finding_c(records: Sequence[Record]) -> list[Row]:
         on_gpu = device == "cuda"
         claims = [
             claim("PAR-020 is faster than PAR-018", "eliminates the main bottleneck",
-                  f"{times:,.0f} times at {shared:,} tokens, {machine}", times > 1 if on_gpu else None),
+                  f"{times:,.0f} times at {shared:,} tokens, {machine}", times > 1 if on_gpu else NOT_HERE),
             claim("what all rows for one query take", "not said",
                   f"{_at(every_row, most) / _at(by[SDPA], most):,.0f} times the time of one row at {most:,} tokens, "
-                  f"{machine}", None),
+                  f"{machine}", NO_CLAIM),
             claim("one warp a head is enough", "one block of 32 threads a head, no split",
                   f"{split:.1f} times as long as pages split over threads at {longest:,} tokens and {exact:.1f} times "
-                  f"torch's, {machine}", split < 1.1 if on_gpu else None),
-            claim("a token more costs a step of one layer", "not said", f"{slopes}; {machine}", None),
+                  f"torch's, {machine}", split < 1.1 if on_gpu else NOT_HERE),
+            claim("a token more costs a step of one layer", "not said", f"{slopes}; {machine}", NO_CLAIM),
         ]  # fmt: skip
         found += [measured_on(device, row) for row in claims]
     return found

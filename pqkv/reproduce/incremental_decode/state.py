@@ -147,11 +147,12 @@ def finding_b(records: Sequence[Record]) -> list[Row]:
     if sizes:
         most = max(row["length"] for row in sizes)
         least = min(row["length"] for row in sizes)
+        static = {row["bytes"] for row in sizes if row["cache"] == "static"}
         for length in (least, most):
             said = "; ".join(
                 f"{row['cache']} {row['bytes'] / _MIB:,.1f} MiB" for row in sizes if row["length"] == length
             )
-            rows.append(claim(f"memory of {length:,} tokens", "max_len is allocated", said, None))
+            rows.append(claim(f"memory of {length:,} tokens", "max_len is allocated", said, len(static) == 1))
     rows.append(
         claim("host copies are ordered with compute_stream", "copy_from_host, then a launch on compute_stream",
               "the listing does not show which stream copies use", None)

@@ -18,7 +18,7 @@ from pqkv.reproduce.devices import devices
 from pqkv.reproduce.incremental_decode.settings import Settings
 from pqkv.reproduce.parts import part_cell
 from pqkv.reproduce.run import Request
-from pqkv.reproduce.tables import Row, claim, lines, newest, of_kind, plot, table_rows
+from pqkv.reproduce.tables import NO_CLAIM, Row, claim, lines, newest, of_kind, plot, table_rows
 
 STEP = "incremental-step"
 TRIP, RESIDENT = "PAR-018", "PAR-020"
@@ -142,20 +142,22 @@ def finding_a(records: Sequence[Record]) -> list[Row]:
         claim(f"{TRIP}: only the new K/V vectors are transferred to the GPU",
               "hidden_dim floats each",
               f"{longest['bytes_per_token'] / 2**30:.2f} GiB a token at {longest['length']:,} tokens, of which the new "
-              f"token's K and V are {own / _MIB:.2f} MiB; {slope:,.0f} bytes more with every token", False),
+              f"token's K and V are {own / _MIB:.2f} MiB; {slope:,.0f} bytes more with every token",
+              longest["bytes_per_token"] <= own),
         claim(f"{TRIP} moves ~66 MB a token", "66 MB",
               f"at {at['MB']:.0f} tokens, 66 MiB at {at['MiB']:.0f}; {longest['bytes_per_token'] / 1e6:,.0f} MB at "
-              f"{longest['length']:,}", False),
+              f"{longest['length']:,}", slope == 0),
         claim(f"{RESIDENT} eliminates the transfer", "small transfers only",
               f"{resident[-1]['bytes_per_token']:,} bytes a token at every length, not none",
               len({row["bytes_per_token"] for row in resident}) == 1),
         claim(f"{TRIP}: calls of a token", "not said",
               f"{longest['copies_per_token']:,} copies at {longest['length']:,} tokens, {layers * longest['launches']} "
               f"launches; {RESIDENT} {resident[-1]['copies_per_token']} copies, "
-              f"{layers * resident[-1]['allocations']} allocations and as many synchronizations as layers", None),
+              f"{layers * resident[-1]['allocations']} allocations and as many synchronizations as layers", NO_CLAIM),
         claim("no K/V go up below head_dim tokens", "flash attention needs seq_len >= head_dim",
               "; ".join(f"{row['length']} tokens: {row['copies_per_token']:,} copies, {row['bytes_per_token']:,} bytes"
-                        for row in trip if row["length"] in few), None),
+                        for row in trip if row["length"] in few),
+              len({row["up_bytes"] for row in trip if row["length"] in few}) == 1),
         claim(f"both branches of {TRIP} are right around {shape['head_dim']} tokens", "correctness",
               ", ".join(f"{row['length']}: {row['error']:.1e}" for row in near) + " of a row's largest element",
               all(row["error"] <= TOLERANCE for row in near)),
@@ -173,19 +175,19 @@ def _work(shape: dict[str, Any], lengths: list[int]) -> list[Row]:
     below = [n for n in lengths if n < D]
     result = [
         claim(f"{TRIP}: products of a step", "one query", f"(L + 1) / 2 times those of one row, {(L + 1) / 2:,.1f} at "
-              f"{L:,} tokens; derived", None),
+              f"{L:,} tokens; derived", L == 1),
         claim(f"{RESIDENT}: reads of a KV head", "PAR-021: h // group",
               f"{H // Hkv} times, once for each of its query heads; {2 * H * L * D * 4 / _MIB:.0f} MiB a layer at "
-              f"{L:,} tokens in place of {2 * Hkv * L * D * 4 / _MIB:.0f}, where no cache helps; derived", None),
+              f"{L:,} tokens in place of {2 * Hkv * L * D * 4 / _MIB:.0f}, where no cache helps; derived", NO_CLAIM),
         claim(f"{RESIDENT}: multiprocessors at work", "grid (heads, 1), block of 32 threads",
-              f"{H} blocks of one warp: at most {H} of the 132 of an H100, one warp on each; derived", None),
+              f"{H} blocks of one warp: at most {H} of the 132 of an H100, one warp on each; derived", NO_CLAIM),
     ]  # fmt: skip
     if below:  # of each row L in the sum, and D times those up to its own in the products
         n = max(below)
         times = (n * n + D * n * (n + 1) // 2) / n
         result.append(
             claim(f"{TRIP}: exponentials below head_dim tokens", "standard softmax",
-                  f"{times:,.0f} for each that one row needs at {n} tokens; derived", None)
+                  f"{times:,.0f} for each that one row needs at {n} tokens; derived", times <= 1)
         )  # fmt: skip
     return result
 

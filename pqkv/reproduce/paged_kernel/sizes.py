@@ -17,7 +17,7 @@ from pqkv.reproduce.devices import machines, measured_on
 from pqkv.reproduce.paged_kernel.settings import Settings
 from pqkv.reproduce.parts import part_cell
 from pqkv.reproduce.run import Request
-from pqkv.reproduce.tables import Row, claim, lines, newest, of_kind, plot, table_rows
+from pqkv.reproduce.tables import NO_CLAIM, NOT_HERE, Row, claim, lines, newest, of_kind, plot, table_rows
 from pqkv.speed.timing import Contestant, race
 
 BYTES, RACE = "paged-kernel-bytes", "paged-kernel-race"
@@ -116,30 +116,30 @@ def finding_d(records: Sequence[Record]) -> list[Row]:
         result.append(claim(
             "an index and an offset for every position", "the same mapping as the page table",
             f"{own['bytes'] / own['tokens']:g} bytes a token where a table of blocks of {P} takes "
-            f"{table['bytes'] / table['tokens']:g}", None))  # fmt: skip
+            f"{table['bytes'] / table['tokens']:g}", NO_CLAIM))  # fmt: skip
         copies = [row for row in rows if row["what"] == "copies"]
         said = "; ".join(f"{row['blocks']:,} blocks {row['bytes'] / 2**20:,.0f} MiB" for row in copies)
         tokens = copies[0]["tokens"]
         result.append(claim(
             "the fallback copies all blocks to the host", "copies all blocks to host",
             f"a call moves what the pool holds, not the sequence: {said}, for {tokens} tokens in {-(-tokens // P)} "
-            "blocks", None))  # fmt: skip
+            "blocks", len({row["bytes"] / row["blocks"] for row in copies}) == 1))  # fmt: skip
     L, H, D = 2048, 32, 128
     reads = 2 * L * L * H * D * 2
     result += [
         claim("a block for each (position, head)", "each block processes one (position, head) pair",
               f"{L:,} x {H} rows each read all keys and values: {reads / 1e9:.1f} GB a layer in fp16 of {D} channels, "
-              f"{reads / 2e9:.1f} with a causal mask; tiles of rows divide it; derived", None),
+              f"{reads / 2e9:.1f} with a causal mask; tiles of rows divide it; derived", NO_CLAIM),
         claim("scores in shared memory", "__shared__ for attention score reduction",
               f"a row of float32 scores fills the {_LDS >> 10} KiB of a workgroup at {_LDS // 4:,} tokens; derived",
-              None),
+              NO_CLAIM),
         claim("the signature serves decoding and MQA", "q, k_blocks, v_blocks, indices, offsets, output, seq_len, "
               "num_heads, head_dim, block_size",
               "no KV heads, no scale, no mask, no batch, no length of the query apart from the cache's", False),
         claim("blocks as T**", "const T** k_blocks",
-              "one more load that the next one waits for, a token and head; derived", None),
+              "one more load that the next one waits for, a token and head; derived", NO_CLAIM),
         claim("a complete kernel template", "template<typename T>",
-              "HIPRTC needs a name expression for an instance of a template; no HIP compiler here", None),
+              "HIPRTC needs a name expression for an instance of a template; no HIP compiler here", NOT_HERE),
         claim("complete implementation", "COMPLETE",
               "compiling and launching are phase 3b of the report's own next steps", False),
         claim("lines of the files", f"{SAID} in all, mod.rs 2",
