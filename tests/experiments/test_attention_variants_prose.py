@@ -1,0 +1,84 @@
+"""Figures in the LOG's entry on windows, rotary embeddings and kept tokens are those of their records."""
+
+import csv
+import math
+
+import pytest
+from prose import ROOT, numbers, text_of
+
+from pqkv.record import load_records
+from pqkv.reproduce.attention_variants.kept import kept_rows
+from pqkv.reproduce.paired import paired_ratio
+
+FOLDER = ROOT / "results/attention-variants"
+LOG = text_of("experiments/LOG.md")
+
+
+def rows_of(name):
+    with (FOLDER / f"{name}.csv").open() as text:
+        return list(csv.DictReader(text))
+
+
+def test_first_tokens_beside_a_window():
+    klds = {
+        (row["model"], int(row["window"]), int(row["sinks"])): float(row["kld_mean"])
+        for row in rows_of("d_windows")
+        if float(row["bits"]) == 0
+    }
+    (small,) = numbers(LOG, r"as much through a window without first tokens as with them \(([\d.]+) times the KLD\)")
+    assert small == round(klds["reference", 256, 0] / klds["reference", 256, 4], 3)
+    short, long = numbers(LOG, r"SmolLM2 loses ([\d.]+) times as much at 256 tokens of 1,024 and (\d+) times at 512")
+    assert short == round(klds["smollm2", 256, 0] / klds["smollm2", 256, 4], 1)
+    assert long == round(klds["smollm2", 512, 0] / klds["smollm2", 512, 4])
+
+
+def test_rotary_embeddings():
+    losses = {
+        record.config["rope"]: {} for record in load_records(FOLDER) if record.kind == "attention-reach"
+    }  # fmt: skip
+    for record in load_records(FOLDER):
+        if record.kind == "attention-reach" and record.config["model"] == "reference":
+            losses[record.config["rope"]][record.config["tokens"]] = record.samples
+
+    def over_none(kind, tokens, sample):
+        mean = [sum(part[tokens][sample]) / len(part[tokens][sample]) for part in (losses[kind], losses["none"])]
+        return math.exp(mean[0] - mean[1])
+
+    told = numbers(LOG, r"\(linear (\d+) times, NTK \+([\d.]+)%, YaRN \+([\d.]+)%, bundled model\)")
+    assert told[0] == round(over_none("linear", 4096, "nll"))
+    assert told[1:] == [round(100 * (over_none(kind, 4096, "nll") - 1), 1) for kind in ("ntk", "yarn")]
+    (far,) = numbers(LOG, r"at four times it YaRN costs ([\d.]+) of none")
+    assert far == round(over_none("yarn", 16384, "nll_newest"), 2)
+
+
+@pytest.fixture(scope="module")
+def kept():
+    """Of the bundled model: rows by what was kept and the share, and records by digest."""
+    records = load_records(FOLDER)
+    rows = {(row["way"], row["keep_share"]): row for row in kept_rows(records) if row["model"] == "reference"}
+    return rows, {record.digest: record for record in records}
+
+
+def test_codes_beside_kept_tokens(kept):
+    rows, records = kept
+
+    def times(over, under):
+        return paired_ratio(records[rows[over]["record"]], records[rows[under]["record"]])
+
+    six = next(key for key in rows if key[0].startswith("all tokens, 6"))
+    best = min(times((policy, 0.5), six)[0] for policy in ("attention-sum", "recent", "random"))
+    (told,) = numbers(LOG, r"A policy would have to be (\d+) times better to compete with 6 bits")
+    assert told == round(best, -1)
+    for share in (0.5, 0.25):
+        for other in ("recent", "random"):
+            low = times(("attention-sum", share), (other, share))[1]
+            assert low > 0.5  # nowhere near what codes do
+        assert times(("attention-sum", share), ("recent", share))[2] > 1
+
+
+def test_together():
+    rows = {(row["techniques"], int(row["tokens"])): float(row["smaller"]) for row in rows_of("h_stacked")}
+    longest = max(tokens for _, tokens in rows)
+    product = math.prod(rows[name, longest] for name in ("heads", "window", "codes"))
+    whole, all_parts = numbers(LOG, r"in bytes either \((\d+) of (\d+)\)")
+    assert [whole, all_parts] == [round(rows["heads+window+codes", longest]), round(product)]
