@@ -1,11 +1,12 @@
 """What a model writes on coded caches and on DynamicCache: text side by side, tokens a second, bytes.
 
 .venv/bin/python experiments/checks/generate_text.py [--model smollm2] [--bits 4,2] [--tokens 2000] [--prompt TEXT] \
-    [--temperature 0.8] [-o results/generation]
+    [--temperature 0.8] [--window 512 --window-sinks 4] [-o results/generation]
 
 Every cache decodes alone, token by token, after the same prompt; with -o each leaves a record (kind `generation`).
 Small models repeat themselves when they write greedily: with a temperature tokens are drawn, by the same random numbers
-on every cache, so that texts part only where the caches' logits do.
+on every cache, so that texts part only where the caches' logits do. Through a window the coded caches see the newest
+tokens, and their pages come back.
 """
 
 import argparse
@@ -35,8 +36,11 @@ asked.add_argument("--bits", default="4,2")
 asked.add_argument("--tokens", type=int, default=2000)
 asked.add_argument("--prompt", default=PROMPT)
 asked.add_argument("--temperature", type=float, default=0.0)
+asked.add_argument("--window", type=int)
+asked.add_argument("--window-sinks", type=int, default=0)
 asked.add_argument("-o", "--output", type=Path)
 given = asked.parse_args()
+seen = CacheConfig.parse({"window": given.window, "window_sinks": given.window_sinks})
 
 lm = load_model(given.model)
 attach(lm.model)
@@ -44,7 +48,7 @@ widths = [float(bits) for bits in given.bits.split(",")]
 books = {b: default_codebooks(lm, TrainConfig.parse({"model": given.model, "bits": b}))[0] for b in widths}
 ids = torch.tensor([lm.encode(given.prompt)], device=lm.device)
 caches = {"DynamicCache": (0.0, lambda: DynamicCache(config=lm.model.config))}
-caches |= {f"{b:g} bits": (b, lambda b=b: PQKVCache(lm.model.config, books[b], CacheConfig())) for b in widths}
+caches |= {f"{b:g} bits": (b, lambda b=b: PQKVCache(lm.model.config, books[b], seen)) for b in widths}
 
 
 def bytes_of(cache: Cache) -> tuple[int, int]:
@@ -97,6 +101,8 @@ for name, (bits, make) in caches.items():
     }  # fmt: skip
     if given.temperature:
         config |= {"mode": "drawn", "temperature": given.temperature}
+    if given.window and bits:
+        config |= {"window": given.window, "window_sinks": given.window_sinks}
     records[name] = run_cell(
         partial(write, make), kind="generation", config=config, seed=0, env=env, git=git, store=store
     )
