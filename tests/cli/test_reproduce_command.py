@@ -35,7 +35,7 @@ def test_the_list_names_every_experiment(capsys):
     (["reproduce", "milion"], "unknown experiment 'milion'; known: quality-degradation, million, incr"),
     (["reproduce", NAME, "--experiments", "nowhere"], "run in a checkout of pqkv, or name its folder of experiments"),
     (["reproduce", NAME, "--quik"], "--quik"),
-    (["reproduce", "million", "--parts", "a,x"], "million has no part 'x'; known: a, b, c, d, e, f, g, h, i"),
+    (["reproduce", "million", "--parts", "a,x"], "million has no part 'x'; known: a, b, c, d, e, f, g, h, i, j"),
     (["reproduce", NAME, "--parts", "e"], f"{NAME} has no part 'e'; known: a, b, c, d"),
     (["reproduce", NAME, "--model", "reference", "--parts", "b"],
      f"part b of {NAME} takes no --model; with one, name parts of a, c, d, or none"),

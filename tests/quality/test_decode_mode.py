@@ -145,7 +145,7 @@ def test_the_last_step_counts(base, monkeypatch):
     grid |= {"bits": (0,), "mode": ("decode",), "decode_tokens": 20, "metrics": ("perplexity", "kld")}
 
     def spoiled(fault):
-        def choose(name, device, dtype, fallback):
+        def choose(name, device, dtype, **more):
             chosen = choose_backend("fault:none/32", device, dtype)
             return type(chosen)(chosen.name, FaultyAttention(fault, chosen.run))
 

@@ -248,7 +248,7 @@ def test_rows_before_the_first_code_are_attended_to_in_parts(tiny, books):
         return attention(*args, attn_mask=attn_mask, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pqkv.quality.schedule.F.scaled_dot_product_attention", seen)
+        patch.setattr("pqkv.lm.causal.F.scaled_dot_product_attention", seen)
         schedule = run_coded(tiny, ids, books, config, "exact-schedule")
     assert max(rows for rows, _ in masks) == 2 * TILE_ROWS  # two query heads on a KV head
     first = TILE_ROWS + 42

@@ -138,7 +138,7 @@ def test_a_named_model_is_asked_in_the_parts_that_ask_one(asked):
     assert {record.config["model"] for record in own} == {"tiny"}
     assert {record.config["model"] for record in others} == {"other"}
     assert sorted(r.kind for r in others) == sorted(r.kind for r in own)
-    assert {record.kind for record in others} == {"million-codebooks", "eval"}
+    assert {record.kind for record in others} == {"million-codebooks", "million-outliers", "eval"}
 
 
 def test_every_claim_has_a_row_for_each_model_out_of_its_own_cells(asked, tmp_path):

@@ -100,7 +100,7 @@ PARTS = (
     Part("j", reported.part_j, reported.finding_j),
 )
 LETTERS = "".join(dict.fromkeys(part.letter for part in PARTS))
-MODEL_LETTERS = "".join(part.letter for part in PARTS if part.asks)
+MODEL_LETTERS = "".join(dict.fromkeys(part.letter for part in PARTS if part.asks))
 
 
 def cells(settings: Settings, request: Request) -> Iterator[Record]:
