@@ -142,6 +142,9 @@ def test_comparisons_with_nan(name, with_nan):
 
 def test_division_rounds_once_and_numbers_become_floats():
     assert (evaluate("div.rn.f32 {0}, {1}, {2}", np.float32(1), np.float32(3), result="f32") == np.float32(1 / 3)).all()
+    x = (DRAW.uniform(1, 2, 64) * 2.0 ** DRAW.integers(-60, 60, 64)).astype(np.float32)
+    found = evaluate("rcp.rn.f32 {0}, {1}", x, result="f32", threads=64)
+    assert found.tolist() == [float(nearest(1 / Fraction(float(one)), np.float32)) for one in x]
     found = evaluate("cvt.rn.f32.s32 {0}, {1}", np.array([0xFFFFFFFF, 16777217, 16777219], np.uint32), result="f32",
                      threads=3)  # fmt: skip
     np.testing.assert_array_equal(found, np.array([-1, 16777216, 16777220], np.float32))

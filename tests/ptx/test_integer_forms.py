@@ -117,6 +117,15 @@ def test_a_field():
     assert (evaluate("bfe.u32 {0}, {1}, 24, 32", np.uint32(0x12345678)) == 0x12).all()
 
 
+def test_a_field_put_in():
+    """Field, word, first bit, bits; what hangs over the end is lost."""
+    assert (evaluate("bfi.b32 {0}, {1}, {2}, 8, 12", np.uint32(0xFFFABC), np.uint32(0x12345678)) == 0x123ABC78).all()
+    found = evaluate("bfi.b64 {0}, {1}, {2}, 8, 56", np.uint64(0x123456789ABCDEF0), np.uint64(0x42), result="b64")
+    assert (found == 0x3456789ABCDEF042).all()
+    assert (evaluate("bfi.b32 {0}, {1}, {2}, 28, 8", np.uint32(0xAB), np.uint32(0)) == 0xB0000000).all()
+    assert (evaluate("bfi.b32 {0}, {1}, {2}, 4, 0", np.uint32(0xAB), np.uint32(7)) == 7).all()
+
+
 @pytest.mark.parametrize(("form", "given", "result", "expected"), [
     ("cvt.s64.s32", np.uint32(0x80000000), "b64", 0xFFFFFFFF80000000),
     ("cvt.u64.u32", np.uint32(0x80000000), "b64", 1 << 31),

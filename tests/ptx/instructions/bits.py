@@ -20,6 +20,8 @@ def _register_all():
             form(f"shr.{kind}")(lambda one, k=kind: compute(one, k, (k, "u32"), _right))
     for kind in ("u32", "u64"):
         form(f"bfe.{kind}")(lambda one, k=kind: compute(one, k, (k, "u32", "u32"), _field))
+    for kind in ("b32", "b64"):
+        form(f"bfi.{kind}")(lambda one, k=kind: compute(one, k, (k, k, "u32", "u32"), _insert))
 
 
 def _left(a, count):
@@ -41,9 +43,20 @@ def _right(a, count):
 def _field(a, start, length):
     """`length` bits from `start` on, the lowest byte of each counts."""
     start, length = start & np.uint32(255), length & np.uint32(255)
-    bits = 8 * a.dtype.itemsize
-    ones = np.where(length >= bits, ~a.dtype.type(0), _left(np.ones_like(a), length) - a.dtype.type(1))
-    return _right(a, start) & ones
+    return _right(a, start) & _ones(a, length)
+
+
+def _insert(field, word, start, length):
+    """The lowest `length` bits of `field` in place of those of `word` from `start` on."""
+    start, length = start & np.uint32(255), length & np.uint32(255)
+    ones = _left(_ones(word, length), start)
+    return (word & ~ones) | (_left(field, start) & ones)
+
+
+def _ones(like, length):
+    """The lowest `length` bits set."""
+    one = like.dtype.type(1)
+    return np.where(length >= 8 * like.dtype.itemsize, ~like.dtype.type(0), _left(np.ones_like(like), length) - one)
 
 
 @form("shf.r.wrap.b32")

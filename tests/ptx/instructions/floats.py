@@ -55,6 +55,11 @@ def _divide_doubles(one):
     return compute(one, "f64", ("f64", "f64"), np.divide)
 
 
+@form("rcp.rn.f32")
+def _reciprocal(one):
+    return compute(one, "f32", ("f32",), lambda value: np.float32(1) / value)
+
+
 @form("sqrt.rn.f32")
 def _root(one):
     return compute(one, "f32", ("f32",), np.sqrt)

@@ -53,8 +53,10 @@ def compute(one, result, sources, function):
     if len(reads) == 2:
         a, b = reads
         return lambda warp: write(warp, function(a(warp.registers), b(warp.registers)))
-    a, b, c = reads
-    return lambda warp: write(warp, function(a(warp.registers), b(warp.registers), c(warp.registers)))
+    if len(reads) == 3:
+        a, b, c = reads
+        return lambda warp: write(warp, function(a(warp.registers), b(warp.registers), c(warp.registers)))
+    return lambda warp: write(warp, function(*(read(warp.registers) for read in reads)))
 
 
 def _guarded(step, guard):
