@@ -16,7 +16,9 @@ from typing import Any
 from pqkv.errors import KernelError
 from pqkv.kernels.cuda.coded import CodedVariant, coded_kernel
 from pqkv.kernels.cuda.device import SIMULATED
+from pqkv.kernels.cuda.encode import EncodeVariant, encode_kernel, slots_kernel
 from pqkv.kernels.cuda.exact import ExactVariant, exact_kernel
+from pqkv.kernels.cuda.merge import merge_kernel
 from pqkv.kernels.cuda.naive import NaiveVariant, naive_kernel
 from pqkv.kernels.cuda.plain import PlainVariant, plain_kernel
 from pqkv.kernels.cuda.warp import WarpVariant, warp_kernel
@@ -25,7 +27,8 @@ Capability = tuple[int, int]  # such as (9, 0)
 
 _REMEDY = "pip install 'pqkv[cuda]'"
 _PTXAS = Path("bin") / "ptxas"
-_CODED_NUMBERS, _EXACT_NUMBERS, _NAIVE_NUMBERS, _WARP_NUMBERS = 11, 10, 4, 7  # arguments after the arrays
+# arguments after the arrays
+_CODED_NUMBERS, _EXACT_NUMBERS, _NAIVE_NUMBERS, _WARP_NUMBERS, _ENCODE_NUMBERS, _SLOTS_NUMBERS = 11, 10, 4, 7, 5, 2
 _TURN_TABLES = 4  # phasors and three tables
 
 
@@ -117,6 +120,38 @@ def compile_warp(variant: WarpVariant, capability: Capability) -> Compiled:
 
     arrays = [*[types.float32] * 3, *[types.int32] * 3, *[types.float32] * 2]
     return _compile(warp_kernel(variant), arrays, _WARP_NUMBERS, capability)
+
+
+def compile_merge(head_dim: int, capability: Capability) -> Compiled:
+    """`merge_kernel` as the backend launches it. Raises `KernelError` where there is no assembler."""
+    from numba import types
+
+    floats = types.Array(types.float32, 1, "C")
+    return _compile(merge_kernel(head_dim), [types.float32], 0, capability, [types.int64, floats, floats])
+
+
+def compile_encode(variant: EncodeVariant, capability: Capability, *, id_bits: int = 64) -> Compiled:
+    """`encode_kernel` as `encode_pages` launches it, page ids of 32 or 64 bits. Raises `KernelError` where there is no
+    assembler.
+    """
+    from numba import types
+
+    vectors = {"float32": types.float32, "float16": types.float16, "bfloat16": types.int16}[variant.dtype]
+    arrays = [
+        vectors, types.float32, types.int64 if variant.permuted else types.float32, types.float32,
+        types.int64 if id_bits == 64 else types.int32, types.int32 if variant.unit == 4 else types.uint8,
+    ]  # fmt: skip
+    return _compile(encode_kernel(variant), arrays, _ENCODE_NUMBERS, capability)
+
+
+def compile_slots(bits: int, capability: Capability) -> Compiled:
+    """`slots_kernel` as `write_slots` launches it, for elements of 16 or 32 bits. Raises `KernelError` where there is
+    no assembler.
+    """
+    from numba import types
+
+    elements = types.int32 if bits == 32 else types.int16
+    return _compile(slots_kernel(None), [*[elements] * 4, types.int32], _SLOTS_NUMBERS, capability)
 
 
 def find_ptxas() -> Path:
