@@ -108,6 +108,10 @@ def test_records_of_before_say_their_share_by_their_configuration():
     assert found
     for record in found:
         share = share_of_config(record.config)
+        if record.config.get("window") or record.config.get("keep"):  # newer, and no formula says it
+            assert share is None
+            assert 0 < record.metrics["coded_share"].value < 1
+            continue
         assert share is not None
         assert nothing_coded(record) == (share == 0)
         assert (share == 0) == (record.config["mode"] == "decode" and record.config["context"] < 133)

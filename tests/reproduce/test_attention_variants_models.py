@@ -18,6 +18,8 @@ from pqkv.reproduce.attention_variants.windows import depth_rows, window_rows
 from pqkv.reproduce.paired import paired_ratio
 from pqkv.reproduce.parts import claims_of
 
+pytestmark = pytest.mark.xdist_group("attention-variants-models")  # one process runs the cells, not each its own
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -25,7 +27,7 @@ def run(tmp_path_factory):
     given = Settings(
         text_context=256, text_windows=1, windows=(64,), window_bits=(0,), trained=64, reach_times=(1, 2),
         reach_windows=2, kept_context=256, kept_windows=4, keep_shares=(0.25,), kept_bits=(), decode_tokens=8,
-        pooled_context=64, heads=8, head_dim=16, stacked_lengths=(64, 256), stacked_window=64, repeats=3,
+        pooled_context=64, heads=8, head_dim=64, stacked_lengths=(256,), stacked_window=64, repeats=3,
     )  # fmt: skip
     return list(attention_variants.cells(given, Request(RecordStore(folder), parts=tuple("defgh")))), folder
 

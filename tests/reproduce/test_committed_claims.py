@@ -14,6 +14,7 @@ from pqkv.reproduce.run import asks_a_model, settings_of
 
 ROOT = Path(__file__).parents[2]
 REAL = "### On a real model"
+pytestmark = pytest.mark.xdist_group("committed-claims")  # records are read once, not in each process
 
 
 @pytest.fixture(scope="module", params=EXPERIMENTS)

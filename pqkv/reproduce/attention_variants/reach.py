@@ -4,8 +4,8 @@ the lesson's factor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from typing import Any, cast
 
 import numpy as np
@@ -35,6 +35,7 @@ _ROWS = 512  # whose logits are made at once
 def part_e(settings: Settings, request: Request) -> Iterator[Record]:
     """Every embedding at the trained length and at its multiples, on the same windows."""
     for kind in KINDS:
+        loaded = cache(partial(reaching, settings.model, kind, settings.trained, max(settings.reach_times)))
         for times in settings.reach_times:
             tokens = settings.trained * times
             request.report(f"e: {settings.model}, {kind}, {tokens} tokens", 0, 1)
@@ -42,7 +43,7 @@ def part_e(settings: Settings, request: Request) -> Iterator[Record]:
                 "part": "e", "model": settings.model, "data": TEXT, "rope": kind, "factor": max(settings.reach_times),
                 "trained": settings.trained, "tokens": tokens, "windows": settings.reach_windows, "seed": settings.seed,
             }  # fmt: skip
-            yield part_cell(REACH, config, partial(_measured, settings, kind, tokens), request)
+            yield part_cell(REACH, config, partial(_measured, settings, loaded, tokens), request)
 
 
 class LessonRotary(nn.Module):
@@ -73,8 +74,8 @@ def reaching(name: str, kind: str, trained: int, factor: float) -> LanguageModel
     return load_model(name, rope=RopeVariant(cast(Rope, kind), factor, trained))
 
 
-def _measured(settings: Settings, kind: str, tokens: int) -> dict[str, Any]:
-    lm = reaching(settings.model, kind, settings.trained, max(settings.reach_times))
+def _measured(settings: Settings, loaded: Callable[[], LanguageModel], tokens: int) -> dict[str, Any]:
+    lm = loaded()
     attach(lm.model)
     losses = np.stack([losses_of(lm, ids[None]) for ids in text_windows(lm, tokens, settings.reach_windows)])
     row: Row = {}
