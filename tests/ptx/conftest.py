@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "kernels"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "kernels"))  # their batches and float64 references serve here too
 
 
 @pytest.fixture

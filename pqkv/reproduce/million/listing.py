@@ -77,7 +77,7 @@ class PagedPQCache(DynamicPQCache):
         for h in range(self.heads):
             page_id = self.page_manager.allocate_page()
             self.page_manager.get_page(page_id)[:, :] = v_codes[0, h].transpose(0, 1)
-            if h == 0:  # "simplified, only the first is recorded"
+            if h == 0:  # the listing records the first head alone, and says so
                 self.value_page_ids.append(page_id)
         remaining = self.residualed_tokens - self.page_size
         for residual in (self.key_residual_cache, self.value_residual_cache):
@@ -94,7 +94,7 @@ class PagedPQCache(DynamicPQCache):
         self.value_residual_cache[:, :, r : r + n] = values
         self.residualed_tokens += n
         self.seen_tokens += n
-        self.decoding(query, keys, values)  # "TODO: call the new paged attention kernel"
+        self.decoding(query, keys, values)  # where the listing leaves its paged kernel uncalled
 
     def decoding_with_fallback(self, query: Tensor, keys: Tensor, values: Tensor) -> None:
         """What phase 3 lists of it: the same call in `try` and in `except`."""
