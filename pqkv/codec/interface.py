@@ -49,9 +49,9 @@ class Codec(ABC):
         """Bytes that do not grow with tokens: codebooks, rotations, means, as they are held."""
         return 0
 
+    @abstractmethod
     def to(self, device: torch.device) -> Codec:
         """The codec with what it learnt on another device."""
-        return self
 
 
 class Learnt:

@@ -56,6 +56,10 @@ class ShuffledCodec(Codec):
         ]
         return keys[:, :, orders[0]], values[:, :, orders[1]]
 
+    def to(self, device: torch.device) -> ShuffledCodec:
+        """The control of the codec there."""
+        return ShuffledCodec(self.codec.to(device))
+
 
 def shuffled(books: CodebookSet | Codec) -> CodebookSet | Codec:
     """The control of `books`, or of a codec."""

@@ -8,6 +8,7 @@ from peer_samples import learnt, made_samples, vectors_of
 
 from pqkv.codec.catalog import CODECS
 from pqkv.codec.planes import Plane, pack_planes, unpack_planes
+from pqkv.quality.control import shuffled
 
 META = torch.device("meta")
 SPECS = [
@@ -32,8 +33,10 @@ def test_every_codec_is_here():
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_nothing_is_left_on_the_cpu(spec, samples):
-    codec = learnt(spec, samples).to(META)
+@pytest.mark.parametrize("control", [False, True])
+def test_nothing_is_left_on_the_cpu(spec, control, samples):
+    codec = learnt(spec, samples)
+    codec = (shuffled(codec) if control else codec).to(META)
     pairs, positions = vectors_of(samples, 200)
     below = None
     for layer, pair in enumerate(pairs):
