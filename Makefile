@@ -55,9 +55,10 @@ test-lowest test-newest: $(READY)
 	PYTHONPATH=$(CURDIR)/build/$@ $(BIN)/python -m pytest -n auto --dist loadgroup $(MEETS_TRANSFORMERS)
 
 # on a machine with an NVIDIA GPU; any Python that has the packages will do: make gpu GPU_PYTHON=python3
+# DRY=1 needs none: tests are collected, kernels compiled, cells planned
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu:
-	$(GPU_PYTHON) experiments/gpu/run.py
+	$(GPU_PYTHON) experiments/gpu/run.py $(if $(DRY),--dry)
 
 lint: $(READY)
 	$(BIN)/ruff check .

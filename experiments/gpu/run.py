@@ -1,11 +1,11 @@
 """Everything that needs an NVIDIA GPU, in resumable steps: `make gpu`, or this file with any Python that has torch.
 
-    python experiments/gpu/run.py [--minutes 30] [--only NAME] [--list] [--again]
+    python experiments/gpu/run.py [--minutes 30] [--only NAME] [--list] [--again] [--dry]
 
 Each step is a command of a few minutes. A finished step is not run again (`--again` forgets that); a grid that was cut
 off goes on from its records. Neither FAISS nor a network is needed. Records go to results/gpu/bench, /breakdown, /parts
 and /end-to-end, what the profiler counts, logs and what was done to results/gpu. With pytest-xdist the tests run on
-every core: compiling is what they wait for.
+every core: compiling is what they wait for. `--dry` runs nothing and needs no GPU: see `dry.py`.
 """
 
 from __future__ import annotations
@@ -141,11 +141,16 @@ def main() -> int:
     parser.add_argument("--only", action="append", help="this step, or all whose names begin so; repeatable")
     parser.add_argument("--list", action="store_true", help="name the steps and whether they are done")
     parser.add_argument("--again", action="store_true", help="run finished steps again")
+    parser.add_argument("--dry", action="store_true", help="collect tests, compile kernels and plan cells; run nothing")
     given = parser.parse_args()
     chosen = [s for s in steps() if not given.only or any(s.name.startswith(name) for name in given.only)]
     if not chosen:
         print(f"no step is called {', '.join(given.only)}; --list names them", file=sys.stderr)
         return 2
+    if given.dry:
+        from dry import dry_run  # beside this file; imports pqkv, which `--list` does without
+
+        return dry_run(chosen, ROOT)
     LOGS.mkdir(parents=True, exist_ok=True)
     done = {step.name: LOGS / f"{step.name}.done" for step in chosen}
     if given.list:

@@ -20,24 +20,14 @@ import torch
 
 from pqkv.cell import run_cell
 from pqkv.codec import code_geometry
-from pqkv.config import SERVED, BenchConfig, CodeShape
+from pqkv.config import BenchConfig, CodeShape
 from pqkv.env import environment, git_state, machine_name
 from pqkv.kernels import choose_backend
 from pqkv.record import RecordStore
 from pqkv.speed.bench import backend_call, metric_of
+from pqkv.speed.served_parts import SERVED_PARTS
 from pqkv.speed.synthetic import decode_inputs
 from pqkv.speed.timing import Contestant, copies_beyond_cache, race
-
-# the universal codebook stands behind the Hadamard matrix, with gains
-PARTS = {
-    "product codes": (),
-    "int8": ("int8",),
-    "frame": ("frame",),
-    "frame, turning": ("frame", "turning"),
-    "gains": ("gains",),
-    "hadamard, universal": ("hadamard", "universal"),
-    "all": SERVED,
-}
 
 asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 asked.add_argument("-o", "--output", type=Path)
@@ -48,7 +38,7 @@ asked.add_argument("--lengths", default="4096,32768")
 asked.add_argument("--bits", default="4,3,2")
 asked.add_argument("--batch", type=int, default=1)
 asked.add_argument(
-    "--part", action="append", choices=PARTS, help="these and not all, the first being what others are held to"
+    "--part", action="append", choices=SERVED_PARTS, help="these and not all, the first being what others are held to"
 )
 asked.add_argument("--repeats", type=int, default=15, help="rounds of each placement")
 asked.add_argument("--placements", type=int, default=5, help="times that all caches are made anew")
@@ -59,13 +49,17 @@ asked.add_argument(
 given = asked.parse_args()
 if given.device == "cuda" and not torch.cuda.is_available():
     asked.error("torch finds no NVIDIA GPU here: leave --device out, or run where there is one, on a torch for CUDA")
-device, chosen = torch.device(given.device), given.part or list(PARTS)
+device, chosen = torch.device(given.device), given.part or list(SERVED_PARTS)
 backend = choose_backend("auto", device, getattr(torch, given.dtype), fallback=False)
 
 
 def contestant(part: str, bits: float, length: int) -> Contestant:
     config = BenchConfig(
-        heads=given.heads, kv_heads=given.kv_heads, head_dim=given.head_dim, dtype=given.dtype, served=PARTS[part]
+        heads=given.heads,
+        kv_heads=given.kv_heads,
+        head_dim=given.head_dim,
+        dtype=given.dtype,
+        served=SERVED_PARTS[part],
     )
     shape = code_geometry(CodeShape(bits=bits), given.head_dim)
     first = decode_inputs(config, length, given.batch, shape, 0, device)
