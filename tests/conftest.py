@@ -9,6 +9,15 @@ from models import sampled_books, tiny_lm
 from pqkv.lm.load import REFERENCE_FOLDER, load_model
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist writes groups into the ids
+def pytest_collection_modifyitems(items):
+    """Tests of a file that share what they made run in one process, which makes it once."""
+    for item in items:
+        made = item._fixtureinfo.name2fixturedefs.values()
+        if item.get_closest_marker("xdist_group") is None and any(found[-1].scope == "module" for found in made):
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)

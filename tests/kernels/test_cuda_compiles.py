@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
@@ -41,15 +42,15 @@ COMPILE = {
 many = [pytest.mark.slow, pytest.mark.ci]
 
 
-def every_shape(first):
-    """Every shape and group for every capability in `make test-slow`; CI takes each for one of them in turns, the first
-    for number `first`.
+def in_turns(first, *axes):
+    """Every combination for every capability in `make test-slow`; CI takes each for one of them in turns, the first for
+    number `first`.
     """
     return [
-        pytest.param(bits, group, capability, marks=many if (i + j + k) % 2 == first else [pytest.mark.slow])
-        for i, bits in enumerate(SHAPES)
-        for j, group in enumerate(GROUPS)
-        for k, capability in enumerate(CAPABILITIES)
+        pytest.param(
+            *(value for _, value in found), marks=many if sum(i for i, _ in found) % 2 == first else pytest.mark.slow
+        )
+        for found in product(*map(enumerate, axes), enumerate(CAPABILITIES))
     ]
 
 
@@ -102,7 +103,7 @@ def test_a_kernel_that_ends_early_does_the_work_of_its_phases():
     assert scores.count("ld.shared") - tables.count("ld.shared") >= 8 * 4 - 1
 
 
-@pytest.mark.parametrize(("bits", "group", "capability"), every_shape(0))
+@pytest.mark.parametrize(("bits", "group", "capability"), in_turns(0, SHAPES, GROUPS))
 def test_coded_kernels_are_sound(bits, group, capability):
     check(coded(bits, group), capability)
 
@@ -120,7 +121,7 @@ def test_what_a_variant_does_not_have_it_does_not_take():
     assert found[0].report.shared_bytes == found[1].report.shared_bytes
 
 
-@pytest.mark.parametrize(("bits", "group", "capability"), every_shape(1))
+@pytest.mark.parametrize(("bits", "group", "capability"), in_turns(1, SHAPES, GROUPS))
 def test_coded_kernels_with_a_bias_and_gains_are_sound(bits, group, capability):
     check(replace(coded(bits, group), **BESIDE), capability)
 
@@ -133,10 +134,7 @@ def test_coded_kernels_of_rows_with_a_bias_and_gains_are_sound(group, layouts):
     check(replace(coded(4, group, layouts), **BESIDE), (9, 0))
 
 
-@pytest.mark.slow
-@pytest.mark.ci
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(("group", "capability"), in_turns(1, GROUPS))
 def test_plain_kernels_with_a_bias_and_gains_are_sound(group, capability):
     check(replace(plain(4, group, "row" if group == 2 else "transposed"), **BESIDE), capability)
 
@@ -174,11 +172,7 @@ def test_kernels_that_end_early_are_sound(bits, last):
     check(replace(coded(bits, 4), last=last), (9, 0))
 
 
-@pytest.mark.slow
-@pytest.mark.ci
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("bits", SHAPES)
+@pytest.mark.parametrize(("bits", "group", "capability"), in_turns(0, SHAPES, GROUPS))
 def test_plain_kernels_are_sound(bits, group, capability):
     check(plain(bits, group, "row" if group == 2 else "transposed"), capability)
 
@@ -211,10 +205,6 @@ def test_faulty_kernels_are_sound_but_for_their_fault(fault):
     check(NaiveVariant("float16", 128, **fault), (9, 0))
 
 
-@pytest.mark.slow
-@pytest.mark.ci
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "group", "capability"), in_turns(0, DTYPES, GROUPS))
 def test_exact_kernels_are_sound(dtype, group, capability):
     check(fitting(ExactVariant(dtype, 128, group)), capability)

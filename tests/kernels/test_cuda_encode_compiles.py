@@ -1,5 +1,7 @@
 """What the encoding kernel becomes on a GPU, without one: PTX, then machine code, and what `ptxas` says of it."""
 
+from itertools import product
+
 import pytest
 
 pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'pqkv[cuda]'")
@@ -19,6 +21,12 @@ pytestmark = [
     pytest.mark.skipif(ASSEMBLER is None, reason="needs ptxas: pip install 'pqkv[cuda]'"),
 ]
 SHAPES = {"4 bits": (64, 8, 2), "3 bits": (64, 6, 2), "2 bits": (32, 8, 4)}  # of vectors of 128 elements
+AXES = SHAPES, ("row", "transposed"), ("float32", "float16"), [(8, 0), (9, 0)]
+MARKS = [pytest.mark.slow, pytest.mark.ci], pytest.mark.slow
+ALL = [  # CI takes each for one capability in turns
+    pytest.param(*(value for _, value in found), marks=MARKS[sum(i for i, _ in found) % 2])
+    for found in product(*map(enumerate, AXES))
+]
 
 
 def check(variant, capability):
@@ -38,12 +46,7 @@ def test_codes_of_2_bits_an_element_compile_without_spills():
     check(EncodeVariant(Codes(*SHAPES["2 bits"], "transposed"), 64, "float16", True, True), (9, 0))
 
 
-@pytest.mark.slow
-@pytest.mark.ci
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("layout", ["row", "transposed"])
-@pytest.mark.parametrize("bits", SHAPES)
+@pytest.mark.parametrize(("bits", "layout", "dtype", "capability"), ALL)
 def test_default_codes_compile_without_spills(bits, layout, dtype, capability):
     check(EncodeVariant(Codes(*SHAPES[bits], layout), 64, dtype, True, True), capability)
 

@@ -13,6 +13,7 @@ from pqkv.errors import ContaminationError
 from pqkv.lm.contamination import check_contamination, identifying_documents
 from pqkv.text import Corpus, Document, tokenize
 
+pytestmark = pytest.mark.once  # documents and digests, no model
 LENGTH = 100
 
 

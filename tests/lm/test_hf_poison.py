@@ -58,6 +58,7 @@ def _poison_pages(table, size, sides, lengths, value):
     return sum(pages.numel() for pages in sides)
 
 
+@pytest.mark.once  # the memory is pqkv's; such steps test_hf_batches.py takes with every version
 @pytest.mark.parametrize("kind", POISONS)
 @pytest.mark.parametrize("shape", [*SHAPES, "exact"])
 def test_unused_memory_is_never_read(tiny, books, shape, kind):

@@ -119,6 +119,7 @@ def test_a_name_wins_over_a_folder_of_that_name(tmp_path, monkeypatch):
     assert find_model(f"./{REFERENCE}").place == f"./{REFERENCE}"
 
 
+@pytest.mark.once  # of files that pqkv has written itself
 def test_default_codebooks_are_listed_with_their_model_and_removed(reference):
     from pqkv.config import TrainConfig
     from pqkv.lm.defaults import default_codebooks

@@ -98,6 +98,7 @@ def test_left_padded_batches_see_what_each_sees_alone(tiny, books):
         assert gap(stepwise(tiny.model, news[b : b + 1], alone)[0], later[b]) <= 1e-8
 
 
+@pytest.mark.once  # the recipe and its kernels are pqkv's; windows beside it run with every version
 def test_the_default_recipe_through_its_compiled_kernels(reference, prose):
     """Keys around a mean that turns: of pages that went, the phasors know how far the mean has turned."""
     books = default_codebooks(reference, TrainConfig(calibration_tokens=4096, samples=4096))[0]

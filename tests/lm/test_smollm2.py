@@ -94,10 +94,16 @@ def test_the_schedule_of_4_bits_equals_token_by_token_decoding(lm, ids):
     "prompt", ["The capital of France is", "def quicksort(values):\n", "Once upon a time, in a village by the sea,"]
 )
 def test_the_paged_exact_cache_writes_what_dynamic_cache_writes(lm, prompt):
+    """Each token is the likeliest after those before it by one forward on transformers' own cache: they are then what
+    its 200 steps would write, in half the time.
+    """
     from transformers import DynamicCache
 
     attach(lm.model)
     ids = torch.tensor([lm.encode(prompt)])
-    expected = greedy(lm, ids, DynamicCache(config=lm.model.config), 200)
-    assert greedy(lm, ids, PQKVCache(lm.model.config), 200) == expected
-    assert len(set(expected)) > 5
+    found = greedy(lm, ids, PQKVCache(lm.model.config), 200)
+    with torch.inference_mode():
+        cache = DynamicCache(config=lm.model.config)
+        logits = forward(lm.model, torch.cat([ids, torch.tensor([found[:-1]])], 1), cache).logits
+    assert found == logits[0, ids.shape[1] - 1 :].argmax(-1).tolist()
+    assert len(set(found)) > 5

@@ -76,6 +76,7 @@ def test_token_mode_equals_the_schedule_over_700_tokens(tiny, books, books6, ids
     assert gap(schedules[8], schedules[6]) > MATTERS
 
 
+@pytest.mark.once  # layouts lie below what transformers calls; three of them run with every version above
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("nbits", [8, 6])
 def test_every_layout_equals_the_schedule(tiny, books, books6, nbits, layout):
@@ -87,6 +88,7 @@ def test_every_layout_equals_the_schedule(tiny, books, books6, nbits, layout):
     assert gap(run_exact(tiny, ids), schedule) > MATTERS
 
 
+@pytest.mark.once  # sizes of pages and of what stays exact are pqkv's own, as layouts are
 @pytest.mark.parametrize(
     ("page", "residual", "sinks"),
     [
@@ -114,6 +116,7 @@ def test_any_shape_of_cache_equals_the_schedule_and_the_brute_force(tiny, books,
         assert gap(run_exact(tiny, ids), schedule) <= 1e-12
 
 
+@pytest.mark.once  # when pages fill is pqkv's own count; 700 tokens flush often with every version
 @pytest.mark.parametrize("length", [1, 19, 20, 21, 27, 28, 29])
 def test_lengths_at_the_first_flushes(tiny, books, length):
     """With S=4, R=16, P=8 row 20 is the first to see codes, row 28 the first to see a second page."""
@@ -175,6 +178,7 @@ def test_half_precision_models_run_in_every_mode_alike(dtype):
     assert gap(coded.double(), exact) > MATTERS
 
 
+@pytest.mark.once  # no model
 @settings(max_examples=200, deadline=None)
 @given(length=st.integers(1, 400), page=st.integers(1, 64), extra=st.integers(0, 100), sinks=st.integers(0, 40))
 def test_tiles_partition_the_rows_by_what_they_see_as_coded(length, page, extra, sinks):

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.xdist_group("attention-variants-models")  # one process
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("attention-variants")
     given = Settings(
-        text_context=256, text_windows=1, windows=(64,), window_bits=(0,), trained=64, reach_times=(1, 2),
+        text_context=256, text_windows=1, windows=(32,), window_bits=(0,), trained=64, reach_times=(1, 2),
         reach_windows=2, kept_context=256, kept_windows=4, keep_shares=(0.25,), kept_bits=(), decode_tokens=8,
         pooled_context=64, heads=8, head_dim=64, stacked_lengths=(256,), stacked_window=64, repeats=3,
     )  # fmt: skip
@@ -50,7 +50,7 @@ def test_every_cell_ran_and_every_part_has_claims(run, claims):
 
 def test_windows_with_and_without_first_tokens(run, claims):
     rows = window_rows(run[0])
-    assert [(row["window"], row["sinks"]) for row in rows] == [(64, 0), (64, 4)]
+    assert [(row["window"], row["sinks"]) for row in rows] == [(32, 0), (32, 4)]
     assert all(row["kld_mean"] > 0 for row in rows)
     depths = depth_rows(run[0])
     assert {row["depth"] for row in depths} <= {0.1, 0.3, 0.5, 0.7, 0.9}

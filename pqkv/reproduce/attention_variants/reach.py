@@ -34,6 +34,14 @@ _ROWS = 512  # whose logits are made at once
 
 def part_e(settings: Settings, request: Request) -> Iterator[Record]:
     """Every embedding at the trained length and at its multiples, on the same windows."""
+    made: dict[int, Tensor] = {}
+
+    def texts(lm: LanguageModel, tokens: int) -> Tensor:
+        """Of the first model that asks: embeddings change no tokenizer, and the whole text is read for them."""
+        if tokens not in made:
+            made[tokens] = text_windows(lm, tokens, settings.reach_windows)
+        return made[tokens]
+
     for kind in KINDS:
         loaded = cache(partial(reaching, settings.model, kind, settings.trained, max(settings.reach_times)))
         for times in settings.reach_times:
@@ -43,7 +51,7 @@ def part_e(settings: Settings, request: Request) -> Iterator[Record]:
                 "part": "e", "model": settings.model, "data": TEXT, "rope": kind, "factor": max(settings.reach_times),
                 "trained": settings.trained, "tokens": tokens, "windows": settings.reach_windows, "seed": settings.seed,
             }  # fmt: skip
-            yield part_cell(REACH, config, partial(_measured, settings, loaded, tokens), request)
+            yield part_cell(REACH, config, partial(_measured, settings, loaded, texts, tokens), request)
 
 
 class LessonRotary(nn.Module):
@@ -74,10 +82,12 @@ def reaching(name: str, kind: str, trained: int, factor: float) -> LanguageModel
     return load_model(name, rope=RopeVariant(cast(Rope, kind), factor, trained))
 
 
-def _measured(settings: Settings, loaded: Callable[[], LanguageModel], tokens: int) -> dict[str, Any]:
+def _measured(
+    settings: Settings, loaded: Callable[[], LanguageModel], texts: Callable[[LanguageModel, int], Tensor], tokens: int
+) -> dict[str, Any]:
     lm = loaded()
     attach(lm.model)
-    losses = np.stack([losses_of(lm, ids[None]) for ids in text_windows(lm, tokens, settings.reach_windows)])
+    losses = np.stack([losses_of(lm, ids[None]) for ids in texts(lm, tokens)])
     row: Row = {}
     for name, part in (("perplexity", losses), ("perplexity_newest", losses[:, -settings.trained // 2 :])):
         means = part.mean(1)

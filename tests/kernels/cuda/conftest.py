@@ -16,6 +16,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # `batches` and its brute
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 HERE = Path(__file__).parent
 
+if SIMULATED:
+    from lanes import take_over
+
+    take_over()
+
 
 def pytest_collection_modifyitems(items):
     if SIMULATED or torch.cuda.is_available():
