@@ -8,10 +8,13 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from pqkv.errors import KernelError
 from pqkv.kernels.cuda.coded import CodedVariant, coded_kernel
@@ -233,5 +236,16 @@ def _compile(
     from numba import cuda, types
 
     signature = types.void(*(types.Array(kind, 1, "C") for kind in arrays), *[types.int64] * scalars, *more)
-    ptx: str = cuda.compile_ptx(kernel, signature, cc=capability)[0]
+    with _device_of(capability):
+        ptx: str = cuda.compile_ptx(kernel, signature, cc=capability)[0]
     return Compiled(ptx, *assemble(ptx, capability))
+
+
+@contextmanager
+def _device_of(capability: Capability) -> Iterator[None]:
+    """Numba asks the current device, which need not be here, what device functions are to be compiled for."""
+    from numba.cuda import dispatcher
+
+    device = SimpleNamespace(compute_capability=capability)
+    with mock.patch.object(dispatcher, "get_current_device", lambda: device):
+        yield

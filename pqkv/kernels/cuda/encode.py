@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pqkv.config import Layout
 from pqkv.errors import KernelError
-from pqkv.kernels.cuda.coded import Codes
+from pqkv.kernels.cuda.codes import Codes
 from pqkv.kernels.cuda.device import SIMULATED, float_of
 from pqkv.kernels.cuda.exact import SHARED_BYTES
 from pqkv.kernels.cuda.launch import array, compiled, launch, words

@@ -12,7 +12,7 @@ from typing import Any
 
 from numba import cuda, float32, int32, int64, uint32, uint64
 
-from pqkv.kernels.cuda.coded import Codes
+from pqkv.kernels.cuda.codes import Codes
 from pqkv.kernels.cuda.device import LOWEST, power_of_two
 from pqkv.kernels.turns import BLOCK as TURN
 from pqkv.kernels.turns import POLYNOMIALS
