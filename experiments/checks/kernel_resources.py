@@ -16,10 +16,10 @@ from typing import Any
 
 from pqkv.kernels.cuda import compile as compiling
 from pqkv.kernels.cuda.coded import Codes, coded_variant
-from pqkv.kernels.cuda.encode import EncodeVariant
+from pqkv.kernels.cuda.encoding import EncodeVariant
 from pqkv.kernels.cuda.exact import ExactVariant, fitting
-from pqkv.kernels.cuda.naive import NaiveVariant
 from pqkv.kernels.cuda.plain import PlainVariant
+from pqkv.kernels.cuda.score_row import NaiveVariant
 from pqkv.kernels.cuda.warp import WarpVariant
 from pqkv.speed.sass import parse, phases
 

@@ -19,8 +19,8 @@ from pqkv.kernels.cuda.compile import (
 )
 from pqkv.kernels.cuda.device import SIMULATED
 from pqkv.kernels.cuda.exact import SHARED_BYTES, ExactVariant, fitting
-from pqkv.kernels.cuda.naive import NaiveVariant
 from pqkv.kernels.cuda.plain import PlainVariant
+from pqkv.kernels.cuda.score_row import NaiveVariant
 from pqkv.kernels.cuda.warp import WarpVariant
 
 try:

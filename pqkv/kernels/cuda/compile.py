@@ -19,11 +19,12 @@ from unittest import mock
 from pqkv.errors import KernelError
 from pqkv.kernels.cuda.coded import CodedVariant, coded_kernel
 from pqkv.kernels.cuda.device import SIMULATED
-from pqkv.kernels.cuda.encode import EncodeVariant, encode_kernel, slots_kernel
+from pqkv.kernels.cuda.encoding import EncodeVariant, encode_kernel
 from pqkv.kernels.cuda.exact import ExactVariant, exact_kernel
 from pqkv.kernels.cuda.merge import merge_kernel
-from pqkv.kernels.cuda.naive import NaiveVariant, naive_kernel
 from pqkv.kernels.cuda.plain import PlainVariant, plain_kernel
+from pqkv.kernels.cuda.score_row import NaiveVariant, naive_kernel
+from pqkv.kernels.cuda.slots import slots_kernel
 from pqkv.kernels.cuda.warp import WarpVariant, warp_kernel
 
 Capability = tuple[int, int]  # such as (9, 0)

@@ -8,7 +8,7 @@ from typing import Any
 
 from numba import cuda, float32, uint64
 
-from pqkv.kernels.cuda.device import LOWEST, power_of_two
+from pqkv.kernels.cuda.device import LOWEST, device_function, power_of_two
 
 _LN2 = math.log(2)
 _ROUND = 128  # slots whose maxima and sums lie in shared memory at a time
@@ -20,19 +20,59 @@ def merge_block(head_dim: int) -> int:
     return min(128, head_dim)
 
 
+def read_round(head_dim, block):
+    """read(partial, at, have, masses, tops, thread): sums and maxima of the `have` slots that begin at `at`, and of
+    none up to a whole round.
+    """
+    D, ROUND = head_dim, _ROUND
+
+    @device_function
+    def read(partial, at, have, masses, tops, thread):
+        for slot in range(thread, ROUND, block):
+            mass, highest = float32(0.0), float32(LOWEST)
+            if slot < have:
+                mass = partial[uint64(at + slot * (D + 2) + D + 1)]
+                # a split without tokens has written no maximum to be trusted, only the sum 0
+                if mass != 0.0:
+                    highest = partial[uint64(at + slot * (D + 2) + D)]
+            masses[slot] = mass
+            tops[slot] = highest
+
+    return read
+
+
+def add_slots(head_dim):
+    """add(partial, at, have, masses, factors, e, value): to `value` element e of each slot times the slot's factor."""
+    D, AHEAD = head_dim, _AHEAD
+
+    @device_function
+    def add(partial, at, have, masses, factors, e, value):
+        read = cuda.local.array(AHEAD, float32)
+        for slot in range(0, have, AHEAD):
+            for u in range(AHEAD):
+                read[u] = float32(0.0)
+                if masses[slot + u] != 0.0:
+                    read[u] = partial[uint64(at + (slot + u) * (D + 2) + e)]
+            for u in range(AHEAD):
+                value += factors[slot + u] * read[u]
+        return value
+
+    return add
+
+
 def merge_kernel(head_dim: int) -> Callable[..., Any]:
     """Grid (query heads, sequences), blocks of `merge_block`. partial (B, Hq, slots, D + 2) as `exact_kernel` writes it
     -> out (B, Hq, D) float32, lse (B, Hq) float32 in natural units. Heads that saw nothing give 0 and -inf.
     """
-    D, BLOCK, ROUND, AHEAD = head_dim, merge_block(head_dim), _ROUND, _AHEAD
+    D, BLOCK, ROUND = head_dim, merge_block(head_dim), _ROUND
     OWN = -(-D // BLOCK)
+    read, add = read_round(D, BLOCK), add_slots(D)
 
     def kernel(partial, slots, out, lse):
         masses = cuda.shared.array(ROUND, float32)
         tops = cuda.shared.array(ROUND, float32)
         factors = cuda.shared.array(ROUND, float32)
         value = cuda.local.array(OWN, float32)
-        read = cuda.local.array(AHEAD, float32)
         head, b, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
         row = b * cuda.gridDim.x + head
         for i in range(OWN):
@@ -41,15 +81,7 @@ def merge_kernel(head_dim: int) -> Callable[..., Any]:
         for first in range(0, slots, ROUND):
             at = (row * slots + first) * (D + 2)
             have = min(ROUND, slots - first)
-            for slot in range(thread, ROUND, BLOCK):
-                mass, highest = float32(0.0), float32(LOWEST)
-                if slot < have:
-                    mass = partial[uint64(at + slot * (D + 2) + D + 1)]
-                    # a split without tokens has written no maximum to be trusted, only the sum 0
-                    if mass != 0.0:
-                        highest = partial[uint64(at + slot * (D + 2) + D)]
-                masses[slot] = mass
-                tops[slot] = highest
+            read(partial, at, have, masses, tops, thread)
             cuda.syncthreads()
             before = top
             for slot in range(have):
@@ -64,14 +96,7 @@ def merge_kernel(head_dim: int) -> Callable[..., Any]:
             for i in range(OWN):
                 e = thread + i * BLOCK
                 if e < D:
-                    value[i] *= shrink
-                    for slot in range(0, have, AHEAD):
-                        for u in range(AHEAD):
-                            read[u] = float32(0.0)
-                            if masses[slot + u] != 0.0:
-                                read[u] = partial[uint64(at + (slot + u) * (D + 2) + e)]
-                        for u in range(AHEAD):
-                            value[i] += factors[slot + u] * read[u]
+                    value[i] = add(partial, at, have, masses, factors, e, value[i] * shrink)
             cuda.syncthreads()
         for i in range(OWN):
             e = thread + i * BLOCK

@@ -2,6 +2,7 @@
 
 from numba import cuda, float32, int64, uint32, uint64
 
+from pqkv.kernels.cuda.code_bytes import code_of_bytes
 from pqkv.kernels.cuda.coded.tables import copy_centroids
 from pqkv.kernels.cuda.codes import words_of_loads
 from pqkv.kernels.cuda.device import bits_of, device_function, float_of, value_step, words_loader
@@ -39,20 +40,12 @@ def load_codes(variant):
     """
     NBITS, TOKENS, WORDS = variant.values.nbits, variant.value_tokens, variant.value_step.line
     LOAD, LOADS = words_of_loads(WORDS)
-    load_words = words_loader(LOAD)
+    load_words, cut = words_loader(LOAD), code_of_bytes(NBITS)
 
     @device_function
     def load_rows(codes, cursor, line, bit, held):
         for j in range(TOKENS):
-            code = uint32(codes[uint64(cursor)])
-            if NBITS != 8:
-                shift = uint32(bit % 8)
-                if shift + uint32(NBITS) > uint32(8):
-                    code |= uint32(codes[uint64(cursor + 1)]) << uint32(8)
-                if shift + uint32(NBITS) > uint32(16):
-                    code |= uint32(codes[uint64(cursor + 2)]) << uint32(16)
-                code = uint32(code >> shift)
-            held[j] = code
+            held[j] = cut(codes, cursor, bit)
             cursor += line
         return cursor
 
