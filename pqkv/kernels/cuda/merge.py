@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from numba import cuda, float32, uint64
 
 from pqkv.kernels.cuda.device import LOWEST, device_function, power_of_two
+from pqkv.kernels.cuda.numbers import number_writer
 
 _LN2 = math.log(2)
 _ROUND = 128  # slots whose maxima and sums lie in shared memory at a time
 _AHEAD = 8  # values of as many slots are on their way at a time: one after another they take as long as all together
+
+
+@dataclass(frozen=True, slots=True)
+class MergeVariant:
+    """What the kernel is compiled for; `dtype` is that of its output: float32, float16 or bfloat16."""
+
+    head_dim: int
+    dtype: str = "float16"
 
 
 def merge_block(head_dim: int) -> int:
@@ -60,13 +70,13 @@ def add_slots(head_dim):
     return add
 
 
-def merge_kernel(head_dim: int) -> Callable[..., Any]:
+def merge_kernel(variant: MergeVariant) -> Callable[..., Any]:
     """Grid (query heads, sequences), blocks of `merge_block`. partial (B, Hq, slots, D + 2) as `exact_kernel` writes it
-    -> out (B, Hq, D) float32, lse (B, Hq) float32 in natural units. Heads that saw nothing give 0 and -inf.
+    -> out (B, Hq, D), lse (B, Hq) float32 in natural units. Heads that saw nothing give 0 and -inf.
     """
-    D, BLOCK, ROUND = head_dim, merge_block(head_dim), _ROUND
+    D, BLOCK, ROUND = variant.head_dim, merge_block(variant.head_dim), _ROUND
     OWN = -(-D // BLOCK)
-    read, add = read_round(D, BLOCK), add_slots(D)
+    read, add, write = read_round(D, BLOCK), add_slots(D), number_writer(variant.dtype)
 
     def kernel(partial, slots, out, lse):
         masses = cuda.shared.array(ROUND, float32)
@@ -101,7 +111,7 @@ def merge_kernel(head_dim: int) -> Callable[..., Any]:
         for i in range(OWN):
             e = thread + i * BLOCK
             if e < D:
-                out[uint64(row * D + e)] = value[i] / total if total != 0.0 else float32(0.0)
+                write(out, row * D + e, value[i] / total if total != 0.0 else float32(0.0))
         if thread == 0:
             lse[uint64(row)] = (top + math.log2(total)) * float32(_LN2) if total != 0.0 else float32(-math.inf)
 

@@ -58,6 +58,19 @@ def page_of_token(paging, token):
     return number, token - number * paging.size
 
 
+def head_of_block(group):
+    """first_head(sequence, kv_heads, kv, chunk, heads): which of all sequences' query heads is the first of a block,
+    the `chunk`-th of the `heads` of KV head `kv`. Where `group` does not divide them the last block begins earlier and
+    computes some heads once more: both write the same numbers to the same place.
+    """
+
+    @device_function
+    def first_head(sequence, kv_heads, kv, chunk, heads):
+        return (sequence * kv_heads + kv) * heads + min(chunk * group, heads - group)
+
+    return first_head
+
+
 def stretch_of_block(together):
     """stretch(lengths, sequence, sequences, window, split, share): the `Stretch` that a block reads. Where a window
     begins it is read from the multiple of `together` before.

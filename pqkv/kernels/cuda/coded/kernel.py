@@ -31,8 +31,8 @@ from pqkv.kernels.cuda.coded.softmax import keep_weights, softmax_tile, write_ma
 from pqkv.kernels.cuda.coded.turning import bias_scores
 from pqkv.kernels.cuda.coded.values import mix_values, words_of_value_line
 from pqkv.kernels.cuda.coded.variant import CodedVariant
-from pqkv.kernels.cuda.device import SIMULATED
-from pqkv.kernels.cuda.paging import Coded, Paging, Partial, no_tokens, stretch_of_block
+from pqkv.kernels.cuda.device import SIMULATED, float_of
+from pqkv.kernels.cuda.paging import Coded, Paging, Partial, head_of_block, no_tokens, stretch_of_block
 
 
 class Shared(NamedTuple):
@@ -50,25 +50,30 @@ class Shared(NamedTuple):
 def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
     """The kernel, not compiled yet. Its grid is (splits, KV heads * chunks of query heads, sequences).
 
-    query (B, Hq, D) float32, times scale and log2(e); key_codes, value_codes: 32-bit words of the pages of keys, bytes
+    query (B, Hq, D) in the variant's type, `heads` of them to a KV head, whose products are times `scale`, the bits of
+    a float32 that has log2(e) in it; key_codes, value_codes: 32-bit words of the pages of keys, bytes
     or words (transposed) of the pages of values; key_centroids, value_centroids: words as `centroids.key_words` and
     `centroids.value_words` make them, of `key_heads`, `value_heads` (1 or Hkv) heads; key_channels, value_channels
     (H, D) int64; table, lengths, partial as in
     `exact_kernel`. A split reads `share` tokens, at most `variant.tokens` and a multiple of what is read at once.
 
-    turning: () or phasors (B, Hq, pairs, 2) float32, fast pairs first, times scale and log2(e), the tables `middles`,
+    turning: () or phasors (B, Hq, pairs, 2) float32, fast pairs first, the tables `middles`,
     `rows` and `slow` of `Turns`, and the numbers of pairs and of fast ones. gains: () or words of the gains (pages,
     Hkv, page_size) and their values (Hkv, 256) float32. Products of weight and gain go to fp16 over the largest of the
     stretch, whatever octaves the gains span: sums over values are as far from overflow as without gains, and a product
     is off by no more than 2**-11 of itself or 2**-25 of the largest.
     """
     GROUP, D, KEY_TOKENS = variant.group, variant.head_dim, variant.key_tokens
-    TABLE, WEIGHTS, QUERY = variant.table_words, variant.weight_room, GROUP * D
-    PACKED, MEETING, SCORES = variant.packed_words, variant.block * GROUP, KEY_TOKENS * GROUP
+    TABLE, WEIGHTS, QUERY, PACKED, MEETING, SCORES = (
+        variant.table_words, variant.weight_room, GROUP * D, variant.packed_words, variant.block * GROUP,
+        KEY_TOKENS * GROUP,
+    )  # fmt: skip
     ALIGNMENT = None if SIMULATED else 16  # of what is read 128 bits at a time; the simulator knows none
     NO_SOFTMAX, NO_VALUES = variant.last in ("tables", "scores"), variant.last == "softmax"
     DECODES, BIASED, GAINS = variant.decodes, variant.turning and variant.last != "tables", variant.gains
-    stretch_of, leave_empty = stretch_of_block(variant.together), no_tokens(GROUP, D, variant.block)
+    stretch_of, leave_empty, head_of = (
+        stretch_of_block(variant.together), no_tokens(GROUP, D, variant.block), head_of_block(GROUP),
+    )  # fmt: skip
     key_line, value_line = words_of_key_line(variant), words_of_value_line(variant)
     load, pack, add_bias, add_scores = (
         part(variant) for part in (load_query, pack_query, bias_scores, score_keys)
@@ -79,8 +84,8 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
 
     def kernel(
         query, key_codes, value_codes, key_centroids, value_centroids, key_channels, value_channels, table, lengths,
-        partial, page_size, page_shift, table_stride, kv_heads, chunks, key_heads, value_heads, window, share,
-        first_slot, slots, turning, gains,
+        partial, scale, page_size, page_shift, table_stride, kv_heads, chunks, heads, key_heads, value_heads, window,
+        share, first_slot, slots, turning, gains,
     ):  # fmt: skip
         tables = cuda.shared.array(TABLE, uint32, alignment=ALIGNMENT)
         weights = cuda.shared.array(WEIGHTS, uint32, alignment=ALIGNMENT)
@@ -92,7 +97,8 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
 
         split, kv, b = cuda.blockIdx.x, cuda.blockIdx.y // chunks, cuda.blockIdx.z
         thread = uint32(cuda.threadIdx.x)
-        first_head = (b * kv_heads * chunks + cuda.blockIdx.y) * GROUP  # of all sequences' heads
+        first_head = head_of(b, kv_heads, kv, cuda.blockIdx.y % chunks, heads)
+        factor = float_of(uint32(scale))
         stretch = stretch_of(lengths, b, cuda.gridDim.z, window, split, share)
         result = Partial(partial, (first_head * slots + first_slot + split) * (D + 2), slots * (D + 2))
         if stretch.start >= stretch.end:
@@ -102,7 +108,7 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
         keys = Coded(key_codes, key_centroids, key_channels, min(kv, key_heads - 1), key_line(page_size))
         values = Coded(value_codes, value_centroids, value_channels, min(kv, value_heads - 1), value_line(page_size))
 
-        load(query, first_head, keys, q, thread)
+        load(query, factor, first_head, keys, q, thread)
         cuda.syncthreads()
         if DECODES:
             pack(q, packed, thread)
@@ -110,7 +116,7 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
             score[i] = 0.0
         token = stretch.start + thread * KEY_TOKENS
         if BIASED:
-            add_bias(turning, first_head, stretch, token, tables, score, thread)
+            add_bias(turning, factor, first_head, stretch, token, tables, score, thread)
         add_scores(keys, paging, token, stretch.end, shared, score, thread)
         if NO_SOFTMAX:
             end_early(score, shared, result, thread)

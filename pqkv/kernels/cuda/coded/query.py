@@ -3,21 +3,23 @@
 from numba import float32, int64, uint32, uint64
 
 from pqkv.kernels.cuda.device import bits_of_halves, device_function
+from pqkv.kernels.cuda.numbers import number_reader
 
 
 def load_query(variant):
-    """load_query(query, first_head, keys, q, thread): the group's heads, of which the first is number `first_head`,
-    into q[head][element] in the order of the codebook's channels.
+    """load_query(query, scale, first_head, keys, q, thread): the group's heads times scale, of which the first is
+    number `first_head`, into q[head][element] in the order of the codebook's channels.
     """
     D, GROUP, BLOCK = variant.head_dim, variant.group, variant.block
+    read = number_reader(variant.query)
 
     @device_function
-    def load_query(query, first_head, keys, q, thread):
+    def load_query(query, scale, first_head, keys, q, thread):
         index = thread
         while index < uint32(GROUP * D):
             g, e = uint32(index // uint32(D)), uint32(index % uint32(D))
             channel = int64(keys.channels[uint64(keys.book * D + int64(e))])
-            q[index] = query[uint64((first_head + int64(g)) * D + channel)]
+            q[index] = read(query, (first_head + int64(g)) * D + channel) * scale
             index = uint32(index + uint32(BLOCK))
 
     return load_query

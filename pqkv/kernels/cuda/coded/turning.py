@@ -12,11 +12,14 @@ from pqkv.kernels.turns import POLYNOMIALS
 
 
 class Turned(NamedTuple):
-    """Blocks that a stretch lies in, `count` from `first` on, and the number of its first head among all phasors."""
+    """Blocks that a stretch lies in, `count` from `first` on; the number of its first head among all phasors, and what
+    scores are times.
+    """
 
     first: Any
     count: Any
     phasors: Any
+    scale: Any
 
 
 @device_function
@@ -49,7 +52,7 @@ def weigh_slow_pairs(variant):
                 at_turn += 2
                 at_phasor += 2
             for k in range(POLYNOMIALS):
-                tables[uint32(index + uint32(k * ROW))] = bits_of(polynomial[k])
+                tables[uint32(index + uint32(k * ROW))] = bits_of(polynomial[k] * turned.scale)
             index = uint32(index + uint32(BLOCK))
 
     return weigh
@@ -72,16 +75,16 @@ def weigh_fast_pairs(variant):
                 at_phasor = 2 * ((turned.phasors + int64(g)) * pairs + pair + int64(own))
                 even, odd = turn(middles, at_turn, phasors, at_phasor)
                 target = uint32(index + own * uint32(ROW))
-                tables[target] = bits_of(even)
-                tables[uint32(target + uint32(ROW))] = bits_of(odd)
+                tables[target] = bits_of(even * turned.scale)
+                tables[uint32(target + uint32(ROW))] = bits_of(odd * turned.scale)
             index = uint32(index + uint32(BLOCK))
 
     return weigh
 
 
 def bias_scores(variant):
-    """bias_scores(turning, first_head, stretch, token, tables, score, thread): adds the bias to the scores of a
-    thread's tokens, the first of which is `token`.
+    """bias_scores(turning, scale, first_head, stretch, token, tables, score, thread): adds the bias, times scale, to
+    the scores of a thread's tokens, the first of which is `token`.
     """
     GROUP, ROW, PAIRS = variant.group, variant.turned_blocks * variant.group, variant.turned_pairs
     add_bias = bias_step(variant.key_tokens, GROUP)
@@ -97,10 +100,10 @@ def bias_scores(variant):
             at_weight = uint32(at_weight + uint32(4 * ROW))
 
     @device_function
-    def bias_scores(turning, first_head, stretch, token, tables, score, thread):
+    def bias_scores(turning, scale, first_head, stretch, token, tables, score, thread):
         _, _, rows, _, _, fast = turning
         first = stretch.start // TURN
-        turned = Turned(first, uint32((stretch.end - 1) // TURN - first + 1), first_head)
+        turned = Turned(first, uint32((stretch.end - 1) // TURN - first + 1), first_head, scale)
         own_row, own_weight = token % TURN, uint32((token // TURN - first) * (4 * GROUP))
         weigh_slow(turning, turned, tables, thread)
         cuda.syncthreads()

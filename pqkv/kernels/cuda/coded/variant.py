@@ -27,6 +27,7 @@ class CodedVariant:
     every thread goes where values would, so that no phase is left out as useless.
 
     `turning`: scores get a bias by position, from phasors that turn. `gains`: so do weights of values a factor.
+    `query`: the type of the query that coded keys are scored with.
     """
 
     group: int
@@ -36,6 +37,7 @@ class CodedVariant:
     last: Phase = "values"
     turning: bool = False
     gains: bool = False
+    query: str = "float16"
 
     @property
     def decodes(self) -> bool:
@@ -202,13 +204,13 @@ class CodedVariant:
 
 
 def coded_variant(
-    group: int, keys: Codes, values: Codes, *, turning: bool = False, gains: bool = False
+    group: int, keys: Codes, values: Codes, *, turning: bool = False, gains: bool = False, query: str = "float16"
 ) -> CodedVariant:
     """The variant with the block that serves `group` query heads: their scores must fit a thread's registers. Two heads
     leave room for a large block, which reads more tokens by the same tables.
     """
     usual, large = (
-        CodedVariant(group, keys, values, block, turning=turning, gains=gains)
+        CodedVariant(group, keys, values, block, turning=turning, gains=gains, query=query)
         for block in (64 if group > 4 else 128, 256)
     )
     return large if group <= 2 and large.stages == usual.stages else usual

@@ -12,6 +12,7 @@ from pqkv.kernels.cuda.device import (
     load_floats,
     load_halves,
 )
+from pqkv.kernels.cuda.numbers import number_reader
 from pqkv.kernels.cuda.paging import page_of_token
 
 _LOADS = {"float32": load_floats, "float16": load_halves, "bfloat16": load_bfloats}
@@ -26,37 +27,47 @@ class Lane(NamedTuple):
 
 
 def load_query(variant):
-    """load(query, first_head, lane, q): the elements of each head that a lane holds, [head][element]."""
+    """load(query, scale, first_head, lane, q): the elements of each head that a lane holds, times scale,
+    [head][element].
+    """
     D, GROUP, LOADS, VECTOR, LANES, OWN = (
         variant.head_dim, variant.group, variant.loads, variant.vector, variant.lanes, variant.own,
     )  # fmt: skip
 
+    read = number_reader(variant.query)
+
     @device_function
-    def load(query, first_head, lane, q):
+    def load(query, scale, first_head, lane, q):
         for g in range(GROUP):
             for i in range(LOADS):
                 for e in range(VECTOR):
                     at = (first_head + g) * D + (i * LANES + lane) * VECTOR + e
-                    q[g * OWN + i * VECTOR + e] = query[uint64(at)]
+                    q[g * OWN + i * VECTOR + e] = read(query, at) * scale
 
     return load
 
 
 def find_rows(variant):
-    """find(paging, paged, sequence, token, end, place): the first words of `tokens` rows from `token` on. A row of
-    sinks or residual, where nothing is `paged`, is the page of its sequence.
+    """find(paging, token, end, place): the first words of `tokens` rows from `token` on. Where nothing is paged all
+    tokens of a sequence are one page, whose number is the `row` of the paging.
     """
     TOKENS, WORDS = variant.tokens, 4 * variant.head_dim // variant.vector
 
     @device_function
-    def find(paging, paged, sequence, token, end, place):
+    def find_paged(paging, token, end, place):
         for u in range(TOKENS):
             # past the end the last token is read again and counted with weight 0
             number, inside = page_of_token(paging, min(token + u, end - 1))
-            page = int64(paging.table[uint64(paging.row + number)]) if paged else int64(sequence)
+            page = int64(paging.table[uint64(paging.row + number)])
             place[u] = ((page * paging.kv_heads + paging.kv) * paging.size + inside) * WORDS
 
-    return find
+    @device_function
+    def find_in_row(paging, token, end, place):
+        row = (int64(paging.row) * paging.kv_heads + paging.kv) * paging.size
+        for u in range(TOKENS):
+            place[u] = (row + min(token + u, end - 1)) * WORDS
+
+    return find_paged if variant.paged else find_in_row
 
 
 def load_row(variant):

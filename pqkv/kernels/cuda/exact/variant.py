@@ -10,13 +10,17 @@ SHARED_BYTES = 48 << 10  # what Numba can give a block
 
 @dataclass(frozen=True, slots=True)
 class ExactVariant:
-    """What the kernel is compiled for. `dtype` is that of the pages: float32, float16 or bfloat16."""
+    """What the kernel is compiled for. `dtype` is that of the vectors, `query` of the queries: float32, float16 or
+    bfloat16. Vectors lie in pages, or, not `paged`, in a row a sequence.
+    """
 
     dtype: str
     head_dim: int
     group: int
     block: int = 128
     tokens: int = 4  # in flight per group of lanes
+    query: str = "float16"
+    paged: bool = True
 
     @property
     def vector(self) -> int:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba import cuda, float32
+from numba import cuda, float32, uint32
 
-from pqkv.kernels.cuda.paging import Coded, Paging, Partial, no_tokens, stretch_of_block
+from pqkv.kernels.cuda.device import float_of
+from pqkv.kernels.cuda.paging import Coded, Paging, Partial, head_of_block, no_tokens, stretch_of_block
 from pqkv.kernels.cuda.plain.phases import apply_gains, load_query, mix_values, score_keys, softmax
 from pqkv.kernels.cuda.plain.turning import bias_scores
 from pqkv.kernels.cuda.plain.variant import ROWS, PlainVariant
@@ -23,14 +24,15 @@ def plain_kernel(variant: PlainVariant) -> Callable[..., Any]:
     QUERY, WEIGHTS, MEETING = GROUP * D, GROUP * variant.tokens, GROUP * variant.block
     TURNED = ROWS * variant.turned_blocks * GROUP
     stretch_of, leave_empty = stretch_of_block(1), no_tokens(GROUP, D, variant.block)
+    head_of = head_of_block(GROUP)
     load, add_bias, score, to_weights, use_gains, mix = (
         part(variant) for part in (load_query, bias_scores, score_keys, softmax, apply_gains, mix_values)
     )
 
     def kernel(
         query, key_codes, value_codes, key_centroids, value_centroids, key_channels, value_channels, table, lengths,
-        partial, page_size, _page_shift, table_stride, kv_heads, chunks, key_heads, value_heads, window, share,
-        first_slot, slots, turning, gains,
+        partial, scale, page_size, _page_shift, table_stride, kv_heads, chunks, heads, key_heads, value_heads, window,
+        share, first_slot, slots, turning, gains,
     ):  # fmt: skip
         q = cuda.shared.array(QUERY, float32)
         weights = cuda.shared.array(WEIGHTS, float32)
@@ -38,7 +40,8 @@ def plain_kernel(variant: PlainVariant) -> Callable[..., Any]:
 
         split, kv, b = cuda.blockIdx.x, cuda.blockIdx.y // chunks, cuda.blockIdx.z
         thread = cuda.threadIdx.x
-        first_head = (b * kv_heads * chunks + cuda.blockIdx.y) * GROUP  # of all sequences' heads
+        first_head = head_of(b, kv_heads, kv, cuda.blockIdx.y % chunks, heads)
+        factor = float_of(uint32(scale))
         stretch = stretch_of(lengths, b, cuda.gridDim.z, window, split, share)
         result = Partial(partial, (first_head * slots + first_slot + split) * (D + 2), slots * (D + 2))
         if stretch.start >= stretch.end:
@@ -48,10 +51,10 @@ def plain_kernel(variant: PlainVariant) -> Callable[..., Any]:
         keys = Coded(key_codes, key_centroids, key_channels, min(kv, key_heads - 1), 0)
         values = Coded(value_codes, value_centroids, value_channels, min(kv, value_heads - 1), 0)
 
-        load(query, first_head, keys, q, thread)
+        load(query, factor, first_head, keys, q, thread)
         if TURNING:
             turned = cuda.shared.array(TURNED, float32)
-            add_bias(turning, first_head, stretch, turned, weights, thread)
+            add_bias(turning, factor, first_head, stretch, turned, weights, thread)
         cuda.syncthreads()
         score(keys, paging, stretch, q, weights, thread)
         cuda.syncthreads()

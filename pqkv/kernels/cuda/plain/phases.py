@@ -4,18 +4,22 @@ from numba import cuda, float32, int64, uint64
 
 from pqkv.kernels.cuda.code_bytes import code_in_page
 from pqkv.kernels.cuda.device import LOWEST, device_function, power_of_two
+from pqkv.kernels.cuda.numbers import number_reader
 from pqkv.kernels.cuda.paging import page_of_token
 
 
 def load_query(variant):
-    """load(query, first_head, keys, q, thread): q[head][element] in the order of the codebook's channels."""
+    """load(query, scale, first_head, keys, q, thread): q[head][element] times scale, in the order of the codebook's
+    channels.
+    """
     D, GROUP, BLOCK = variant.head_dim, variant.group, variant.block
+    read = number_reader(variant.query)
 
     @device_function
-    def load(query, first_head, keys, q, thread):
+    def load(query, scale, first_head, keys, q, thread):
         for index in range(thread, GROUP * D, BLOCK):
             channel = int64(keys.channels[uint64(keys.book * D + index % D)])
-            q[index] = query[uint64((first_head + index // D) * D + channel)]
+            q[index] = read(query, (first_head + index // D) * D + channel) * scale
 
     return load
 

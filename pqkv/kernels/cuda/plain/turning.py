@@ -39,23 +39,23 @@ def weigh_rows(variant):
                     at_phasor = 2 * ((turned.phasors + g) * pairs + pair)
                     total += component(turning, at_turn, at_phasor, pair, polynomial, is_even)
                     pair += 1
-                weights[index] = total
+                weights[index] = total * turned.scale
 
     return weigh
 
 
 def bias_scores(variant):
-    """bias_scores(turning, first_head, stretch, turned_weights, scores, thread): the bias of each token of the block,
-    [token][head].
+    """bias_scores(turning, scale, first_head, stretch, turned_weights, scores, thread): the bias of each token of the
+    block, times scale, [token][head].
     """
     GROUP, BLOCK, BLOCKS = variant.group, variant.block, variant.turned_blocks
     weigh = weigh_rows(variant)
 
     @device_function
-    def bias_scores(turning, first_head, stretch, turned_weights, scores, thread):
+    def bias_scores(turning, scale, first_head, stretch, turned_weights, scores, thread):
         _, _, rows, _, _, fast = turning
         first = stretch.start // TURN
-        turned = Turned(first, (stretch.end - 1) // TURN - first + 1, first_head)
+        turned = Turned(first, (stretch.end - 1) // TURN - first + 1, first_head, scale)
         for t in range(thread, stretch.end - stretch.start, BLOCK):
             for g in range(GROUP):
                 scores[t * GROUP + g] = 0.0

@@ -21,6 +21,7 @@ class PlainVariant:
     tokens: int = 512
     turning: bool = False
     gains: bool = False
+    query: str = "float32"
 
     @property
     def head_dim(self) -> int:
