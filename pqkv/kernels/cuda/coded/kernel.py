@@ -26,7 +26,7 @@ from numba import cuda, float32, int64, uint32
 from pqkv.kernels.cuda.coded.ending import end_with
 from pqkv.kernels.cuda.coded.gains import apply_gains
 from pqkv.kernels.cuda.coded.query import load_query, pack_query
-from pqkv.kernels.cuda.coded.scores import score_keys, words_of_key_line
+from pqkv.kernels.cuda.coded.scores import key_place, score_keys, words_of_key_line
 from pqkv.kernels.cuda.coded.softmax import keep_weights, softmax_tile, write_masses
 from pqkv.kernels.cuda.coded.turning import bias_scores
 from pqkv.kernels.cuda.coded.values import mix_values, words_of_value_line
@@ -63,15 +63,19 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
     is off by no more than 2**-11 of itself or 2**-25 of the largest.
     """
     GROUP, D, KEY_TOKENS = variant.group, variant.head_dim, variant.key_tokens
-    TABLE, WEIGHTS, QUERY = variant.table_words, variant.weight_room, GROUP * D
-    PACKED, MEETING, SCORES = variant.packed_words, variant.block * GROUP, KEY_TOKENS * GROUP
+    TABLE, WEIGHTS, QUERY, PACKED, MEETING, SCORES = (
+        variant.table_words, variant.weight_room, GROUP * D, variant.packed_words, variant.block * GROUP,
+        KEY_TOKENS * GROUP,
+    )  # fmt: skip
     ALIGNMENT = None if SIMULATED else 16  # of what is read 128 bits at a time; the simulator knows none
     NO_SOFTMAX, NO_VALUES = variant.last in ("tables", "scores"), variant.last == "softmax"
     DECODES, BIASED, GAINS = variant.decodes, variant.turning and variant.last != "tables", variant.gains
     stretch_of, leave_empty = stretch_of_block(variant.together), no_tokens(GROUP, D, variant.block)
-    key_line, value_line = words_of_key_line(variant), words_of_value_line(variant)
-    load, pack, add_bias, add_scores = (
-        part(variant) for part in (load_query, pack_query, bias_scores, score_keys)
+    key_line, value_line, load, pack, place_of, add_bias, add_scores = (
+        part(variant)
+        for part in (
+            words_of_key_line, words_of_value_line, load_query, pack_query, key_place, bias_scores, score_keys,
+        )
     )  # fmt: skip
     softmax, use_gains, keep, sum_up, mix, end_early = (
         part(variant) for part in (softmax_tile, apply_gains, keep_weights, write_masses, mix_values, end_with)
@@ -92,7 +96,7 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
 
         split, kv, b = cuda.blockIdx.x, cuda.blockIdx.y // chunks, cuda.blockIdx.z
         thread = uint32(cuda.threadIdx.x)
-        first_head = (b * kv_heads * chunks + cuda.blockIdx.y) * GROUP  # of all sequences' heads
+        first_head = b * (kv_heads * chunks * GROUP) + cuda.blockIdx.y * GROUP  # of all sequences' heads
         stretch = stretch_of(lengths, b, cuda.gridDim.z, window, split, share)
         result = Partial(partial, (first_head * slots + first_slot + split) * (D + 2), slots * (D + 2))
         if stretch.start >= stretch.end:
@@ -109,9 +113,11 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
         for i in range(SCORES):
             score[i] = 0.0
         token = stretch.start + thread * KEY_TOKENS
+        alive = token < stretch.end
+        place = place_of(paging, token, keys.line) if alive else int64(0)
         if BIASED:
             add_bias(turning, first_head, stretch, token, tables, score, thread)
-        add_scores(keys, paging, token, stretch.end, shared, score, thread)
+        add_scores(keys, place, alive, shared, score, thread)
         if NO_SOFTMAX:
             end_early(score, shared, result, thread)
             return
