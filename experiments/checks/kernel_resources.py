@@ -2,8 +2,9 @@
 
 .venv/bin/python experiments/checks/kernel_resources.py [--kernels coded exact] [-o after.csv] [--against before.csv]
 
-`code` counts all instructions of a kernel, `key_loop` and `value_loop` those of a look-up and query head. With
-`--against` it prints rows that differ from a table written before, the old number first.
+`code` counts all instructions of a kernel, `key_loop` and `value_loop` those of a look-up and query head; `blocks` run
+on a multiprocessor at a time, as far as registers and shared memory go. With `--against` it prints rows that differ
+from a table written before, the old number first.
 """
 
 import argparse
@@ -18,12 +19,14 @@ from pqkv.kernels.cuda import compile as compiling
 from pqkv.kernels.cuda.coded import Codes, coded_variant
 from pqkv.kernels.cuda.encoding import EncodeVariant
 from pqkv.kernels.cuda.exact import ExactVariant, fitting
+from pqkv.kernels.cuda.merge import merge_block
 from pqkv.kernels.cuda.plain import PlainVariant
 from pqkv.kernels.cuda.score_row import NaiveVariant
 from pqkv.kernels.cuda.warp import WarpVariant
 from pqkv.speed.sass import parse, phases
+from pqkv.speed.static import GPUS, occupancy
 
-CAPABILITIES = ((8, 0), (9, 0))
+CAPABILITIES = {(8, 0): GPUS["a100"], (9, 0): GPUS["h100"]}
 GROUPS = (1, 2, 4, 8)
 BESIDE = {"turning": True, "gains": True}
 MIXED = (("row", "row"), ("row", "transposed"), ("transposed", "row"))
@@ -100,6 +103,12 @@ def chosen(kernel: str) -> Iterator[Named]:
             yield f"{bits} bits", bits, compiling.compile_slots
 
 
+def block_of(kernel: str, variant: Any) -> int:  # noqa: ANN401 - a variant, or what stands for it
+    """Threads."""
+    of_others = {"merge": lambda: merge_block(variant), "slots": lambda: 128, "warp": lambda: 32}
+    return of_others.get(kernel, lambda: variant.block)()
+
+
 def rows(kernels: tuple[str, ...]) -> Iterator[Row]:
     for kernel in kernels:
         for (name, variant, compile_one), capability in product(chosen(kernel), CAPABILITIES):
@@ -110,6 +119,7 @@ def rows(kernels: tuple[str, ...]) -> Iterator[Row]:
                 "kernel": kernel, "variant": name + (" beside" if getattr(variant, "turning", False) else ""),
                 "sm": f"{capability[0]}{capability[1]}", "registers": report.registers, "spill": report.spill_bytes,
                 "stack": report.stack_bytes, "shared": report.shared_bytes, "code": len(parse(text)[0]),
+                "blocks": occupancy(report, block_of(kernel, variant), CAPABILITIES[capability]).blocks,
                 "key_loop": "", "value_loop": "",
             }  # fmt: skip
             if kernel == "coded":

@@ -20,7 +20,8 @@ from pqkv.kernels.cuda.plain import plain_kernel
 from ptx import GlobalMemory, launch, load
 
 _COMPILE = {
-    coded_kernel: compile.compile_coded, exact_kernel: compile.compile_exact, rows_kernel: compile.compile_exact, plain_kernel: compile.compile_plain,
+    coded_kernel: compile.compile_coded, exact_kernel: compile.compile_exact, rows_kernel: compile.compile_exact,
+    plain_kernel: compile.compile_plain,
     merge_kernel: compile.compile_merge, encode.encode_kernel: compile.compile_encode,
 }  # fmt: skip
 _WRITTEN = {"partial", "out", "lse", "pages", "key_buffer", "value_buffer"}

@@ -178,7 +178,11 @@ class Step:
 
     def _beside(self, pages: PagedTokens) -> dict[str, Any]:
         """What variants of the kernels of codes have beside codes."""
-        return {"turning": bool(self.turning), "gains": pages.values.gains is not None, "query": self.coded_dtype}
+        return {"turning": bool(self.turning), "gains": pages.values.gains is not None, **self._heads(self.coded_dtype)}
+
+    def _heads(self, dtype: str) -> dict[str, Any]:
+        """What variants have of query heads."""
+        return {"query": dtype, "uneven": self.heads % self.group != 0}
 
     def _splits(self, tokens: int, *, paged: bool, shortest: int = SHORTEST_SPLIT) -> int:
         if paged and self.splits is not None:
@@ -189,7 +193,7 @@ class Step:
     def _pages_plan(self, pages: PagedTokens) -> Plan:
         """Of exact pages."""
         keys, values = pages.keys.pages, pages.values.pages
-        variant = fitting(ExactVariant(_name(keys), self.D, self.group, query=self.dtype))
+        variant = fitting(ExactVariant(_name(keys), self.D, self.group, **self._heads(self.dtype)))
         kernel = compiled(exact_kernel, variant)
         splits = self._splits(self._longest(pages), paged=True)
 
@@ -207,7 +211,7 @@ class Step:
         parts = [None if part is None else (_contiguous(part.keys), _contiguous(part.values))
                  for part in (self.sinks, self.residual)]  # fmt: skip
         given = next(part for part in parts if part is not None)
-        variant = fitting(ExactVariant(_name(given[0]), self.D, self.group, query=self.dtype, paged=False))
+        variant = fitting(ExactVariant(_name(given[0]), self.D, self.group, paged=False, **self._heads(self.dtype)))
         kernel = compiled(rows_kernel, variant)
         # few tokens take as long as one block needs for its own, however few blocks there are
         splits = [

@@ -4,7 +4,7 @@ codes.
 
 from typing import Any, NamedTuple
 
-from numba import int32, uint64
+from numba import cuda, int32, uint64
 
 from pqkv.kernels.cuda.device import device_function
 
@@ -58,17 +58,23 @@ def page_of_token(paging, token):
     return number, token - number * paging.size
 
 
-def head_of_block(group):
-    """first_head(sequence, kv_heads, kv, chunk, heads): which of all sequences' query heads is the first of a block,
-    the `chunk`-th of the `heads` of KV head `kv`. Where `group` does not divide them the last block begins earlier and
-    computes some heads once more: both write the same numbers to the same place.
+def head_of_block(variant):
+    """first_head(sequence, kv_heads, chunks, heads): which of all sequences' query heads is the first of a block. Where
+    groups are `uneven` the last block of the `heads` of a KV head begins earlier and computes some once more: both
+    write the same numbers to the same place.
     """
+    GROUP = variant.group
 
     @device_function
-    def first_head(sequence, kv_heads, kv, chunk, heads):
-        return (sequence * kv_heads + kv) * heads + min(chunk * group, heads - group)
+    def even(sequence, kv_heads, chunks, _heads):
+        return sequence * (kv_heads * chunks * GROUP) + cuda.blockIdx.y * GROUP
 
-    return first_head
+    @device_function
+    def uneven(sequence, kv_heads, chunks, heads):
+        kv, chunk = cuda.blockIdx.y // chunks, cuda.blockIdx.y % chunks
+        return (sequence * kv_heads + kv) * heads + min(chunk * GROUP, heads - GROUP)
+
+    return uneven if variant.uneven else even
 
 
 def stretch_of_block(together):

@@ -26,7 +26,7 @@ from numba import cuda, float32, int64, uint32
 from pqkv.kernels.cuda.coded.ending import end_with
 from pqkv.kernels.cuda.coded.gains import apply_gains
 from pqkv.kernels.cuda.coded.query import load_query, pack_query
-from pqkv.kernels.cuda.coded.scores import score_keys, words_of_key_line
+from pqkv.kernels.cuda.coded.scores import key_place, score_keys, words_of_key_line
 from pqkv.kernels.cuda.coded.softmax import keep_weights, softmax_tile, write_masses
 from pqkv.kernels.cuda.coded.turning import bias_scores
 from pqkv.kernels.cuda.coded.values import mix_values, words_of_value_line
@@ -72,11 +72,13 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
     NO_SOFTMAX, NO_VALUES = variant.last in ("tables", "scores"), variant.last == "softmax"
     DECODES, BIASED, GAINS = variant.decodes, variant.turning and variant.last != "tables", variant.gains
     stretch_of, leave_empty, head_of = (
-        stretch_of_block(variant.together), no_tokens(GROUP, D, variant.block), head_of_block(GROUP),
+        stretch_of_block(variant.together), no_tokens(GROUP, D, variant.block), head_of_block(variant),
     )  # fmt: skip
-    key_line, value_line = words_of_key_line(variant), words_of_value_line(variant)
-    load, pack, add_bias, add_scores = (
-        part(variant) for part in (load_query, pack_query, bias_scores, score_keys)
+    key_line, value_line, load, pack, place_of, add_bias, add_scores = (
+        part(variant)
+        for part in (
+            words_of_key_line, words_of_value_line, load_query, pack_query, key_place, bias_scores, score_keys,
+        )
     )  # fmt: skip
     softmax, use_gains, keep, sum_up, mix, end_early = (
         part(variant) for part in (softmax_tile, apply_gains, keep_weights, write_masses, mix_values, end_with)
@@ -97,8 +99,7 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
 
         split, kv, b = cuda.blockIdx.x, cuda.blockIdx.y // chunks, cuda.blockIdx.z
         thread = uint32(cuda.threadIdx.x)
-        first_head = head_of(b, kv_heads, kv, cuda.blockIdx.y % chunks, heads)
-        factor = float_of(uint32(scale))
+        first_head = head_of(b, kv_heads, chunks, heads)
         stretch = stretch_of(lengths, b, cuda.gridDim.z, window, split, share)
         result = Partial(partial, (first_head * slots + first_slot + split) * (D + 2), slots * (D + 2))
         if stretch.start >= stretch.end:
@@ -108,16 +109,18 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
         keys = Coded(key_codes, key_centroids, key_channels, min(kv, key_heads - 1), key_line(page_size))
         values = Coded(value_codes, value_centroids, value_channels, min(kv, value_heads - 1), value_line(page_size))
 
-        load(query, factor, first_head, keys, q, thread)
+        load(query, float_of(uint32(scale)), first_head, keys, q, thread)
         cuda.syncthreads()
         if DECODES:
             pack(q, packed, thread)
         for i in range(SCORES):
             score[i] = 0.0
         token = stretch.start + thread * KEY_TOKENS
+        alive = token < stretch.end
+        place = place_of(paging, token, keys.line) if alive else int64(0)
         if BIASED:
-            add_bias(turning, factor, first_head, stretch, token, tables, score, thread)
-        add_scores(keys, paging, token, stretch.end, shared, score, thread)
+            add_bias(turning, float_of(uint32(scale)), first_head, stretch, token, tables, score, thread)
+        add_scores(keys, place, alive, shared, score, thread)
         if NO_SOFTMAX:
             end_early(score, shared, result, thread)
             return

@@ -83,18 +83,16 @@ def score_tile(variant):
 
 
 def score_keys(variant):
-    """score_keys(keys, paging, token, end, shared, score, thread): adds to the scores of a thread's tokens, the first
-    of which is `token`, their keys' products with the query.
+    """score_keys(keys, place, alive, shared, score, thread): adds to the scores of a thread's tokens, whose codes begin
+    at `place` if it has any (`alive`), their keys' products with the query.
     """
     KEYS, STAGE = variant.keys, variant.stages[0]
     M, CENTROIDS = KEYS.num_subspaces, KEYS.entries * KEYS.centroid_words  # of a subspace, in words
     SCORES = variant.last != "tables"
-    place_of, make_tables, score_tile_of_stage = key_place(variant), key_tables(variant), score_tile(variant)
+    make_tables, score_tile_of_stage = key_tables(variant), score_tile(variant)
 
     @device_function
-    def score_keys(keys, paging, token, end, shared, score, thread):
-        alive = token < end
-        place = place_of(paging, token, keys.line) if alive else int64(0)
+    def score_keys(keys, place, alive, shared, score, thread):
         for stage in range(0, M, STAGE):
             cuda.syncthreads()
             first = (int64(keys.book) * M + stage) * CENTROIDS

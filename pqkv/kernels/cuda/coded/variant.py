@@ -5,7 +5,7 @@ tables are in shared memory at a time, words of everything that lies there.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pqkv.kernels.cuda.codes import Codes
 from pqkv.kernels.cuda.exact import SHARED_BYTES
@@ -27,7 +27,8 @@ class CodedVariant:
     every thread goes where values would, so that no phase is left out as useless.
 
     `turning`: scores get a bias by position, from phasors that turn. `gains`: so do weights of values a factor.
-    `query`: the type of the query that coded keys are scored with.
+    `query`: the type of the query that coded keys are scored with. `uneven`: blocks of `group` heads do not divide
+    those of a KV head.
     """
 
     group: int
@@ -38,6 +39,7 @@ class CodedVariant:
     turning: bool = False
     gains: bool = False
     query: str = "float16"
+    uneven: bool = False
 
     @property
     def decodes(self) -> bool:
@@ -203,16 +205,11 @@ class CodedVariant:
         return None if self.shared_bytes <= SHARED_BYTES else "weights and partial sums do not fit shared memory"
 
 
-def coded_variant(
-    group: int, keys: Codes, values: Codes, *, turning: bool = False, gains: bool = False, query: str = "float16"
-) -> CodedVariant:
-    """The variant with the block that serves `group` query heads: their scores must fit a thread's registers. Two heads
-    leave room for a large block, which reads more tokens by the same tables.
+def coded_variant(group: int, keys: Codes, values: Codes, **beside: Any) -> CodedVariant:
+    """The variant, `beside` as its other fields have it, with the block that serves `group` query heads: their scores
+    must fit a thread's registers. Two heads leave room for a large block, which reads more tokens by the same tables.
     """
-    usual, large = (
-        CodedVariant(group, keys, values, block, turning=turning, gains=gains, query=query)
-        for block in (64 if group > 4 else 128, 256)
-    )
+    usual, large = (CodedVariant(group, keys, values, block, **beside) for block in (64 if group > 4 else 128, 256))
     return large if group <= 2 and large.stages == usual.stages else usual
 
 

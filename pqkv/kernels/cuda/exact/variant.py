@@ -11,7 +11,8 @@ SHARED_BYTES = 48 << 10  # what Numba can give a block
 @dataclass(frozen=True, slots=True)
 class ExactVariant:
     """What the kernel is compiled for. `dtype` is that of the vectors, `query` of the queries: float32, float16 or
-    bfloat16. Vectors lie in pages, or, not `paged`, in a row a sequence.
+    bfloat16. Vectors lie in pages, or, not `paged`, in a row a sequence. `uneven`: blocks of `group` heads do not
+    divide those of a KV head.
     """
 
     dtype: str
@@ -21,6 +22,7 @@ class ExactVariant:
     tokens: int = 4  # in flight per group of lanes
     query: str = "float16"
     paged: bool = True
+    uneven: bool = False
 
     @property
     def vector(self) -> int:

@@ -24,7 +24,7 @@ def plain_kernel(variant: PlainVariant) -> Callable[..., Any]:
     QUERY, WEIGHTS, MEETING = GROUP * D, GROUP * variant.tokens, GROUP * variant.block
     TURNED = ROWS * variant.turned_blocks * GROUP
     stretch_of, leave_empty = stretch_of_block(1), no_tokens(GROUP, D, variant.block)
-    head_of = head_of_block(GROUP)
+    head_of = head_of_block(variant)
     load, add_bias, score, to_weights, use_gains, mix = (
         part(variant) for part in (load_query, bias_scores, score_keys, softmax, apply_gains, mix_values)
     )
@@ -40,7 +40,7 @@ def plain_kernel(variant: PlainVariant) -> Callable[..., Any]:
 
         split, kv, b = cuda.blockIdx.x, cuda.blockIdx.y // chunks, cuda.blockIdx.z
         thread = cuda.threadIdx.x
-        first_head = head_of(b, kv_heads, kv, cuda.blockIdx.y % chunks, heads)
+        first_head = head_of(b, kv_heads, chunks, heads)
         factor = float_of(uint32(scale))
         stretch = stretch_of(lengths, b, cuda.gridDim.z, window, split, share)
         result = Partial(partial, (first_head * slots + first_slot + split) * (D + 2), slots * (D + 2))

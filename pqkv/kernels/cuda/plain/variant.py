@@ -22,6 +22,7 @@ class PlainVariant:
     turning: bool = False
     gains: bool = False
     query: str = "float32"
+    uneven: bool = False
 
     @property
     def head_dim(self) -> int:
