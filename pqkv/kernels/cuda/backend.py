@@ -137,7 +137,7 @@ class Step:
 
     def partial(self, slots: int) -> Tensor:
         """Room for the partial results of so many slots, flat."""
-        size = self.B * self.Hq * max(1, slots) * (self.D + 2)
+        size = self.B * self.kv_heads * self.chunks * self.group * max(1, slots) * (self.D + 2)
         return torch.empty(size, dtype=torch.float32, device=self.query.device)
 
     def start(self, plans: list[Plan], partial: Tensor, first: int, slots: int) -> None:
@@ -151,8 +151,10 @@ class Step:
         device = self.query.device
         out = torch.empty(self.B, self.Hq, self.D, dtype=self.query.dtype, device=device)
         lse = torch.empty(self.B, self.Hq, dtype=torch.float32, device=device)
-        merge = compiled(merge_kernel, MergeVariant(self.D, self.dtype))
-        launch(merge, (self.Hq, self.B), merge_block(self.D), array(partial), slots, numbers(out), array(lse))
+        rows = self.chunks * self.group  # of a KV head
+        uneven = () if rows == self.heads else (self.heads, rows, self.group)
+        merge = compiled(merge_kernel, MergeVariant(self.D, self.dtype, uneven=bool(uneven)))
+        launch(merge, (self.Hq, self.B), merge_block(self.D), array(partial), slots, numbers(out), array(lse), uneven)
         return out[:, None], lse[:, None]
 
     def fast(self, pages: PagedTokens) -> CodedVariant | None:
@@ -182,7 +184,7 @@ class Step:
 
     def _heads(self, dtype: str) -> dict[str, Any]:
         """What variants have of query heads."""
-        return {"query": dtype, "uneven": self.heads % self.group != 0}
+        return {"query": dtype, "uneven": self.chunks * self.group != self.heads}
 
     def _splits(self, tokens: int, *, paged: bool, shortest: int = SHORTEST_SPLIT) -> int:
         if paged and self.splits is not None:

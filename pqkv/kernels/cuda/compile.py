@@ -145,7 +145,8 @@ def compile_merge(variant: MergeVariant, capability: Capability) -> Compiled:
     from numba import types
 
     outputs = (types.Array(kind, 1, "C") for kind in (_numbers(variant.dtype), types.float32))
-    return _compile(merge_kernel(variant), [types.float32], 0, capability, [types.int64, *outputs])
+    uneven = types.UniTuple(types.int64, 3) if variant.uneven else types.Tuple(())
+    return _compile(merge_kernel(variant), [types.float32], 0, capability, [types.int64, *outputs, uneven])
 
 
 def compile_encode(variant: EncodeVariant, capability: Capability, *, id_bits: int = 64) -> Compiled:

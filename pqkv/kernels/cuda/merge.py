@@ -19,10 +19,13 @@ _AHEAD = 8  # values of as many slots are on their way at a time: one after anot
 
 @dataclass(frozen=True, slots=True)
 class MergeVariant:
-    """What the kernel is compiled for; `dtype` is that of its output: float32, float16 or bfloat16."""
+    """What the kernel is compiled for; `dtype` is that of its output: float32, float16 or bfloat16. `uneven`: of
+    blocks of heads that do not divide those of a KV head.
+    """
 
     head_dim: int
     dtype: str = "float16"
+    uneven: bool = False
 
 
 def merge_block(head_dim: int) -> int:
@@ -70,26 +73,45 @@ def add_slots(head_dim):
     return add
 
 
+def rows_of_heads(variant):
+    """row_of(head, uneven): the row of partial results of one of all sequences' query heads."""
+
+    @device_function
+    def same(head, _uneven):
+        return head
+
+    @device_function
+    def last_block_begins_earlier(head, uneven):
+        heads, rows, block = uneven
+        kv, own = head // heads, head % heads
+        return kv * rows + (own + rows - heads if own >= rows - block else own)
+
+    return last_block_begins_earlier if variant.uneven else same
+
+
 def merge_kernel(variant: MergeVariant) -> Callable[..., Any]:
     """Grid (query heads, sequences), blocks of `merge_block`. partial (B, Hq, slots, D + 2) as `exact_kernel` writes it
-    -> out (B, Hq, D), lse (B, Hq) float32 in natural units. Heads that saw nothing give 0 and -inf.
+    -> out (B, Hq, D), lse (B, Hq) float32 in natural units. Heads that saw nothing give 0 and -inf. uneven: () or, of a
+    KV head, its query heads, its rows of partial results and those of a block.
     """
     D, BLOCK, ROUND = variant.head_dim, merge_block(variant.head_dim), _ROUND
     OWN = -(-D // BLOCK)
     read, add, write = read_round(D, BLOCK), add_slots(D), number_writer(variant.dtype)
+    row_of = rows_of_heads(variant)
 
-    def kernel(partial, slots, out, lse):
+    def kernel(partial, slots, out, lse, uneven):
         masses = cuda.shared.array(ROUND, float32)
         tops = cuda.shared.array(ROUND, float32)
         factors = cuda.shared.array(ROUND, float32)
         value = cuda.local.array(OWN, float32)
         head, b, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
         row = b * cuda.gridDim.x + head
+        source = row_of(row, uneven)
         for i in range(OWN):
             value[i] = 0.0
         top, total = float32(LOWEST), float32(0.0)
         for first in range(0, slots, ROUND):
-            at = (row * slots + first) * (D + 2)
+            at = (source * slots + first) * (D + 2)
             have = min(ROUND, slots - first)
             read(partial, at, have, masses, tops, thread)
             cuda.syncthreads()

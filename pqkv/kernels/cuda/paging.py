@@ -58,21 +58,23 @@ def page_of_token(paging, token):
     return number, token - number * paging.size
 
 
-def head_of_block(variant):
-    """first_head(sequence, kv_heads, chunks, heads): which of all sequences' query heads is the first of a block. Where
-    groups are `uneven` the last block of the `heads` of a KV head begins earlier and computes some once more: both
-    write the same numbers to the same place.
+def heads_of_blocks(variant):
+    """heads_of(sequence, kv_heads, chunks, heads): (the first query head of a block among those of all sequences, the
+    first row of its partial results). Where groups are `uneven` the last block of the `heads` of a KV head begins
+    earlier and computes some once more; rows are a block's own, and the merge leaves out the second of two.
     """
     GROUP = variant.group
 
     @device_function
     def even(sequence, kv_heads, chunks, _heads):
-        return sequence * (kv_heads * chunks * GROUP) + cuda.blockIdx.y * GROUP
+        first = sequence * (kv_heads * chunks * GROUP) + cuda.blockIdx.y * GROUP
+        return first, first
 
     @device_function
     def uneven(sequence, kv_heads, chunks, heads):
         kv, chunk = cuda.blockIdx.y // chunks, cuda.blockIdx.y % chunks
-        return (sequence * kv_heads + kv) * heads + min(chunk * GROUP, heads - GROUP)
+        first = (sequence * kv_heads + kv) * heads + min(chunk * GROUP, heads - GROUP)
+        return first, sequence * (kv_heads * chunks * GROUP) + cuda.blockIdx.y * GROUP
 
     return uneven if variant.uneven else even
 

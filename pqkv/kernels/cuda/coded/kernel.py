@@ -32,7 +32,7 @@ from pqkv.kernels.cuda.coded.turning import bias_scores
 from pqkv.kernels.cuda.coded.values import mix_values, words_of_value_line
 from pqkv.kernels.cuda.coded.variant import CodedVariant
 from pqkv.kernels.cuda.device import SIMULATED, float_of
-from pqkv.kernels.cuda.paging import Coded, Paging, Partial, head_of_block, no_tokens, stretch_of_block
+from pqkv.kernels.cuda.paging import Coded, Paging, Partial, heads_of_blocks, no_tokens, stretch_of_block
 
 
 class Shared(NamedTuple):
@@ -71,8 +71,8 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
     ALIGNMENT = None if SIMULATED else 16  # of what is read 128 bits at a time; the simulator knows none
     NO_SOFTMAX, NO_VALUES = variant.last in ("tables", "scores"), variant.last == "softmax"
     DECODES, BIASED, GAINS = variant.decodes, variant.turning and variant.last != "tables", variant.gains
-    stretch_of, leave_empty, head_of = (
-        stretch_of_block(variant.together), no_tokens(GROUP, D, variant.block), head_of_block(variant),
+    stretch_of, leave_empty, heads_of = (
+        stretch_of_block(variant.together), no_tokens(GROUP, D, variant.block), heads_of_blocks(variant),
     )  # fmt: skip
     key_line, value_line, load, pack, place_of, add_bias, add_scores = (
         part(variant)
@@ -99,9 +99,9 @@ def coded_kernel(variant: CodedVariant) -> Callable[..., Any]:
 
         split, kv, b = cuda.blockIdx.x, cuda.blockIdx.y // chunks, cuda.blockIdx.z
         thread = uint32(cuda.threadIdx.x)
-        first_head = head_of(b, kv_heads, chunks, heads)
+        first_head, row = heads_of(b, kv_heads, chunks, heads)
         stretch = stretch_of(lengths, b, cuda.gridDim.z, window, split, share)
-        result = Partial(partial, (first_head * slots + first_slot + split) * (D + 2), slots * (D + 2))
+        result = Partial(partial, (row * slots + first_slot + split) * (D + 2), slots * (D + 2))
         if stretch.start >= stretch.end:
             leave_empty(result, int64(thread))
             return

@@ -17,7 +17,7 @@ from pqkv.kernels.cuda.device import LOWEST, device_function, float_of
 from pqkv.kernels.cuda.exact.rows import Lane, add_values, find_rows, load_query, score_rows
 from pqkv.kernels.cuda.exact.softmax import Teams, leave_team, merge_teams, weigh
 from pqkv.kernels.cuda.exact.variant import ExactVariant
-from pqkv.kernels.cuda.paging import Paging, Partial, Stretch, head_of_block
+from pqkv.kernels.cuda.paging import Paging, Partial, Stretch, heads_of_blocks
 
 SINKS, PAGES, RESIDUAL = range(3)
 
@@ -87,17 +87,17 @@ def exact_kernel(variant: ExactVariant) -> Callable[..., Any]:
     of the scores in powers of two, sum; split i writes slot first_slot + i. The newest `window` columns are seen, all
     if it is 0. page_shift is log2 of the page size, or -1.
     """
-    D, head_of, attend = variant.head_dim, head_of_block(variant), attend_stretch(variant)
+    D, heads_of, attend = variant.head_dim, heads_of_blocks(variant), attend_stretch(variant)
 
     def kernel(
         query, keys, values, table, lengths, partial, scale, page_size, page_shift, table_stride, kv_heads, chunks,
         heads, window, splits, first_slot, slots,
     ):  # fmt: skip
         split, kv, b = cuda.blockIdx.x, cuda.blockIdx.y // chunks, cuda.blockIdx.z
-        first_head = head_of(b, kv_heads, chunks, heads)
+        first_head, row = heads_of(b, kv_heads, chunks, heads)
         stretch = stretch_of_part(lengths, b, cuda.gridDim.z, PAGES, window, split, splits)
         paging = Paging(table, b * table_stride, page_size, page_shift, kv_heads, kv)
-        result = Partial(partial, (first_head * slots + first_slot + split) * (D + 2), slots * (D + 2))
+        result = Partial(partial, (row * slots + first_slot + split) * (D + 2), slots * (D + 2))
         attend(query, float_of(uint32(scale)), first_head, keys, values, paging, stretch, result, cuda.threadIdx.x)
 
     return kernel
@@ -107,15 +107,15 @@ def rows_kernel(variant: ExactVariant) -> Callable[..., Any]:
     """Of sinks and residual, which lie in rows (B, Hkv, capacity, D); not compiled yet. The first `sink_splits` blocks
     of the grid read sinks of capacity `sink_size`, `splits` more read the residual; for the rest see `exact_kernel`.
     """
-    D, head_of, attend = variant.head_dim, head_of_block(variant), attend_stretch(variant)
+    D, heads_of, attend = variant.head_dim, heads_of_blocks(variant), attend_stretch(variant)
 
     def kernel(
         query, sink_keys, sink_values, keys, values, lengths, partial, scale, sink_size, size, kv_heads, chunks, heads,
         window, sink_splits, splits, first_slot, slots,
     ):  # fmt: skip
         split, kv, b = cuda.blockIdx.x, cuda.blockIdx.y // chunks, cuda.blockIdx.z
-        first_head = head_of(b, kv_heads, chunks, heads)
-        result = Partial(partial, (first_head * slots + first_slot + split) * (D + 2), slots * (D + 2))
+        first_head, row = heads_of(b, kv_heads, chunks, heads)
+        result = Partial(partial, (row * slots + first_slot + split) * (D + 2), slots * (D + 2))
         sinks = split < sink_splits
         part, share = (SINKS, sink_splits) if sinks else (RESIDUAL, splits)
         stretch = stretch_of_part(

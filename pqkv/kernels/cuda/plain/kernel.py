@@ -12,7 +12,7 @@ from typing import Any
 from numba import cuda, float32, uint32
 
 from pqkv.kernels.cuda.device import float_of
-from pqkv.kernels.cuda.paging import Coded, Paging, Partial, head_of_block, no_tokens, stretch_of_block
+from pqkv.kernels.cuda.paging import Coded, Paging, Partial, heads_of_blocks, no_tokens, stretch_of_block
 from pqkv.kernels.cuda.plain.phases import apply_gains, load_query, mix_values, score_keys, softmax
 from pqkv.kernels.cuda.plain.turning import bias_scores
 from pqkv.kernels.cuda.plain.variant import ROWS, PlainVariant
@@ -24,7 +24,7 @@ def plain_kernel(variant: PlainVariant) -> Callable[..., Any]:
     QUERY, WEIGHTS, MEETING = GROUP * D, GROUP * variant.tokens, GROUP * variant.block
     TURNED = ROWS * variant.turned_blocks * GROUP
     stretch_of, leave_empty = stretch_of_block(1), no_tokens(GROUP, D, variant.block)
-    head_of = head_of_block(variant)
+    heads_of = heads_of_blocks(variant)
     load, add_bias, score, to_weights, use_gains, mix = (
         part(variant) for part in (load_query, bias_scores, score_keys, softmax, apply_gains, mix_values)
     )
@@ -40,10 +40,10 @@ def plain_kernel(variant: PlainVariant) -> Callable[..., Any]:
 
         split, kv, b = cuda.blockIdx.x, cuda.blockIdx.y // chunks, cuda.blockIdx.z
         thread = cuda.threadIdx.x
-        first_head = head_of(b, kv_heads, chunks, heads)
+        first_head, row = heads_of(b, kv_heads, chunks, heads)
         factor = float_of(uint32(scale))
         stretch = stretch_of(lengths, b, cuda.gridDim.z, window, split, share)
-        result = Partial(partial, (first_head * slots + first_slot + split) * (D + 2), slots * (D + 2))
+        result = Partial(partial, (row * slots + first_slot + split) * (D + 2), slots * (D + 2))
         if stretch.start >= stretch.end:
             leave_empty(result, thread)
             return
