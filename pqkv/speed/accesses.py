@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from pqkv.kernels.cuda.coded import CodedVariant, words_of_loads
+from pqkv.kernels.cuda.coded import CodedVariant
+from pqkv.kernels.cuda.codes import words_of_loads
 from pqkv.packing import packed_size
 
 SECTOR, LINE, LANES = 32, 64, 32

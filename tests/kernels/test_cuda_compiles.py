@@ -20,8 +20,8 @@ from pqkv.kernels.cuda.compile import (
 )
 from pqkv.kernels.cuda.device import SIMULATED
 from pqkv.kernels.cuda.exact import SHARED_BYTES, ExactVariant, fitting
-from pqkv.kernels.cuda.naive import NaiveVariant
 from pqkv.kernels.cuda.plain import PlainVariant
+from pqkv.kernels.cuda.score_row import NaiveVariant
 from pqkv.kernels.cuda.warp import WarpVariant
 
 try:
@@ -89,6 +89,21 @@ def check(variant, capability):
 )
 def test_one_of_each_kernel_is_sound(variant):
     check(variant, (9, 0))
+
+
+def test_numba_is_answered_for_a_device_only_while_it_compiles():
+    from numba.cuda import dispatcher
+
+    asked = dispatcher.get_current_device
+    compile_naive(NaiveVariant("float16", 64), (9, 0))
+    assert dispatcher.get_current_device is asked
+
+
+def test_device_functions_are_written_out_where_they_are_called():
+    """A call would put the arrays of registers that it is given into memory."""
+    for found in (check(coded(4, 4), (8, 0)), check(plain(4, 4), (8, 0))):
+        assert ".func" not in found.ptx
+        assert not re.search(r"^\s*call", found.ptx, re.M)
 
 
 def test_a_kernel_that_ends_early_does_the_work_of_its_phases():

@@ -10,7 +10,7 @@ from pqkv.errors import KernelError
 from pqkv.kernels.cuda.coded import Codes
 from pqkv.kernels.cuda.compile import compile_encode, compile_slots, find_ptxas
 from pqkv.kernels.cuda.device import SIMULATED
-from pqkv.kernels.cuda.encode import EncodeVariant
+from pqkv.kernels.cuda.encoding import EncodeVariant
 
 try:
     ASSEMBLER = find_ptxas()

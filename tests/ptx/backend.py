@@ -13,14 +13,15 @@ import torch
 
 from pqkv.kernels.cuda import backend, compile, encode
 from pqkv.kernels.cuda.coded import coded_kernel
-from pqkv.kernels.cuda.exact import exact_kernel
+from pqkv.kernels.cuda.exact import exact_kernel, rows_kernel
 from pqkv.kernels.cuda.launch import FlatArray
 from pqkv.kernels.cuda.merge import merge_kernel
 from pqkv.kernels.cuda.plain import plain_kernel
 from ptx import GlobalMemory, launch, load
 
 _COMPILE = {
-    coded_kernel: compile.compile_coded, exact_kernel: compile.compile_exact, plain_kernel: compile.compile_plain,
+    coded_kernel: compile.compile_coded, exact_kernel: compile.compile_exact, rows_kernel: compile.compile_exact,
+    plain_kernel: compile.compile_plain,
     merge_kernel: compile.compile_merge, encode.encode_kernel: compile.compile_encode,
 }  # fmt: skip
 _WRITTEN = {"partial", "out", "lse", "pages", "key_buffer", "value_buffer"}

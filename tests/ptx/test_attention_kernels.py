@@ -49,7 +49,13 @@ CODED = Spec(
 def test_codes_of_8_bits_in_transposed_pages(device):
     """Four warps a block, lengths around a page, sinks and residual beside them."""
     check(CODED)
-    assert device.names == ["exact_kernel", "exact_kernel", "coded_kernel", "merge_kernel"]
+    assert device.names == ["rows_kernel", "coded_kernel", "merge_kernel"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_queries_and_outputs_of_any_type_and_a_group_in_two_uneven_blocks(dtype, device):
+    check(EXACT.but(dtype=dtype, group=11, context=(0, 65), sinks=(1, 4), residual=(2, 3)))
+    assert device.names == ["rows_kernel", "exact_kernel", "merge_kernel"]
 
 
 many = [pytest.mark.slow, pytest.mark.ci]

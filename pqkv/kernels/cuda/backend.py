@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,9 @@ from pqkv.errors import KernelError
 from pqkv.kernels.checks import check_inputs, check_lengths
 from pqkv.kernels.cuda.centroids import key_words, value_words
 from pqkv.kernels.cuda.coded import CodedVariant, Codes, Phase, coded_kernel, coded_variant
-from pqkv.kernels.cuda.exact import ExactVariant, exact_kernel, fitting
-from pqkv.kernels.cuda.launch import DeviceArray, array, compiled, launch, multiprocessors, words
-from pqkv.kernels.cuda.merge import merge_block, merge_kernel
+from pqkv.kernels.cuda.exact import ExactVariant, exact_kernel, fitting, rows_kernel
+from pqkv.kernels.cuda.launch import DeviceArray, array, bits, compiled, launch, multiprocessors, numbers, words
+from pqkv.kernels.cuda.merge import MergeVariant, merge_block, merge_kernel
 from pqkv.kernels.cuda.plain import PlainVariant, plain_kernel
 from pqkv.kernels.cuda.splits import SHORTEST_SPLIT, choose_coded_splits, choose_splits, stretches
 from pqkv.kernels.reference import attention as reference
@@ -29,7 +30,6 @@ from pqkv.kernels.turns import turns
 from pqkv.kernels.types import ExactTokens, PagedSide, PagedTokens
 
 _HEADS = 8  # query heads of a group that one block serves; larger groups take several blocks
-_SINKS, _PAGES, _RESIDUAL = range(3)
 
 Plan = tuple[int, Callable[[DeviceArray, int, int], None]]  # slots that it fills, and its launch
 
@@ -90,22 +90,22 @@ class Step:
         self.B, _, self.Hq, self.D = query.shape
         self.query, self.window, self.splits = query, window, splits
         self.pages = pages
-        self.exact = [(part, tokens) for part, tokens in ((_SINKS, sinks), (_RESIDUAL, residual)) if tokens is not None]
-        first = pages.keys.pages if pages is not None else self.exact[0][1].keys
-        self.kv_heads = first.shape[1]
-        group = self.Hq // self.kv_heads
-        self.group = heads_of_block(group)
-        self.chunks = group // self.group
-        present: dict[int, Tensor] = {part: tokens.length for part, tokens in self.exact}
-        if pages is not None:
-            present[_PAGES] = pages.context_len
-        if len(present) < 3:
+        self.sinks, self.residual = sinks, residual
+        exact = [(None, None) if part is None else (part.keys, part.length) for part in (sinks, residual)]
+        keys = [None if pages is None else pages.keys.pages, *(rows for rows, _ in exact)]
+        self.kv_heads = next(side.shape[1] for side in keys if side is not None)
+        self.heads = self.Hq // self.kv_heads
+        self.group = heads_of_block(self.heads)
+        self.chunks = -(-self.heads // self.group)
+        present = [exact[0][1], None if pages is None else pages.context_len, exact[1][1]]
+        lengths = [length for length in present if length is not None]
+        if len(lengths) < len(present):
             none = torch.zeros(self.B, dtype=torch.int32, device=query.device)
-            present = {part: present.get(part, none) for part in (_SINKS, _PAGES, _RESIDUAL)}
-        self.lengths = array(_together([present[part] for part in (_SINKS, _PAGES, _RESIDUAL)]))
-        self.scale = scale * math.log2(math.e)  # the kernels' softmax is in powers of two
-        self.scaled = array(self._scaled(query))
-        self.coded, self.turning = self._as_codes_meet()
+            lengths = [none if length is None else length for length in present]
+        self.lengths = array(_together(lengths))
+        self.scale = bits(scale * math.log2(math.e))  # the kernels' softmax is in powers of two
+        self.numbers, self.dtype = numbers(query.flatten(0, 1)), _name(query)
+        self.coded, self.coded_dtype, self.turning = self._as_codes_meet()
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Launch everything; returns out in the query's dtype and lse in float32."""
@@ -117,9 +117,14 @@ class Step:
 
     def exact_plans(self) -> list[Plan]:
         """Of sinks and residual."""
-        return [
-            self._exact_plan(part, _contiguous(tokens.keys), _contiguous(tokens.values)) for part, tokens in self.exact
-        ]
+        parts = [part for part in (self.sinks, self.residual) if part is not None]
+        if not parts:
+            return []
+        if len({part.keys.dtype for part in parts}) > 1:
+            raise KernelError(
+                f"sinks are {parts[0].keys.dtype} and the residual is {parts[1].keys.dtype}; make them one"
+            )
+        return [self._rows_plan()]
 
     def page_plans(self, last: Phase = "values") -> list[Plan]:
         """Of the pages; where a kernel serves them that has phases, up to the `last`."""
@@ -128,11 +133,11 @@ class Step:
         coded = self.pages.keys.centroids is not None
         if coded:
             return [self._coded_plan(self.pages, last)]
-        return [self._exact_plan(_PAGES, self.pages.keys.pages, self.pages.values.pages, self.pages)]
+        return [self._pages_plan(self.pages)]
 
     def partial(self, slots: int) -> Tensor:
         """Room for the partial results of so many slots, flat."""
-        size = self.B * self.Hq * max(1, slots) * (self.D + 2)
+        size = self.B * self.kv_heads * self.chunks * self.group * max(1, slots) * (self.D + 2)
         return torch.empty(size, dtype=torch.float32, device=self.query.device)
 
     def start(self, plans: list[Plan], partial: Tensor, first: int, slots: int) -> None:
@@ -144,11 +149,13 @@ class Step:
     def merge(self, partial: Tensor, slots: int) -> tuple[Tensor, Tensor]:
         """All slots together; see `run`."""
         device = self.query.device
-        out = torch.empty(self.B, self.Hq, self.D, dtype=torch.float32, device=device)
+        out = torch.empty(self.B, self.Hq, self.D, dtype=self.query.dtype, device=device)
         lse = torch.empty(self.B, self.Hq, dtype=torch.float32, device=device)
-        merge = compiled(merge_kernel, self.D)
-        launch(merge, (self.Hq, self.B), merge_block(self.D), array(partial), slots, array(out), array(lse))
-        return out[:, None].to(self.query.dtype), lse[:, None]
+        rows = self.chunks * self.group  # of a KV head
+        uneven = () if rows == self.heads else (self.heads, rows, self.group)
+        merge = compiled(merge_kernel, MergeVariant(self.D, self.dtype, uneven=bool(uneven)))
+        launch(merge, (self.Hq, self.B), merge_block(self.D), array(partial), slots, numbers(out), array(lse), uneven)
+        return out[:, None], lse[:, None]
 
     def fast(self, pages: PagedTokens) -> CodedVariant | None:
         """The variant of `coded_kernel` that serves coded pages, or None where the plain kernel has to."""
@@ -156,28 +163,28 @@ class Step:
         served = self.query.dtype != torch.float32 and variant.obstacle(pages.page_size) is None
         return variant if served else None
 
-    def _scaled(self, numbers: Tensor) -> Tensor:
-        """Those of the one query of each sequence, (B, 1, Hq, ...) -> (B, Hq, ...) float32, as scores want them."""
-        return numbers.flatten(0, 1).float() * self.scale
-
-    def _as_codes_meet(self) -> tuple[DeviceArray, tuple[DeviceArray | int, ...]]:
-        """The query that coded keys are scored with, and what a kernel takes as `turning`."""
+    def _as_codes_meet(self) -> tuple[DeviceArray, str, tuple[DeviceArray | int, ...]]:
+        """The query that coded keys are scored with, its type, and what a kernel takes as `turning`."""
         coded = None if self.pages is None else self.pages.query
         if self.pages is None or coded is None:
-            return self.scaled, ()
-        query = array(self._scaled(coded.query))
+            return self.numbers, self.dtype, ()
+        query, dtype = numbers(coded.query.flatten(0, 1)), _name(coded.query)
         if not coded.frequencies:
-            return query, ()
+            return query, dtype, ()
         tables = turns(coded.frequencies, self._longest(self.pages), coded.query.device)
-        phasors, order = self._scaled(coded.phasors), _order(tables.order, coded.query.device)
+        phasors, order = coded.phasors.flatten(0, 1).float(), _order(tables.order, coded.query.device)
         if order is not None:
             phasors = phasors[:, :, order]
         turning = array(phasors), array(tables.middles), array(tables.rows), array(tables.slow)
-        return query, (*turning, len(tables.order), tables.fast)
+        return query, dtype, (*turning, len(tables.order), tables.fast)
 
-    def _beside(self, pages: PagedTokens) -> dict[str, bool]:
+    def _beside(self, pages: PagedTokens) -> dict[str, Any]:
         """What variants of the kernels of codes have beside codes."""
-        return {"turning": bool(self.turning), "gains": pages.values.gains is not None}
+        return {"turning": bool(self.turning), "gains": pages.values.gains is not None, **self._heads(self.coded_dtype)}
+
+    def _heads(self, dtype: str) -> dict[str, Any]:
+        """What variants have of query heads."""
+        return {"query": dtype, "uneven": self.chunks * self.group != self.heads}
 
     def _splits(self, tokens: int, *, paged: bool, shortest: int = SHORTEST_SPLIT) -> int:
         if paged and self.splits is not None:
@@ -185,26 +192,45 @@ class Step:
         units = self.B * self.kv_heads * self.chunks
         return choose_splits(units, tokens, multiprocessors(self.query.device), shortest=shortest)
 
-    def _exact_plan(self, part: int, keys: Tensor, values: Tensor, pages: PagedTokens | None = None) -> Plan:
-        """Of pages, or of contiguous rows (B, Hkv, capacity, D): pages as large as the row, one for each sequence."""
-        variant = fitting(ExactVariant(str(keys.dtype).removeprefix("torch."), self.D, self.group))
+    def _pages_plan(self, pages: PagedTokens) -> Plan:
+        """Of exact pages."""
+        keys, values = pages.keys.pages, pages.values.pages
+        variant = fitting(ExactVariant(_name(keys), self.D, self.group, **self._heads(self.dtype)))
         kernel = compiled(exact_kernel, variant)
-        # the few tokens of sinks and residual take as long as one block needs for its own, however few blocks there are
-        shortest = variant.at_once if pages is None else SHORTEST_SPLIT
-        longest = keys.shape[2] if pages is None else self._longest(pages)
-        splits = self._splits(longest, paged=pages is not None, shortest=shortest)
-        sides = words(keys), words(values)
-        table = self.lengths if pages is None else array(pages.page_table)
-        paging = _paging(keys.shape[2], 1) if pages is None else _paging(pages.page_size, pages.page_table.shape[1])
+        splits = self._splits(self._longest(pages), paged=True)
 
         def start(partial: DeviceArray, first: int, slots: int) -> None:
             launch(
                 kernel, (splits, self.kv_heads * self.chunks, self.B), variant.block,
-                self.scaled, *sides, table, self.lengths, partial,
-                *paging, self.kv_heads, self.chunks, part, self.window, splits, first, slots,
+                self.numbers, words(keys), words(values), array(pages.page_table), self.lengths, partial, self.scale,
+                *_paging(pages), self.kv_heads, self.chunks, self.heads, self.window, splits, first, slots,
             )  # fmt: skip
 
         return splits, start
+
+    def _rows_plan(self) -> Plan:
+        """Of sinks and residual, rows (B, Hkv, capacity, D): one launch for both."""
+        parts = [None if part is None else (_contiguous(part.keys), _contiguous(part.values))
+                 for part in (self.sinks, self.residual)]  # fmt: skip
+        given = next(part for part in parts if part is not None)
+        variant = fitting(ExactVariant(_name(given[0]), self.D, self.group, paged=False, **self._heads(self.dtype)))
+        kernel = compiled(rows_kernel, variant)
+        # few tokens take as long as one block needs for its own, however few blocks there are
+        splits = [
+            0 if part is None else self._splits(part[0].shape[2], paged=False, shortest=variant.at_once)
+            for part in parts
+        ]
+        rows = [words(side) for part in parts for side in part or given]  # what no block reads stands in for nothing
+        sizes = [(part or given)[0].shape[2] for part in parts]
+
+        def start(partial: DeviceArray, first: int, slots: int) -> None:
+            launch(
+                kernel, (sum(splits), self.kv_heads * self.chunks, self.B), variant.block,
+                self.numbers, *rows, self.lengths, partial, self.scale,
+                *sizes, self.kv_heads, self.chunks, self.heads, self.window, *splits, first, slots,
+            )  # fmt: skip
+
+        return sum(splits), start
 
     def _coded_plan(self, pages: PagedTokens, last: Phase) -> Plan:
         sides = pages.keys, pages.values
@@ -234,14 +260,14 @@ class Step:
         ]
         books = self._books(pages, fast)
         channels = [_channels(side, self.D) for side in sides]
-        heads = [side.centroids.shape[0] for side in sides if side.centroids is not None]
+        books_of = [side.centroids.shape[0] for side in sides if side.centroids is not None]
         gains = _gains(pages.values, words if half else array)
 
         def start(partial: DeviceArray, first: int, slots: int) -> None:
             launch(
                 kernel, (splits, self.kv_heads * self.chunks, self.B), variant.block,
                 self.coded, *codes, *books, *map(array, channels), array(pages.page_table), self.lengths,
-                partial, *_paging(pages.page_size, pages.page_table.shape[1]), self.kv_heads, self.chunks, *heads,
+                partial, self.scale, *_paging(pages), self.kv_heads, self.chunks, self.heads, *books_of,
                 self.window, share, first, slots, self.turning, gains,
             )  # fmt: skip
 
@@ -264,8 +290,8 @@ class Step:
 
 
 def heads_of_block(group: int) -> int:
-    """Query heads of a group that one block serves: the largest divisor of `group` that is not too large."""
-    return max(n for n in range(1, min(group, _HEADS) + 1) if group % n == 0)
+    """Query heads of a group that one block serves, of as few blocks as can be."""
+    return -(-group // -(-group // _HEADS))
 
 
 def _codes(side: PagedSide) -> Codes:
@@ -294,11 +320,16 @@ def _order(order: tuple[int, ...], device: torch.device) -> Tensor | None:
     return None if order == tuple(range(len(order))) else torch.tensor(order, device=device)
 
 
-def _paging(page_size: int, table_stride: int) -> tuple[int, int, int]:
+def _paging(pages: PagedTokens) -> tuple[int, int, int]:
     """Size of a page, its log2 or -1, and pages of a row of the table."""
     # a division takes as long as ten look-ups, so kernels shift where they can
-    shift = page_size.bit_length() - 1 if page_size.bit_count() == 1 else -1
-    return page_size, shift, table_stride
+    size = pages.page_size
+    return size, size.bit_length() - 1 if size.bit_count() == 1 else -1, pages.page_table.shape[1]
+
+
+def _name(tensor: Tensor) -> str:
+    """That of its dtype, as variants have it."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _contiguous(rows: Tensor) -> Tensor:

@@ -8,19 +8,23 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from pqkv.errors import KernelError
 from pqkv.kernels.cuda.coded import CodedVariant, coded_kernel
 from pqkv.kernels.cuda.device import SIMULATED
-from pqkv.kernels.cuda.encode import EncodeVariant, encode_kernel, slots_kernel
-from pqkv.kernels.cuda.exact import ExactVariant, exact_kernel
-from pqkv.kernels.cuda.merge import merge_kernel
-from pqkv.kernels.cuda.naive import NaiveVariant, naive_kernel
+from pqkv.kernels.cuda.encoding import EncodeVariant, encode_kernel
+from pqkv.kernels.cuda.exact import ExactVariant, exact_kernel, rows_kernel
+from pqkv.kernels.cuda.merge import MergeVariant, merge_kernel
 from pqkv.kernels.cuda.plain import PlainVariant, plain_kernel
+from pqkv.kernels.cuda.score_row import NaiveVariant, naive_kernel
+from pqkv.kernels.cuda.slots import slots_kernel
 from pqkv.kernels.cuda.warp import WarpVariant, warp_kernel
 
 Capability = tuple[int, int]  # such as (9, 0)
@@ -28,7 +32,8 @@ Capability = tuple[int, int]  # such as (9, 0)
 _REMEDY = "pip install 'pqkv[cuda]'"
 _PTXAS = Path("bin") / "ptxas"
 # arguments after the arrays
-_CODED_NUMBERS, _EXACT_NUMBERS, _NAIVE_NUMBERS, _WARP_NUMBERS, _ENCODE_NUMBERS, _SLOTS_NUMBERS = 11, 10, 4, 7, 5, 2
+_CODED_NUMBERS, _EXACT_NUMBERS, _NAIVE_NUMBERS, _WARP_NUMBERS, _ENCODE_NUMBERS, _SLOTS_NUMBERS = 13, 11, 4, 7, 5, 2
+_ROWS_NUMBERS = 11
 _TURN_TABLES = 4  # phasors and three tables
 
 
@@ -64,9 +69,10 @@ def compile_coded(variant: CodedVariant, capability: Capability) -> Compiled:
     from numba import types
 
     words, numbers = types.int32, types.uint8
+    values = words if variant.values.layout == "transposed" else numbers
     arrays = [
-        types.float32, words, words if variant.values.layout == "transposed" else numbers, words, words, types.int64,
-        types.int64, types.int32, types.int32, types.float32,
+        _numbers(variant.query), words, values, words, words, types.int64, types.int64, types.int32, types.int32,
+        types.float32,
     ]  # fmt: skip
     return _compile(coded_kernel(variant), arrays, _CODED_NUMBERS, capability, _beside(variant, words))
 
@@ -77,10 +83,17 @@ def compile_plain(variant: PlainVariant, capability: Capability) -> Compiled:
 
     numbers = types.uint8
     arrays = [
-        types.float32, numbers, numbers, types.float32, types.float32, types.int64, types.int64, types.int32,
+        _numbers(variant.query), numbers, numbers, types.float32, types.float32, types.int64, types.int64, types.int32,
         types.int32, types.float32,
     ]  # fmt: skip
     return _compile(plain_kernel(variant), arrays, _CODED_NUMBERS, capability, _beside(variant, numbers))
+
+
+def _numbers(dtype: str) -> Any:  # noqa: ANN401 - a type of Numba
+    """That of the numbers of a query or an output, as `launch.numbers` hands them over."""
+    from numba import types
+
+    return types.float32 if dtype == "float32" else types.uint16
 
 
 def _beside(variant: CodedVariant | PlainVariant, gains: Any) -> list[Any]:  # noqa: ANN401 - a type of Numba
@@ -97,11 +110,16 @@ def _beside(variant: CodedVariant | PlainVariant, gains: Any) -> list[Any]:  # n
 
 
 def compile_exact(variant: ExactVariant, capability: Capability) -> Compiled:
-    """`exact_kernel` as the backend launches it. Raises `KernelError` where there is no assembler."""
+    """`exact_kernel`, or `rows_kernel` where nothing is paged, as the backend launches it. Raises `KernelError` where
+    there is no assembler.
+    """
     from numba import types
 
-    arrays = [types.float32, types.int32, types.int32, types.int32, types.int32, types.float32]
-    return _compile(exact_kernel(variant), arrays, _EXACT_NUMBERS, capability)
+    query, words = _numbers(variant.query), types.int32
+    if variant.paged:
+        arrays = [query, words, words, types.int32, types.int32, types.float32]
+        return _compile(exact_kernel(variant), arrays, _EXACT_NUMBERS, capability)
+    return _compile(rows_kernel(variant), [query, *[words] * 4, types.int32, types.float32], _ROWS_NUMBERS, capability)
 
 
 def compile_naive(variant: NaiveVariant, capability: Capability) -> Compiled:
@@ -122,12 +140,13 @@ def compile_warp(variant: WarpVariant, capability: Capability) -> Compiled:
     return _compile(warp_kernel(variant), arrays, _WARP_NUMBERS, capability)
 
 
-def compile_merge(head_dim: int, capability: Capability) -> Compiled:
+def compile_merge(variant: MergeVariant, capability: Capability) -> Compiled:
     """`merge_kernel` as the backend launches it. Raises `KernelError` where there is no assembler."""
     from numba import types
 
-    floats = types.Array(types.float32, 1, "C")
-    return _compile(merge_kernel(head_dim), [types.float32], 0, capability, [types.int64, floats, floats])
+    outputs = (types.Array(kind, 1, "C") for kind in (_numbers(variant.dtype), types.float32))
+    uneven = types.UniTuple(types.int64, 3) if variant.uneven else types.Tuple(())
+    return _compile(merge_kernel(variant), [types.float32], 0, capability, [types.int64, *outputs, uneven])
 
 
 def compile_encode(variant: EncodeVariant, capability: Capability, *, id_bits: int = 64) -> Compiled:
@@ -233,5 +252,16 @@ def _compile(
     from numba import cuda, types
 
     signature = types.void(*(types.Array(kind, 1, "C") for kind in arrays), *[types.int64] * scalars, *more)
-    ptx: str = cuda.compile_ptx(kernel, signature, cc=capability)[0]
+    with _device_of(capability):
+        ptx: str = cuda.compile_ptx(kernel, signature, cc=capability)[0]
     return Compiled(ptx, *assemble(ptx, capability))
+
+
+@contextmanager
+def _device_of(capability: Capability) -> Iterator[None]:
+    """Numba asks the current device, which need not be here, what device functions are to be compiled for."""
+    from numba.cuda import dispatcher
+
+    device = SimpleNamespace(compute_capability=capability)
+    with mock.patch.object(dispatcher, "get_current_device", lambda: device):
+        yield

@@ -1,4 +1,5 @@
-"""What kernels need and Numba has no word for: 128-bit loads and copies, halves apart, fp16x2 sums, lane exchange.
+"""What kernels need and Numba has no word for: 128-bit loads and copies, halves apart, fp16x2 sums, lane exchange;
+and what makes a function a part of kernels.
 
 On a device these are intrinsics of one or a few PTX instructions; under the simulator the same names are plain Python
 that does the same to NumPy arrays. Kernels use nothing else that differs between the two.
@@ -15,6 +16,7 @@ if SIMULATED:
         bits_of,
         bits_of_halves,
         copy_four,
+        device_function,
         exchange,
         finish_copies,
         float_of,
@@ -38,6 +40,7 @@ else:
         bits_of,
         bits_of_halves,
         copy_four,
+        device_function,
         exchange,
         finish_copies,
         float_of,
@@ -66,6 +69,7 @@ __all__ = [
     "bits_of",
     "bits_of_halves",
     "copy_four",
+    "device_function",
     "exchange",
     "finish_copies",
     "float_of",

@@ -4,11 +4,14 @@ Numba infers the types of these, so they carry no annotations; each docstring gi
 """
 
 from llvmlite import ir
-from numba import types
+from numba import cuda, types
 from numba.cuda.extending import intrinsic
 
 _I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _PAIR = types.UniTuple(types.float32, 2)
+
+# A function that kernels call, always written out where it is called: a call would put arrays of registers into memory.
+device_function = cuda.jit(device=True, forceinline=True)
 
 
 def _asm(builder, result, operands, code, constraints, *, effects=False):

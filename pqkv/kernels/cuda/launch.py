@@ -7,6 +7,7 @@ compiler makes of an array, and the compiled kernel is started as Numba starts i
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -59,10 +60,23 @@ def words(tensor: Tensor) -> DeviceArray:
     return _flat(tensor, torch.int32)
 
 
+def numbers(tensor: Tensor) -> DeviceArray:
+    """A contiguous tensor of queries or outputs: float32 as it is, 16 bits a number as uint16 (`numbers.py`)."""
+    return _flat(tensor, tensor.dtype if tensor.dtype == torch.float32 else torch.uint16)
+
+
+def bits(value: float) -> int:
+    """Those of a float32, which kernels take in an integer."""
+    return int.from_bytes(struct.pack("<f", value), "little")
+
+
 def _flat(tensor: Tensor, dtype: torch.dtype) -> DeviceArray:
     if SIMULATED:
         flat = tensor.detach().reshape(-1)
-        return flat.numpy() if dtype == flat.dtype else flat.view(torch.int32).numpy().view("uint32")
+        if dtype == flat.dtype:
+            return flat.numpy()
+        signed, unsigned = (torch.int16, "uint16") if dtype == torch.uint16 else (torch.int32, "uint32")
+        return flat.view(signed).numpy().view(unsigned)
     tensor = tensor.detach().contiguous()
     size = dtype.itemsize
     count, rest = divmod(tensor.numel() * tensor.element_size(), size)

@@ -1,4 +1,4 @@
-"""The inner bodies of `coded.py`, emitted instruction by instruction: Numba has no unrolled loops, and integers that
+"""The inner bodies of `coded`, emitted instruction by instruction: Numba has no unrolled loops, and integers that
 become 64 bits wide cost a third of a look-up. The simulator's twins are in `simulated.py`.
 
 A look-up takes two instructions to the address (cut the field out in place, shift and add the base), then the load.

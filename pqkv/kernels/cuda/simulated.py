@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from types import FunctionType
+from typing import Any, cast
 
 import numpy as np
+from numba.cuda.simulator import kernel as simulator
 
 from pqkv.kernels.cuda.steps import KeyStep, ValueStep
 
 _WAIT = 60  # seconds until a lane that never comes is an error and not a hang
 _lock = threading.Lock()
+
+
+class _Running:
+    """The module `cuda` as the kernel that runs has it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(simulator._get_kernel_context(), name)
+
+
+def device_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """See `intrinsics.device_function`. Numba's own puts the simulated `cuda` into the function's module for each call
+    and takes it out again while other threads are in it.
+    """
+    written = cast(FunctionType, function)
+    names = {**written.__globals__, "cuda": _Running()}
+    return FunctionType(written.__code__, names, written.__name__, written.__defaults__, written.__closure__)
 
 
 def load_four(words: Any, index: int) -> tuple[np.uint32, ...]:

@@ -1,4 +1,4 @@
-"""The inner bodies of `coded.py` as data: what `lookups.py` emits for a device and `simulated.py` does in Python."""
+"""The inner bodies of `coded` as data: what `lookups.py` emits for a device and `simulated.py` does in Python."""
 
 from __future__ import annotations
 

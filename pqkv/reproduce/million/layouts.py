@@ -36,8 +36,9 @@ _LAYOUTS: tuple[tuple[Layout, Layout], ...] = (
 _ACCESSES = "accesses"  # kind of the records that count
 _CPU_BLOCK = 8  # subspaces that the CPU's kernels take at a time at most
 _COUNTED = (  # where the addresses that are counted come from
-    "speed/accesses.py", "packing.py", "kernels/cuda/backend.py", "kernels/cuda/coded.py",
-    "kernels/cuda/lookups.py", "kernels/cuda/steps.py",
+    "speed/accesses.py", "packing.py", "kernels/cuda/backend.py", "kernels/cuda/lookups.py", "kernels/cuda/steps.py",
+    "kernels/cuda/codes.py", "kernels/cuda/code_bytes.py", "kernels/cuda/paging.py", "kernels/cuda/coded/variant.py",
+    "kernels/cuda/coded/scores.py", "kernels/cuda/coded/values.py",
 )  # fmt: skip
 
 

@@ -214,10 +214,22 @@ def test_all_of_it_in_every_layout_for_every_group(spec, group, layouts, device)
     check(spec.but(group=group, layouts=layouts, heads=2 if group == 1 else 1), device)
 
 
+@pytest.mark.parametrize(("group", "of_block"), [(10, 5), (11, 6)])  # the second block of 11 has one of the first's
 @beside
-def test_all_of_it_where_a_group_takes_several_blocks_and_heads_share_centroids(spec, device):
-    assert backend.heads_of_block(10) == 5
-    check(spec.but(group=10, heads=2, per_head=False), device)
+def test_all_of_it_where_a_group_takes_several_blocks_and_heads_share_centroids(spec, group, of_block, device):
+    assert backend.heads_of_block(group) == of_block
+    check(spec.but(group=group, heads=2, per_head=False), device)
+
+
+@pytest.mark.parametrize(("group", "of_block"), [(1, 1), (7, 7), (8, 8), (9, 5), (12, 6), (16, 8), (17, 6), (71, 8)])
+def test_a_group_takes_as_few_blocks_as_can_be(group, of_block):
+    assert backend.heads_of_block(group) == of_block
+    assert -(-group // of_block) == -(-group // 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_exact_pages_of_groups_in_uneven_blocks(dtype, device):
+    check(EXACT.but(group=11, heads=2, dtype=dtype), device)
 
 
 @pytest.mark.parametrize(("spec", "fast"), [

@@ -16,6 +16,7 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'pqkv[cu
 from pqkv.kernels.cuda import encode as module
 from pqkv.kernels.cuda.device import SIMULATED
 from pqkv.kernels.cuda.encode import encode_pages, write_slots
+from pqkv.kernels.cuda.encoding import variant as encoding
 
 pytestmark = pytest.mark.skipif(
     not SIMULATED and not torch.cuda.is_available(), reason="needs a GPU, or NUMBA_ENABLE_CUDASIM=1"
@@ -120,7 +121,7 @@ def squared_distances(book, vectors, codes):
 @pytest.fixture
 def one_token(monkeypatch):
     """A lane holds one vector: a tile is 32 tokens, which a simulator can do."""
-    monkeypatch.setattr(module, "_MOST_TOKENS", 1)
+    monkeypatch.setattr(module, "MOST_TOKENS", 1)
 
 
 @layouts
@@ -169,7 +170,7 @@ def test_eight_vectors_of_a_lane(layout):
 @pytest.mark.parametrize(("room", "chunk", "page_size"), [(1700, 32, 3), (5000, 128, 4)])
 def test_centroids_that_do_not_fit_shared_memory_at_once(one_token, monkeypatch, room, chunk, page_size):
     case = Case(nbits=8, subspaces=2, sequences=1, heads=1, books=1, page_size=page_size)  # no page that others compile
-    monkeypatch.setattr(module, "SHARED_BYTES", room)
+    monkeypatch.setattr(encoding, "SHARED_BYTES", room)
     codes = module.Codes(case.subspaces, case.nbits, case.d_sub, case.layout)
     assert module.EncodeVariant(codes, page_size, "float32", most_tokens=1).chunk == chunk
     check(case)
