@@ -19,10 +19,12 @@ from pqkv.kernels.cuda.backend import heads_of_block
 from pqkv.kernels.cuda.coded import CodedVariant, Codes, coded_variant
 from pqkv.kernels.cuda.compile import Report, compile_coded, compile_exact, compile_merge
 from pqkv.kernels.cuda.exact import ExactVariant, fitting
+from pqkv.kernels.cuda.merge import MergeVariant
 from pqkv.record import load_records
 from pqkv.speed.served_parts import SERVED_PARTS
 
 CAPABILITY = (9, 0)
+Kernel = CodedVariant | ExactVariant | MergeVariant
 _LISTS = {"lengths": int, "batch": int, "bits": float}
 _SWITCHES = {
     "--no-fallback": ("fallback", False),
@@ -65,20 +67,28 @@ def configs(command: Sequence[str]) -> list[BenchConfig]:
     return [BenchConfig(served=SERVED_PARTS[part], **shared) for part in asked]
 
 
-def kernels(config: BenchConfig) -> Iterator[CodedVariant | ExactVariant | int]:
-    """What the backend launches for it: kernels on codes, the one on exact vectors, and the merge (a head's length)."""
-    D, group = config.head_dim, heads_of_block(config.heads // config.kv_heads)
+def kernels(config: BenchConfig) -> Iterator[Kernel]:
+    """What the backend launches for it: kernels on codes and on exact pages, that of sinks and residual, the merge."""
+    D, group, exact = config.head_dim, heads_of_block(config.heads // config.kv_heads), not all(config.bits)
+    turned = {"frame", "turning"} & set(config.served)  # then codes meet a query of their own, in float32
     for bits in filter(None, config.bits):
         M, nbits = code_geometry(CodeShape(bits=bits), D)
         sides = (Codes(M, nbits, D // M, layout) for layout in (config.key_layout, config.value_layout))
-        yield coded_variant(group, *sides, turning="turning" in config.served, gains="gains" in config.served)
-    yield fitting(ExactVariant(config.dtype, D, group))
-    yield D
+        yield coded_variant(
+            group,
+            *sides,
+            turning="turning" in config.served,
+            gains="gains" in config.served,
+            query="float32" if turned else config.dtype,
+        )
+    for paged in (True, False) if exact else (False,):
+        yield fitting(ExactVariant(config.dtype, D, group, query=config.dtype, paged=paged))
+    yield MergeVariant(D, config.dtype)
 
 
-def assembled(kernel: CodedVariant | ExactVariant | int) -> Report:
+def assembled(kernel: Kernel) -> Report:
     """Compile and assemble it. Raises `KernelError` where it cannot be."""
-    if isinstance(kernel, int):
+    if isinstance(kernel, MergeVariant):
         return compile_merge(kernel, CAPABILITY).report
     if isinstance(kernel, ExactVariant):
         return compile_exact(kernel, CAPABILITY).report
@@ -127,7 +137,7 @@ def collected(command: Sequence[str], root: Path) -> int:
 def dry_run(steps: Iterable[Any], root: Path) -> int:
     """Print a line a step; 1 where something cannot be collected or compiled."""
     seconds = Seconds(root / "results" / "gpu" / "bench")
-    reports: dict[CodedVariant | ExactVariant | int, Report] = {}
+    reports: dict[Kernel, Report] = {}
     failed: list[str] = []
     minutes = 0.0
     for step in steps:
