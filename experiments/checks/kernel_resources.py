@@ -19,7 +19,7 @@ from pqkv.kernels.cuda import compile as compiling
 from pqkv.kernels.cuda.coded import Codes, coded_variant
 from pqkv.kernels.cuda.encoding import EncodeVariant
 from pqkv.kernels.cuda.exact import ExactVariant, fitting
-from pqkv.kernels.cuda.merge import merge_block
+from pqkv.kernels.cuda.merge import MergeVariant, merge_block
 from pqkv.kernels.cuda.plain import PlainVariant
 from pqkv.kernels.cuda.score_row import NaiveVariant
 from pqkv.kernels.cuda.warp import WarpVariant
@@ -28,10 +28,10 @@ from pqkv.speed.static import GPUS, occupancy
 
 CAPABILITIES = {(8, 0): GPUS["a100"], (9, 0): GPUS["h100"]}
 GROUPS = (1, 2, 4, 8)
-BESIDE = {"turning": True, "gains": True}
+BESIDE = {"turning": True, "gains": True, "query": "float32"}  # codes of a frame meet a query of their own
 MIXED = (("row", "row"), ("row", "transposed"), ("transposed", "row"))
 DTYPES = ("float16", "bfloat16", "float32")
-KERNELS = ("coded", "exact", "plain", "naive", "warp", "merge", "encode", "slots")
+KERNELS = ("coded", "exact", "rows", "plain", "naive", "warp", "merge", "encode", "slots")
 Row = dict[str, Any]
 Named = tuple[str, Any, Any]  # what is compiled in words, the variant, how it is compiled
 
@@ -58,9 +58,9 @@ def chosen(kernel: str) -> Iterator[Named]:
                 replace(coded_variant(group, codes, codes), last=last),
                 (compiling.compile_coded),
             )
-    elif kernel == "exact":
+    elif kernel in ("exact", "rows"):
         for head_dim, dtype, group in product((64, 128), DTYPES, GROUPS):
-            variant = fitting(ExactVariant(dtype, head_dim, group))
+            variant = fitting(ExactVariant(dtype, head_dim, group, query=dtype, paged=kernel == "exact"))
             yield f"d{head_dim} {dtype} g{group}", variant, compiling.compile_exact
     elif kernel == "plain":
         for group, layout, beside in product(GROUPS, ("row", "transposed"), ({}, BESIDE)):
@@ -86,7 +86,7 @@ def chosen(kernel: str) -> Iterator[Named]:
             yield "indexed" if indexed else "paged", WarpVariant(64, indexed), compiling.compile_warp
     elif kernel == "merge":
         for head_dim in (64, 128, 256):
-            yield f"d{head_dim}", head_dim, compiling.compile_merge
+            yield f"d{head_dim}", MergeVariant(head_dim), compiling.compile_merge
     elif kernel == "encode":
         for (M, nbits, d_sub), layout, dtype in product(
             ((64, 8, 2), (64, 6, 2), (32, 8, 4), (128, 4, 1)), ("row", "transposed"), DTYPES
@@ -105,7 +105,7 @@ def chosen(kernel: str) -> Iterator[Named]:
 
 def block_of(kernel: str, variant: Any) -> int:  # noqa: ANN401 - a variant, or what stands for it
     """Threads."""
-    of_others = {"merge": lambda: merge_block(variant), "slots": lambda: 128, "warp": lambda: 32}
+    of_others = {"merge": lambda: merge_block(variant.head_dim), "slots": lambda: 128, "warp": lambda: 32}
     return of_others.get(kernel, lambda: variant.block)()
 
 

@@ -81,7 +81,7 @@ def test_what_recipe_pqkv_adds(tables):
     found = {}
     for record in load_records(tables.FOLDER / "parts"):
         c = record.config
-        found[c.get("batch", 1), c["bits"], c["context"]] = {
+        found[c.get("batch", 1), c["bits"], c["context"], "placements" in c] = {
             row["parts"]: row["times"] for row in record.tables["parts"]
         }
         assert not record.git["dirty"]
@@ -105,17 +105,36 @@ def test_what_recipe_pqkv_adds(tables):
     bias = [times["frame, turning"] - times["frame"] for times in processor]
     log = text_of("experiments/LOG.md")
     assert numbers(log, r"a processor pays up to ([\d.]+)") == [round(max(bias), 2)]
-    large = [found[8, bits, 32768] for bits in (4, 2)]
+    large = [found[8, bits, 32768, False] for bits in (4, 2)]
     biases = [times["frame, turning"] - times["frame"] for times in large]
     assert numbers(TEXT, r"\(([\d.]+) of a step at 4 bits, ([\d.]+) at 2\)") == [round(bias, 2) for bias in biases]
     assert [bias / (times["all"] - 1) for bias, times in zip(biases, large, strict=True)] == pytest.approx(
         [2 / 3] * 2, abs=0.03
     )
     assert all(max(times["gains"], times["int8"]) < 1.01 for times in large)
-    (alone,) = (
-        r for r in load_records(tables.FOLDER / "parts") if (r.config["bits"], r.config["context"]) == (4, 4096)
-    )
-    assert numbers(TEXT, r"takes ([\d.]+) microseconds with seven") == [
-        round(1e3 * alone.metrics["latency_ms"].value, 1)
-    ]
     assert "whole step | 59.1" in TEXT
+
+
+def test_three_launches(tables):
+    took = {}
+    for record in load_records(tables.FOLDER / "parts"):
+        c, rows = record.config, {row["parts"]: 1e3 * row["median_ms"] for row in record.tables["parts"]}
+        if c.get("batch", 1) == 1:
+            took.setdefault((c["bits"], c["context"]), {})["placements" in c] = rows
+    four, two = took[4, 4096], took[2, 4096]
+    assert numbers(
+        TEXT, r"([\d.]+) in place of ([\d.]+) at 4,096 tokens and 4 bits, ([\d.]+) in place\s+of ([\d.]+)"
+    ) == [round(of[new]["product codes"], 1) for of in (four, two) for new in (True, False)]
+    assert len(took) == 4
+    ratios = [of[True]["product codes"] / of[False]["product codes"] for of in took.values()]
+    assert numbers(TEXT, r"\(([\d.]+) to ([\d.]+) of the time in all four") == [
+        round(min(ratios), 2),
+        round(max(ratios), 2),
+    ]
+    saved = [of[False]["product codes"] - of[True]["product codes"] for of in took.values()]
+    assert numbers(TEXT, r"seven take (\d+) microseconds off") == [round(sum(saved) / len(saved))]
+    every = [of[False]["all"] - of[True]["all"] for of in took.values()]
+    assert numbers(TEXT, r"recipe pqkv takes (\d+) to (\d+) microseconds less") == [
+        round(min(every)),
+        round(max(every)),
+    ]
