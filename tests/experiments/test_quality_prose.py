@@ -102,3 +102,20 @@ def test_what_the_default_costs_in_the_schedule(cells):
     assert numbers(README, r"two cost ([\d.]+)% to ([\d.]+)%") == in_readme[2]
     alone = {recipe: kld(recipe, 4)[1] for recipe in ("pqkv", "product")}
     assert numbers(README, r"no token exact, 4 bits lose ([\d.]+) nats, product codes ([\d.]+)") == [*alone.values()]
+
+
+def test_codebooks_learnt_anew():
+    def key(record):
+        c = record.config
+        return c["data"], c["context"], c["windows"], c["bits"], c["mode"], c.get("coded_sinks")
+
+    anew = {key(r): r for r in load_records(ROOT / "results/quality-anew")}
+    before = {
+        key(r): r
+        for r in load_records(ROOT / "results/quality")
+        if key(r) in anew and r.config["model"] == "smollm2" and r.config.get("recipe") == "pqkv"
+    }
+    assert len(anew) == len(before) == 9
+    assert all(r.env["gpus"] and r.config["codebooks"] != before[k].config["codebooks"] for k, r in anew.items())
+    times = [r.metrics["kld_mean"].value / before[k].metrics["kld_mean"].value for k, r in anew.items()]
+    assert numbers(QUALITY, r"those lose ([\d.]+) to ([\d.]+) times") == [round(min(times), 2), round(max(times), 2)]
