@@ -179,7 +179,7 @@ def predict(config: BenchConfig, kernel: Kernel, gpu: Gpu, batch: int, context: 
     lengths = lengths_of(batch, context, config.ragged)
     parts = [parts_of(config, n, shape) for n in lengths]
     Hkv, D = config.kv_heads, config.head_dim
-    blocks_a_head = config.heads // Hkv // variant.group
+    blocks_a_head = -(-(config.heads // Hkv) // variant.group)
     units = batch * Hkv * blocks_a_head
     clocks_per_ms, bytes_per_ms = gpu.clock_ghz * 1e6, gpu.hbm_gbs * 1e6
     if isinstance(variant, ExactVariant):
