@@ -34,7 +34,7 @@ def with_bytes(kernel: Kernel) -> float:
     return total + variant.values.num_subspaces / 32 * max(issued, served)
 
 
-if __name__ == "__main__":
+def main() -> None:
     print("| bits | query heads a block | clocks a token now | with bytes | times |\n|---|---|---|---|---|")
     for bits, subspaces in ((4, 64), (2, 32)):
         for group in (1, 4, 8):
@@ -46,3 +46,7 @@ if __name__ == "__main__":
                 kernel = replace(kernel, keys=decoding.keys)
             now, then = clocks_per_token(examine(variant, GPU), GPU), with_bytes(kernel)
             print(f"| {bits} | {group} | {now:.2f} | {then:.2f} | {then / now:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,9 @@
 """Figures of experiments/checks that README cites are those of the records that the checks left."""
 
+import csv
+
 import pytest
-from prose import ROOT, numbers, text_of
+from prose import ROOT, numbers, script, text_of
 
 from pqkv.record import load_records
 
@@ -50,3 +52,39 @@ def test_the_exact_perplexity_is_that_of_plain_transformers(checks, model, conte
     )
     assert numbers(README, pattern) == [round(own, 6), round(row["perplexity"], 6), row["windows"]]
     assert own == pytest.approx(row["perplexity"], abs=1e-3)
+
+
+def test_what_device_functions_cost():
+    def table(name):
+        with (ROOT / "experiments/checks" / name).open(newline="") as file:
+            return {(r["kernel"], r["variant"], r["sm"]): r for r in csv.DictReader(file)}
+
+    log = text_of("experiments/LOG.md")
+    before, after = table("kernel_resources_before.csv"), table("kernel_resources.csv")
+    assert numbers(log, r"of three launches\. [^:]*: (\d+) variants and\s+capabilities") == [len(after)]
+    assert numbers(log, r"beside it; (\d+) of them before") == [len(before)]
+    assert not any(int(row["spill"]) for row in after.values())
+
+    def moved(column):
+        return [int(after[key][column]) - int(row[column]) for key, row in before.items()]
+
+    registers, blocks = moved("registers"), moved("blocks")
+    assert numbers(log, r"(\d+) rows take fewer registers, (\d+) as\s+many, (\d+) more") == [
+        sum(d < 0 for d in registers), sum(d == 0 for d in registers), sum(d > 0 for d in registers),
+    ]  # fmt: skip
+    assert sum(d < 0 for d in blocks) == 6
+    assert (sum(d > 0 for d in blocks), max(blocks)) == (10, 3)
+
+
+@pytest.mark.slow
+def test_what_bytes_for_centroids_would_gain(capsys):
+    check = script("experiments/checks/byte_centroids.py")
+    check.main()
+    times = {tuple(row.split(" | ")[:2]): float(row.split(" | ")[-1].rstrip(" |")) for row in _rows(capsys)}
+    told = r"take ([\d.]+) of the clocks of a token at 4 bits with four heads a block, ([\d.]+)"
+    assert numbers(text_of("experiments/LOG.md"), told) == [times["| 4", "4"], times["| 2", "4"]]
+    assert times["| 4", "8"] == times["| 2", "8"] == 1
+
+
+def _rows(capsys):
+    return [line for line in capsys.readouterr().out.splitlines() if line[2:3].isdigit()]
