@@ -41,11 +41,15 @@ def program(ptx):
 
 @dataclass
 class Device:
-    """What stands in for `launch` and `compiled` of a module of `pqkv.kernels.cuda`. `change` may alter PTX first."""
+    """What stands in for `launch` and `compiled` of a module of `pqkv.kernels.cuda`. `change` may alter PTX first,
+    `watch` the program that was loaded; both are given the kernel's name before it.
+    """
 
     capability: tuple[int, int] = (9, 0)
     seed: int = 0
     change: object = None
+    watch: object = None
+    most_steps: int = 2_000_000  # of a warp
     launches: int = 0
     steps: int = 0
     names: list[str] = field(default_factory=list)
@@ -71,7 +75,11 @@ class Device:
         ptx = self._ptx(factory, variant, dict(zip(names, arguments, strict=True)))
         if self.change is not None:
             ptx = self.change(factory.__name__, ptx)
-        done = launch(program(ptx), grid, block, numbers, memory, seed=self.seed + self.launches)
+        loaded = program(ptx)
+        if self.watch is not None:
+            loaded = self.watch(factory.__name__, loaded)
+        seed, most_steps = self.seed + self.launches, self.most_steps
+        done = launch(loaded, grid, block, numbers, memory, seed=seed, most_steps=most_steps)
         self.launches += 1
         self.steps += done.steps
         self.names.append(factory.__name__)
