@@ -7,7 +7,6 @@ from itertools import product
 import numpy as np
 import torch
 from batches import Spec, brute_force, build
-from served import TURNING
 
 from pqkv.kernels.cuda import backend
 from pqkv.kernels.cuda.launch import array, numbers
@@ -32,9 +31,9 @@ class Launched:
     run: Callable[[], None]
 
 
-def attend(spec: Spec, *, window: int | None = None, splits: int | None = None) -> None:
-    """One decoding step as the backend launches it, against float64."""
-    batch, scale = build(spec), spec.head_dim**-0.5
+def attend(spec: Spec, *, window: int | None = None, splits: int | None = None, sharper: float = 1) -> None:
+    """One decoding step as the backend launches it, against float64, its scores `sharper` times as far apart."""
+    batch, scale = build(spec), sharper * spec.head_dim**-0.5
     out, lse = backend.Step(*batch.inputs, scale, window or 0, splits).run()
     expected, expected_lse = brute_force(batch, scale, window)
     bound, lse_bound = TOLERANCE[spec.dtype]
@@ -42,23 +41,27 @@ def attend(spec: Spec, *, window: int | None = None, splits: int | None = None) 
     error = (np.abs(out.double().numpy() - expected) / size).max()
     if not error <= bound:
         raise Wrong(f"out is off by {error:.1e}")
-    _close("lse", lse, expected_lse, lse_bound)
+    _close("lse", lse, expected_lse, lse_bound, 1e-6 if sharper == 1 else lse_bound)
 
 
-def merge(variant: MergeVariant, heads: int, kv_heads: int = 1, block: int = 0, slots: int = 130) -> None:
-    """Partial results made here, more than one round of them: `block` of the heads of a KV head are one block's, if not
-    0, and one of two sequences has tokens in few slots, or in none.
-    """
+def merge(variant: MergeVariant, heads: int, kv_heads: int = 1, block: int = 0) -> None:
+    """Partial results made here: more than one round of them, and few of many heads, whose sums are of any size."""
+    for slots, sequences in (130, 2), (5, 12):
+        _merge(variant, heads, kv_heads, block, slots, sequences)
+
+
+def _merge(variant, heads, kv_heads, block, slots, B):
+    """`block` of the heads of a KV head are one block's, if not 0; the last sequence has tokens in few slots."""
     own = heads // kv_heads
     block = block or own
     rows = -(-own // block) * block
-    draw, B, D = np.random.default_rng(0), 2, variant.head_dim
+    draw, D = np.random.default_rng(0), variant.head_dim
     partial = draw.standard_normal((B, kv_heads, rows, slots, D + 2))
     partial[..., D] = 3 * partial[..., D] + np.linspace(0, 6, slots)  # later slots count, not only the first
     partial[..., D + 1] = 2.0 ** draw.uniform(0, 6, partial.shape[:-1])
     partial[0, ..., :: 1 + slots // 40, D + 1] = 0
-    partial[1, ..., D + 1] *= draw.random(partial.shape[1:-1]) < 0.02
-    partial[1, -1, -1, :, D + 1] = 0
+    partial[-1, ..., D + 1] *= draw.random(partial.shape[1:-1]) < 0.02
+    partial[-1, -1, -1, :, D + 1] = 0
     partial[0, 0, 0, :, 1] = np.nan
     partial[..., : D + 1][partial[..., D + 1] == 0] = np.nan  # what a slot without tokens holds is not to be read
     partial = partial.astype(np.float32)
@@ -93,29 +96,35 @@ def _close(name, found, expected, bound, relative=1e-6):
 
 
 _CODED = Spec(
-    context=(0, 65, 130), heads=2, group=2, head_dim=64, nbits=8, subspaces=(32, 32), dtype=torch.float16,
+    context=(65, 1030), heads=2, group=4, head_dim=64, nbits=8, subspaces=(32, 32), dtype=torch.float16,
     unused="poison",
 )  # fmt: skip
-_TURNED = _CODED.but(heads=1, turning=TURNING, gains=True, nbits=6, layouts=("row", "row"))
-_EXACT = _CODED.but(nbits=None, layouts=("row", "row"), dtype=torch.float32, context=(0, 33, 65, 130))
+_THETAS = 1.0, 0.3, 0.05, 0.02, 0.01, 0.004  # three turn fast, and the slow ones far enough to be told from 0
+_TURNED = _CODED.but(heads=1, group=2, turning=_THETAS, gains=True, nbits=6, layouts=("row", "row"))
+_EXACT = _CODED.but(nbits=None, layouts=("row", "row"), dtype=torch.float32, context=(0, 33, 65, 200), group=2)
 _ROWS = _EXACT.but(context=(0, 1, 2), sinks=(0, 4, 1), residual=(70, 33, 0), dtype=torch.float16)
-_PLAIN = _TURNED.but(dtype=torch.float32, nbits=3, context=(0, 65, 70))
+_PLAIN = _TURNED.but(dtype=torch.float32, nbits=3, context=(0, 65, 300))
 
 
-def _attend(spec):
+def _attend(spec: Spec, window: int, **other) -> Callable[[], None]:
+    """Three steps: as `spec` has it, with a window and what `other` changes, and with scores so far apart that a
+    maximum that is none overflows.
+    """
+
     def run():
         attend(spec, splits=2)
-        attend(spec, window=37, splits=3)
+        attend(spec.but(seed=1, **other), window=window, splits=3)
+        attend(spec.but(seed=2), splits=2, sharper=64)
 
     return run
 
 
 LAUNCHED = {
-    "coded": Launched("coded_kernel", _attend(_CODED)),
-    "coded with bias and gains": Launched("coded_kernel", _attend(_TURNED)),
-    "exact": Launched("exact_kernel", _attend(_EXACT)),
-    "rows": Launched("rows_kernel", _attend(_ROWS)),
-    "plain": Launched("plain_kernel", _attend(_PLAIN)),
+    "coded": Launched("coded_kernel", _attend(_CODED, 700, page_size=48)),
+    "coded with bias and gains": Launched("coded_kernel", _attend(_TURNED, 700, turning=_THETAS[1:5])),
+    "exact": Launched("exact_kernel", _attend(_EXACT, 37, page_size=40)),
+    "rows": Launched("rows_kernel", _attend(_ROWS, 37)),
+    "plain": Launched("plain_kernel", _attend(_PLAIN, 170, page_size=40, turning=_THETAS[1:5])),
     "merge": Launched("merge_kernel", lambda: merge(MergeVariant(192), 1)),
     "merge of uneven groups": Launched(
         "merge_kernel", lambda: merge(MergeVariant(64, "bfloat16", uneven=True), 6, kv_heads=2, block=2)

@@ -111,7 +111,7 @@ def _constant(text, draw):
     else:
         step = _bytes_accessed(text) if text[: place.start()].endswith("+") else 1
         number = int(place[0])
-        changed = str(number + (draw.choice([-step, step]) if -(1 << 63) < number else step))
+        changed = str(number + (draw.choice([-step, step]) if number > -(1 << 63) else step))
     return text[: place.start()] + changed + text[place.end() :]
 
 
