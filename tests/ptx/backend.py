@@ -11,17 +11,20 @@ from functools import cache
 
 import torch
 
-from pqkv.kernels.cuda import backend, compile, encode
+from pqkv.kernels.cuda import backend, compile, encode, naive, warp
 from pqkv.kernels.cuda.coded import coded_kernel
 from pqkv.kernels.cuda.exact import exact_kernel, rows_kernel
 from pqkv.kernels.cuda.launch import FlatArray
 from pqkv.kernels.cuda.merge import merge_kernel
 from pqkv.kernels.cuda.plain import plain_kernel
+from pqkv.kernels.cuda.score_row import naive_kernel
+from pqkv.kernels.cuda.warp import warp_kernel
 from ptx import GlobalMemory, launch, load
 
 _COMPILE = {
     coded_kernel: compile.compile_coded, exact_kernel: compile.compile_exact, rows_kernel: compile.compile_exact,
     plain_kernel: compile.compile_plain,
+    naive_kernel: compile.compile_naive, warp_kernel: compile.compile_warp,
     merge_kernel: compile.compile_merge, encode.encode_kernel: compile.compile_encode,
 }  # fmt: skip
 _WRITTEN = {"partial", "out", "lse", "pages", "key_buffer", "value_buffer"}
@@ -55,7 +58,7 @@ class Device:
     names: list[str] = field(default_factory=list)
 
     def install(self, monkeypatch):
-        for module in (backend, encode):
+        for module in (backend, encode, naive, warp):
             monkeypatch.setattr(module, "compiled", lambda factory, variant: (factory, variant))
             monkeypatch.setattr(module, "launch", self.launch)
         monkeypatch.setattr(backend, "multiprocessors", lambda device: 4)

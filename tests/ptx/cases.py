@@ -45,19 +45,21 @@ def attend(spec: Spec, *, window: int | None = None, splits: int | None = None, 
 
 
 def merge(variant: MergeVariant, heads: int, kv_heads: int = 1, block: int = 0) -> None:
-    """Partial results made here: more than one round of them, and few of many heads, whose sums are of any size."""
-    for slots, sequences in (130, 2), (5, 12):
-        _merge(variant, heads, kv_heads, block, slots, sequences)
+    """Partial results made here: more than one round of them, few of many heads, whose sums are of any size, and maxima
+    so far apart that the wrong one overflows.
+    """
+    for slots, sequences, apart in (130, 2, 1), (5, 12, 1), (260, 2, 100):
+        _merge(variant, heads, kv_heads, block, slots, sequences, apart)
 
 
-def _merge(variant, heads, kv_heads, block, slots, B):
+def _merge(variant, heads, kv_heads, block, slots, B, apart):
     """`block` of the heads of a KV head are one block's, if not 0; the last sequence has tokens in few slots."""
     own = heads // kv_heads
     block = block or own
     rows = -(-own // block) * block
     draw, D = np.random.default_rng(0), variant.head_dim
     partial = draw.standard_normal((B, kv_heads, rows, slots, D + 2))
-    partial[..., D] = 3 * partial[..., D] + np.linspace(0, 6, slots)  # later slots count, not only the first
+    partial[..., D] = apart * (3 * partial[..., D] + np.linspace(0, 6, slots))  # later slots count, not only the first
     partial[..., D + 1] = 2.0 ** draw.uniform(0, 6, partial.shape[:-1])
     partial[0, ..., :: 1 + slots // 40, D + 1] = 0
     partial[-1, ..., D + 1] *= draw.random(partial.shape[1:-1]) < 0.02
@@ -100,9 +102,9 @@ _CODED = Spec(
     unused="poison",
 )  # fmt: skip
 _THETAS = 1.0, 0.3, 0.05, 0.02, 0.01, 0.004  # three turn fast, and the slow ones far enough to be told from 0
-_TURNED = _CODED.but(heads=1, group=2, turning=_THETAS, gains=True, nbits=6, layouts=("row", "row"))
+_TURNED = _CODED.but(heads=2, group=2, turning=_THETAS, gains=True, nbits=6, layouts=("row", "row"))
 _EXACT = _CODED.but(nbits=None, layouts=("row", "row"), dtype=torch.float32, context=(0, 33, 65, 200), group=2)
-_ROWS = _EXACT.but(context=(0, 1, 2), sinks=(0, 4, 1), residual=(70, 33, 0), dtype=torch.float16)
+_ROWS = _EXACT.but(context=(0, 1, 2), sinks=(0, 4, 1), residual=(33, 70, 0), dtype=torch.float16)
 _PLAIN = _TURNED.but(dtype=torch.float32, nbits=3, context=(0, 65, 300))
 
 
@@ -121,7 +123,7 @@ def _attend(spec: Spec, window: int, **other) -> Callable[[], None]:
 
 LAUNCHED = {
     "coded": Launched("coded_kernel", _attend(_CODED, 700, page_size=48)),
-    "coded with bias and gains": Launched("coded_kernel", _attend(_TURNED, 700, turning=_THETAS[1:5])),
+    "coded with bias and gains": Launched("coded_kernel", _attend(_TURNED, 700, page_size=48, turning=_THETAS[1:5])),
     "exact": Launched("exact_kernel", _attend(_EXACT, 37, page_size=40)),
     "rows": Launched("rows_kernel", _attend(_ROWS, 37)),
     "plain": Launched("plain_kernel", _attend(_PLAIN, 170, page_size=40, turning=_THETAS[1:5])),
@@ -129,5 +131,5 @@ LAUNCHED = {
     "merge of uneven groups": Launched(
         "merge_kernel", lambda: merge(MergeVariant(64, "bfloat16", uneven=True), 6, kv_heads=2, block=2)
     ),
-    "encode": Launched("encode_kernel", lambda: check_encoded(Encoded(subspaces=10))),
+    "encode": Launched("encode_kernel", lambda: check_encoded(Encoded(subspaces=10, pages=8))),
 }

@@ -15,6 +15,7 @@ class Case:
     subspaces: int = 12  # a block takes eight: the second has idle warps
     layout: str = "transposed"
     page_size: int = 16
+    pages: int = 3  # of each of two sequences
     dtype: torch.dtype = torch.float16
     permuted: bool = True
     ids: torch.dtype = torch.int32
@@ -23,7 +24,7 @@ class Case:
 def encoded(case):
     """What `encode_pages` is given, and the pages it wrote; those that belong to nobody hold 0xA5."""
     draw = torch.Generator().manual_seed(case.nbits)
-    H, M, D, B, n = 2, case.subspaces, case.subspaces * case.d_sub, 2, 3
+    H, M, D, B, n = 2, case.subspaces, case.subspaces * case.d_sub, 2, case.pages
     lines, count = (case.page_size, M) if case.layout == "row" else (M, case.page_size)
     pages = torch.full((B * n + 2, H, lines, -(-count * case.nbits // 8)), 0xA5, dtype=torch.uint8)
     ids = torch.randperm(len(pages), generator=draw)[: B * n].reshape(B, n).to(case.ids)

@@ -79,19 +79,24 @@ def main(arguments=None):
     parser.add_argument("--count", type=int, default=200, help="of all kernels together")
     parser.add_argument("--kernel", choices=LAUNCHED, action="append", help="one of them; all if not given")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="to write a row of each mutation to")
+    parser.add_argument("--again", action="store_true", help="those of FILE, in place of others by the seed")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     device = Device().install(_Patched())
     targets = {name: Target(device, LAUNCHED[name]) for name in asked.kernel or LAUNCHED}
     counts = shares(asked.count, {name: len(target.reached) for name, target in targets.items()})
-    known, rows = _explanations(asked.csv), []
+    listed, rows = _listed(asked.csv), []
     for name, target in targets.items():
         began, outcomes = process_time(), Counter()
-        for one in mutations(target.ptx, counts[name], asked.seed, target.reached):
+        if asked.again:
+            chosen = [one for kernel, one in listed if kernel == name]
+        else:
+            chosen = mutations(target.ptx, counts[name], asked.seed, target.reached)
+        for one in chosen:
             outcome = target.outcome(one)
             outcomes[outcome] += 1
-            key = name, one.before, one.after, str(one.line)
-            rows.append((asked.seed, name, one.kind, one.line, one.before, one.after, outcome, known.get(key, "")))
+            explained = listed.get((name, one), "")
+            rows.append((asked.seed, name, one.kind, one.line, one.before, one.after, outcome, explained))
             if outcome == SURVIVED:
                 print(f"{name}, line {one.line}, {one.kind}: {one.before}  ->  {one.after}", flush=True)
         total = sum(outcomes.values())
@@ -115,14 +120,15 @@ def shares(count: int, sizes: dict[str, int]) -> dict[str, int]:
     return shared
 
 
-def _explanations(file):
+def _listed(file):
+    """(kernel, mutation) -> its explanation, of a file that was written before."""
     if file is None or not file.exists():
         return {}
     with file.open(newline="", encoding="utf-8") as rows:
         return {
-            (row["kernel"], row["before"], row["after"], row["line"]): row["explanation"]
-            for row in csv.DictReader(rows) if row["explanation"]
-        }  # fmt: skip
+            (row["kernel"], Mutation(row["kind"], int(row["line"]), row["before"], row["after"])): row["explanation"]
+            for row in csv.DictReader(rows)
+        }
 
 
 if __name__ == "__main__":

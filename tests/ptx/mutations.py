@@ -26,9 +26,10 @@ class Mutation:
     after: str
 
     def apply(self, ptx: str) -> str:
-        """The PTX with this one line changed."""
+        """The PTX with this one line changed. Raises `ValueError` for other PTX than it was drawn from."""
         lines = ptx.split("\n")
-        assert _said(lines[self.line - 1]) == self.before
+        if _said(lines[self.line - 1]) != self.before:
+            raise ValueError(f"line {self.line} is not: {self.before}")
         lines[self.line - 1] = self.after
         return "\n".join(lines)
 
