@@ -7,6 +7,7 @@ shared among the kernels by their instructions. In FILE an explanation that stoo
 
 import argparse
 import csv
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -54,7 +55,7 @@ class Target:
     def outcome(self, mutation: Mutation) -> str:
         """What became of it: a fault, a wrong result, or `SURVIVED`."""
         self.device.watch, self.device.most_steps = None, self.most_steps
-        self.device.change = lambda name, ptx: mutation.apply(ptx) if name == self.launched.kernel else ptx
+        self.device.change = lambda name, ptx: mutation.apply(_named(ptx)) if name == self.launched.kernel else ptx
         try:
             self.launched.run()
         except (Wrong, AssertionError):
@@ -65,12 +66,18 @@ class Target:
 
     def _keep(self, name, ptx):
         if name == self.launched.kernel:
+            ptx = _named(ptx)
             assert self.ptx in ("", ptx)  # a line means one thing
             self.ptx = ptx
         return ptx
 
     def _note(self, name, program):
         return noting(program, self.reached) if name == self.launched.kernel else program
+
+
+def _named(ptx):
+    """With a short name: Numba's long one counts what was compiled before."""
+    return re.sub(r"_ZN\w+?(?=_param_\d+\b|\W)", "kernel", ptx)
 
 
 def main(arguments=None):
