@@ -11,17 +11,20 @@ from functools import cache
 
 import torch
 
-from pqkv.kernels.cuda import backend, compile, encode
+from pqkv.kernels.cuda import backend, compile, encode, naive, warp
 from pqkv.kernels.cuda.coded import coded_kernel
 from pqkv.kernels.cuda.exact import exact_kernel, rows_kernel
 from pqkv.kernels.cuda.launch import FlatArray
 from pqkv.kernels.cuda.merge import merge_kernel
 from pqkv.kernels.cuda.plain import plain_kernel
+from pqkv.kernels.cuda.score_row import naive_kernel
+from pqkv.kernels.cuda.warp import warp_kernel
 from ptx import GlobalMemory, launch, load
 
 _COMPILE = {
     coded_kernel: compile.compile_coded, exact_kernel: compile.compile_exact, rows_kernel: compile.compile_exact,
     plain_kernel: compile.compile_plain,
+    naive_kernel: compile.compile_naive, warp_kernel: compile.compile_warp,
     merge_kernel: compile.compile_merge, encode.encode_kernel: compile.compile_encode,
 }  # fmt: skip
 _WRITTEN = {"partial", "out", "lse", "pages", "key_buffer", "value_buffer"}
@@ -41,17 +44,21 @@ def program(ptx):
 
 @dataclass
 class Device:
-    """What stands in for `launch` and `compiled` of a module of `pqkv.kernels.cuda`. `change` may alter PTX first."""
+    """What stands in for `launch` and `compiled` of a module of `pqkv.kernels.cuda`. `change` may alter PTX first,
+    `watch` the program that was loaded; both are given the kernel's name before it.
+    """
 
     capability: tuple[int, int] = (9, 0)
     seed: int = 0
     change: object = None
+    watch: object = None
+    most_steps: int = 2_000_000  # of a warp
     launches: int = 0
     steps: int = 0
     names: list[str] = field(default_factory=list)
 
     def install(self, monkeypatch):
-        for module in (backend, encode):
+        for module in (backend, encode, naive, warp):
             monkeypatch.setattr(module, "compiled", lambda factory, variant: (factory, variant))
             monkeypatch.setattr(module, "launch", self.launch)
         monkeypatch.setattr(backend, "multiprocessors", lambda device: 4)
@@ -71,7 +78,11 @@ class Device:
         ptx = self._ptx(factory, variant, dict(zip(names, arguments, strict=True)))
         if self.change is not None:
             ptx = self.change(factory.__name__, ptx)
-        done = launch(program(ptx), grid, block, numbers, memory, seed=self.seed + self.launches)
+        loaded = program(ptx)
+        if self.watch is not None:
+            loaded = self.watch(factory.__name__, loaded)
+        seed, most_steps = self.seed + self.launches, self.most_steps
+        done = launch(loaded, grid, block, numbers, memory, seed=seed, most_steps=most_steps)
         self.launches += 1
         self.steps += done.steps
         self.names.append(factory.__name__)

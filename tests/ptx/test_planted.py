@@ -11,6 +11,7 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'pqkv[cu
 
 from pqkv.kernels.cuda.backend import attention
 from pqkv.kernels.cuda.device import SIMULATED
+from ptx.cases import Wrong
 from ptx.faults import Misaligned, OutOfBounds, Race
 
 pytestmark = [
@@ -21,10 +22,6 @@ CODED = Spec(
     context=(65,), heads=1, group=4, head_dim=64, nbits=8, subspaces=(32, 32), dtype=torch.float16, unused="poison"
 )
 EXACT = CODED.but(nbits=None, layouts=("row", "row"), group=2, dtype=torch.float32)
-
-
-class Wrong(Exception):
-    """The result is."""
 
 
 def step(device, spec, kernel, change):

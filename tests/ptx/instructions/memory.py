@@ -119,9 +119,10 @@ _ALL = np.arange(LANES)
 def _copy(one):
     """Until the wait the words have no content, and are this warp's alone."""
     one.expect(3)
-    size = int(one.operands[2], 0)
-    if size not in ((16,) if "cg" in one.parts else (4, 8, 16)):
+    size = one.operands[2]
+    if size not in (("16",) if "cg" in one.parts else ("4", "8", "16")):
         one.refuse(f"copies of {size} bytes")
+    size = int(size)
     into, source = one.address(one.operands[0]), one.address(one.operands[1])
     one.effect.decides = True
 
