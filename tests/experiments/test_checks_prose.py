@@ -88,3 +88,14 @@ def test_what_bytes_for_centroids_would_gain(capsys):
 
 def _rows(capsys):
     return [line for line in capsys.readouterr().out.splitlines() if line[2:3].isdigit()]
+
+
+def test_which_mutations_live():
+    with (ROOT / "results/checks/ptx_mutations.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    alive = [row for row in rows if row["outcome"] == "survived"]
+    told = numbers(
+        text_of("experiments/LOG.md"), r"of (\d+) killed; (\d+) after the launches were widened, and the (\d+) that"
+    )
+    assert told == [len(rows), len(rows) - len(alive), len(alive)]
+    assert all(row["explanation"] for row in alive)
