@@ -109,9 +109,10 @@ def block_of(kernel: str, variant: Any) -> int:  # noqa: ANN401 - a variant, or 
     return of_others.get(kernel, lambda: variant.block)()
 
 
-def rows(kernels: tuple[str, ...]) -> Iterator[Row]:
+def rows(kernels: tuple[str, ...], only: str = "") -> Iterator[Row]:
     for kernel in kernels:
-        for (name, variant, compile_one), capability in product(chosen(kernel), CAPABILITIES):
+        named = (one for one in chosen(kernel) if only in one[0])
+        for (name, variant, compile_one), capability in product(named, CAPABILITIES):
             found = compile_one(variant, capability)
             report = found.report
             text = compiling.disassemble(found.cubin) or ""
@@ -155,11 +156,8 @@ if __name__ == "__main__":
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--against", type=Path)
     given = parser.parse_args()
-    if given.only:
-        every = chosen
-        chosen = lambda kernel: (one for one in every(kernel) if given.only in one[0])  # noqa: E731
     table: list[Row] = []
-    for row in rows(tuple(given.kernels)):
+    for row in rows(tuple(given.kernels), given.only):
         table.append(row)
         print(",".join(map(str, row.values())), flush=True)
     if given.output:
