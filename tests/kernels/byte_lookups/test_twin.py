@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llvmlite.binding import get_host_cpu_features
-
 from kernels.byte_lookups import twin
 from kernels.byte_lookups.compiling import Compiled, largest, mix, portable_like, score, weigh
+from llvmlite.binding import get_host_cpu_features
+
+from pqkv.cpu_path import NEEDS
 from pqkv.kernels.cpu.byte_lookups.avx2 import Avx2
 from pqkv.kernels.cpu.byte_lookups.avx512 import Avx512
 from pqkv.kernels.cpu.byte_lookups.instructions import WEIGHT_BYTES
-from pqkv.kernels.cpu.byte_lookups.paths import _NEEDS
 from pqkv.kernels.cpu.byte_lookups.shapes import LARGEST_QUERY, Shape
 
 PATHS = {"avx2": Avx2, "avx512": Avx512}
@@ -40,12 +40,12 @@ def built(make, path, *arguments):
     """As the path compiles it, and plain LLVM in its place."""
     cls = PATHS[path]
     there = get_host_cpu_features()
-    software = not all(there.get(feature) for feature in _NEEDS[path])
+    software = not all(there.get(feature) for feature in NEEDS[path])
     return Compiled(make(cls, *arguments), software=software), Compiled(make(portable_like(cls), *arguments))
 
 
 def packed_page(draw, M, blocks, nbits):
-    """Bytes of a page (M, blocks * 64 codes), with more behind it that may not be read, and the codes (blocks, M, 64)."""
+    """Bytes of a page (M, blocks * 64 codes), and the codes (blocks, M, 64)."""
     page = draw.integers(0, 256, (M, blocks * 8 * nbits), dtype=np.uint8)
     codes = np.stack([twin.codes_of(page[:, b * 8 * nbits : (b + 1) * 8 * nbits], nbits) for b in range(blocks)])
     return page, codes

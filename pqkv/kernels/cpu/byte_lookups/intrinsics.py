@@ -9,11 +9,11 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
+from pqkv.cpu_path import PATHS
 from pqkv.kernels.cpu.byte_lookups import keys, values, weights
 from pqkv.kernels.cpu.byte_lookups.avx2 import Avx2
 from pqkv.kernels.cpu.byte_lookups.avx512 import Avx512
 from pqkv.kernels.cpu.byte_lookups.instructions import Portable, at
-from pqkv.kernels.cpu.byte_lookups.paths import PATHS
 from pqkv.kernels.cpu.byte_lookups.shapes import Shape
 from pqkv.vector_code import I64, data
 
