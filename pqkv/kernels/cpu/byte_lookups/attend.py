@@ -14,13 +14,14 @@ from numba.extending import register_jitable
 
 from pqkv.compiled import compiled
 from pqkv.kernels.cpu.byte_lookups.instructions import BLOCK, WEIGHT_BYTES
-from pqkv.kernels.cpu.byte_lookups.intrinsics import largest, mix_span, score_block, weigh
+from pqkv.kernels.cpu.byte_lookups.intrinsics import largest, mix_span, prefetch_bytes, score_block, weigh
 from pqkv.kernels.cpu.byte_lookups.shapes import LARGEST_QUERY, SPAN
 from pqkv.kernels.cpu.byte_lookups.weights import LANES
 from pqkv.kernels.cpu.turning import add_bias_of_blocks
 from pqkv.vector_code import next_unit, on_threads
 
 SCORES, WEIGHTS, VALUES = 1, 2, 3  # phases
+_AHEAD = 2  # blocks between the one whose codes are asked for and the one that is scored
 _LEAST = np.float32(2.0**-100)  # a query all of whose numbers are below scores 0
 
 
@@ -97,6 +98,8 @@ def _attend(query, turning, gains, pages, seen, head, Hkv, page_size, keys, valu
     integers, offsets, scales = _as_integers(query, keys.scales[own], keys.channels[own], head, G)
     size = D * (1 << len(keys.nbits))
     for i in range(blocks):
+        if i + _AHEAD < blocks:
+            _prefetch_block(keys, pages, i + _AHEAD, head, Hkv, page_size, D)
         score_block(
             scores, keys.pages, keys.table, integers, offsets, scales, i, places[i], keys.line, own * size, D, path,
             keys.nbits, keys.d_sub, heads,
@@ -116,6 +119,15 @@ def _place(side, pages, block, head, Hkv, page_size, D):
     """Where the codes of a block's first subspace begin."""
     page, first = np.int64(pages[block * BLOCK // page_size]), block * BLOCK % page_size
     return (page * Hkv + head) * (D // len(side.d_sub)) * side.line + first * len(side.nbits) // 8
+
+
+@register_jitable
+def _prefetch_block(side, pages, block, head, Hkv, page_size, D):
+    """Ask for a block's share of its page, which lies elsewhere than the one before: nothing else would fetch it."""
+    share = D // len(side.d_sub) * side.line * BLOCK // page_size
+    page, number = np.int64(pages[block * BLOCK // page_size]), block % (page_size // BLOCK)
+    start = (page * Hkv + head) * (D // len(side.d_sub)) * side.line + number * share
+    prefetch_bytes(side.pages, start, share)
 
 
 @register_jitable
@@ -173,12 +185,15 @@ def _mix(out, scores, places, top, total, gains, pages, count, head, Hkv, page_s
     inverse = np.empty_like(gain)
     own = head % values.channels.shape[0]
     size = D * (1 << len(values.nbits))
+    blocks = (count + BLOCK - 1) // BLOCK
     for first in range(0, len(places), room):
         groups = min(room, len(places) - first) // len(scaled)
         if len(gained):
             _spread_gains(gain, inverse, gains, pages, first * BLOCK, count, head, Hkv, page_size)
         weigh(scores, best, gain, inverse, weights, steps, mass, norm, first, groups, path, heads, gained)
         if len(phases) == VALUES:
+            for i in range(first + room, min(first + 2 * room, blocks)):  # of the next span
+                _prefetch_block(values, pages, i, head, Hkv, page_size, D)
             mix_span(
                 sums, values.pages, places[first:], values.table, weights, steps, groups, values.line, own * size, D,
                 path, values.nbits, values.d_sub, heads,
