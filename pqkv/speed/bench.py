@@ -14,9 +14,11 @@ import torch
 from pqkv.cell import run_cell
 from pqkv.codec import code_bits, code_geometry
 from pqkv.config import BenchConfig, CodeShape
+from pqkv.cpu_path import cpu_path
 from pqkv.env import environment, git_state, machine_name, usable_cores
 from pqkv.errors import ConfigError, KernelError
 from pqkv.kernels import ChosenBackend, choose_backend
+from pqkv.kernels.cpu.byte_lookups.prepare import serves_shape
 from pqkv.record import Metric, Record, RecordStore
 from pqkv.speed.baselines import exact_contestants
 from pqkv.speed.check import check_backend
@@ -146,6 +148,8 @@ def _describe(config: BenchConfig, cell: Cell, mode: str, backend: str, threads:
     settings = config.model_dump(mode="json", exclude=set(_NOT_OF_A_CELL))
     if cell.shape is None or not config.served:  # as records were before anything was
         del settings["served"]
+    if (path := _byte_path(config, cell, backend)) is not None:
+        settings["cpu_path"] = path
     return settings | {
         "model": f"{config.heads} query heads on {config.kv_heads} KV heads of {config.head_dim}",
         "data": "random numbers",
@@ -158,6 +162,17 @@ def _describe(config: BenchConfig, cell: Cell, mode: str, backend: str, threads:
         "context": cell.context,
         "threads": threads,
     }
+
+
+def _byte_path(config: BenchConfig, cell: Cell, backend: str) -> str | None:
+    """How this processor looks codes up in byte tables, or None where it does not."""
+    if cell.shape is None or backend not in ("cpu", "cpu-bytes"):
+        return None
+    of_bytes = "int8" in config.served and "universal" not in config.served
+    transposed = config.key_layout == config.value_layout == "transposed"
+    path, d_sub, group = cpu_path(), config.head_dim // cell.shape[0], config.heads // config.kv_heads
+    served = serves_shape(cell.shape, d_sub, config.page_size, group, path)
+    return path.name if served and transposed and (of_bytes or backend == "cpu-bytes") else None
 
 
 def _measure(

@@ -24,19 +24,26 @@ def serves_bytes(pages: PagedTokens, group: int, path: CpuPath, *, rounded: bool
     """Whether keys and values of these pages are looked up in byte tables on this path; `rounded` takes centroids of
     floats too.
     """
-    return (
-        pages.page_size % BLOCK == 0
-        and group <= _MOST_HEADS
-        and all(_serves(side, path, rounded=rounded) for side in (pages.keys, pages.values))
+    return all(
+        side.centroids is not None
+        and (rounded or side.scales is not None)
+        and side.layout == "transposed"
+        and serves_shape((side.centroids.shape[1], side.nbits), side.centroids.shape[3], pages.page_size, group, path)
+        for side in (pages.keys, pages.values)
     )
 
 
-def _serves(side: PagedSide, path: CpuPath, *, rounded: bool) -> bool:
-    if side.centroids is None or side.layout != "transposed" or not (rounded or side.scales is not None):
-        return False
-    _, M, _, d_sub = side.centroids.shape
-    D = M * d_sub
-    return path.serves(side.nbits) and d_sub in _WIDTHS_OF_SUBSPACES and D % 4 == 0 and largest_head_dim() >= D
+def serves_shape(shape: tuple[int, int], d_sub: int, page_size: int, group: int, path: CpuPath) -> bool:
+    """Whether codes of a shape (M, nbits) in transposed pages are, where their centroids are bytes."""
+    M, nbits = shape
+    return (
+        page_size % BLOCK == 0
+        and group <= _MOST_HEADS
+        and path.serves(nbits)
+        and d_sub in _WIDTHS_OF_SUBSPACES
+        and M * d_sub % 4 == 0
+        and M * d_sub <= largest_head_dim()
+    )
 
 
 def byte_side(side: PagedSide, page_size: int, channels: np.ndarray, *, keys: bool) -> ByteSide:
