@@ -25,7 +25,7 @@ if __name__ == "__main__":
 from batches import Spec, brute_force, build
 from served import TURNING
 
-from pqkv.kernels.cuda import naive, warp
+from pqkv.kernels.cuda import backend, naive, warp
 from pqkv.kernels.cuda.coded import Codes, coded_variant
 from pqkv.kernels.cuda.encode import write_slots
 from pqkv.kernels.cuda.merge import MergeVariant
@@ -73,8 +73,8 @@ def cells():
             for beside in (False, True) if layouts[0] == layouts[1] else (False,):
                 yield Cell(kernel, dtype, nbits, group, layouts, head_dim, beside)
     for dtype, group, head_dim in product(DTYPES, GROUPS, HEAD_DIMS):
-        yield Cell("exact", dtype, group=group, head_dim=head_dim)
-        yield Cell("naive", dtype, group=group, head_dim=head_dim)
+        for kernel in ("exact", "rows", "naive"):
+            yield Cell(kernel, dtype, group=group, head_dim=head_dim)
     for group, head_dim in product(GROUPS, HEAD_DIMS):
         yield Cell("warp", "float32", group=group, head_dim=head_dim)
     for dtype, head_dim, beside in product(DTYPES, HEAD_DIMS, (False, True)):
@@ -146,8 +146,15 @@ def _exact_spec(cell, **more):
 
 
 def _exact(cell):
-    """Pages, and the rows beside them."""
-    attend(_exact_spec(cell, sinks=(1, 4, 0), residual=(3, 0, 40)), splits=SPLITS)
+    attend(_exact_spec(cell), splits=SPLITS)
+
+
+def _rows(cell):
+    """Sinks and a residual, and no pages."""
+    spec = _exact_spec(cell, sinks=(1, 4, 0), residual=(3, 0, 40)).but(context=(0, 0, 0))
+    batch, scale = build(spec), cell.head_dim**-0.5
+    found = backend.Step(batch.query, None, batch.sinks, batch.residual, scale, 0).run()
+    check_rows(found, brute_force(batch, scale), spec.dtype)
 
 
 def _alone(attention):
@@ -190,7 +197,7 @@ def slots(dtype):
 
 
 _RUN = {
-    "coded": _codes, "plain": _codes, "exact": _exact,
+    "coded": _codes, "plain": _codes, "exact": _exact, "rows": _rows,
     "naive": _alone(lambda batch, scale: naive.attention(*batch.inputs, scale=scale)),
     "warp": _alone(lambda batch, scale: warp.decode_by_warps(batch.query, batch.pages, scale=scale, window=None)),
     "merge": _merge, "encode": _encode, "slots": lambda cell: slots(DTYPES[cell.dtype]),
@@ -206,7 +213,7 @@ def main(arguments=None):
     torch.set_num_threads(1)
     device, everything = Device().install(Patched()), list(cells())
     Random(asked.seed).shuffle(everything)
-    rows = _rows(asked.csv)
+    rows = _read(asked.csv)
     known = {row["cell"] for row in rows}
     until = monotonic() + 60 * asked.minutes if asked.minutes else float("inf")
     for cell in everything:
@@ -243,7 +250,7 @@ def _row(cell, device):
     }  # fmt: skip
 
 
-def _rows(file):
+def _read(file):
     """Of a file that was written before."""
     if file is None or not file.exists():
         return []

@@ -23,15 +23,17 @@ CODED = [
     ("plain", 6, 4, R, R, 64, (9, 0)), ("coded", 6, 8, T, T, 128, (8, 0)), ("plain", 4, 1, T, T, 64, (8, 0)),
     ("coded", 4, 2, R, R, 128, (9, 0)), ("plain", 4, 4, T, R, 128, (8, 0)), ("coded", 4, 8, R, T, 64, (9, 0)),
 ]  # fmt: skip
-# (type, query heads a KV head, head_dim, capability)
+# (kernel, type, query heads a KV head, head_dim, capability)
 EXACT = [
-    ("float32", 1, 64, (8, 0)), ("float32", 2, 128, (9, 0)), ("float32", 4, 64, (9, 0)), ("float32", 8, 128, (8, 0)),
-    ("float16", 1, 128, (9, 0)), ("float16", 2, 64, (8, 0)), ("float16", 4, 128, (8, 0)), ("float16", 8, 64, (9, 0)),
-    ("bfloat16", 1, 64, (8, 0)), ("bfloat16", 2, 128, (9, 0)), ("bfloat16", 4, 128, (9, 0)),
-    ("bfloat16", 8, 64, (8, 0)),
+    ("rows", "float32", 1, 64, (9, 0)), ("exact", "float32", 2, 64, (8, 0)),
+    ("rows", "float32", 4, 128, (9, 0)), ("exact", "float32", 8, 128, (8, 0)),
+    ("exact", "float16", 1, 128, (8, 0)), ("exact", "float16", 2, 128, (9, 0)),
+    ("exact", "float16", 4, 64, (8, 0)), ("rows", "float16", 8, 64, (9, 0)),
+    ("exact", "bfloat16", 1, 128, (8, 0)), ("rows", "bfloat16", 2, 64, (8, 0)),
+    ("exact", "bfloat16", 4, 128, (8, 0)), ("rows", "bfloat16", 8, 128, (9, 0)),
 ]  # fmt: skip
 CODED_FACTORS = ("coded", "plain"), BITS, GROUPS, (T, R), (T, R), HEAD_DIMS, ((8, 0), (9, 0))
-EXACT_FACTORS = tuple(DTYPES), GROUPS, HEAD_DIMS, ((8, 0), (9, 0))
+EXACT_FACTORS = ("exact", "rows"), tuple(DTYPES), GROUPS, HEAD_DIMS, ((8, 0), (9, 0))
 
 
 @pytest.mark.parametrize(("rows", "factors"), [(CODED, CODED_FACTORS), (EXACT, EXACT_FACTORS)], ids=["codes", "exact"])
@@ -54,9 +56,9 @@ def test_codes_by_pairs(row, device):
 @pytest.mark.ci
 @pytest.mark.parametrize("row", EXACT, ids=str)
 def test_exact_tokens_by_pairs(row, device):
-    dtype, group, head_dim, device.capability = row
-    Cell("exact", dtype, group=group, head_dim=head_dim).run()
-    assert device.names == ["rows_kernel", "exact_kernel", "merge_kernel"]
+    kernel, dtype, group, head_dim, device.capability = row
+    Cell(kernel, dtype, group=group, head_dim=head_dim).run()
+    assert device.names == [f"{kernel}_kernel", "merge_kernel"]
 
 
 @pytest.mark.slow
