@@ -19,7 +19,7 @@ from pqkv.errors import ConfigError, KernelError
 from pqkv.kernels import ChosenBackend, choose_backend
 from pqkv.record import Metric, Record, RecordStore
 from pqkv.speed.baselines import exact_contestants
-from pqkv.speed.check import TOLERANCE, relative_error
+from pqkv.speed.check import check_backend
 from pqkv.speed.encoding import encoding_contestants, tokens_of
 from pqkv.speed.synthetic import DecodeInputs, decode_inputs, lengths_of
 from pqkv.speed.timing import Contestant, Timing, copies_beyond_cache, copy_bandwidth, median_interval, race
@@ -169,10 +169,7 @@ def _measure(
         return decode_inputs(config, cell.context, cell.batch, cell.shape, seed, device)
 
     first = inputs_of(config.seed)
-    error = relative_error(backend.run, first, scale, config.window)
-    limit = TOLERANCE[first.query.dtype]
-    if not error <= limit:
-        raise KernelError(f"wrong result: relative error {error:.1e} is above {limit:.0e}, so nothing was timed")
+    error, limit = check_backend(backend, first, scale, config.window)
     inputs = [first] + [inputs_of(config.seed + i) for i in range(1, copies_beyond_cache(first.read, device))]
     calls = [backend_call(backend, case, scale, config.window) for case in inputs]
     ours = Contestant(_OURS, calls, capture=backend.name == "cuda")  # the others look at numbers on the host
