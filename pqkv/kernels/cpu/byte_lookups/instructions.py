@@ -4,7 +4,7 @@ Sixty-four tokens are a block. Their codes of one subspace are vectors of bytes,
 one component of each code's centroid, a byte; *products* of components with a query (keys) or with weights (values) are
 summed in int32, and no sum can overflow (`pqkv.kernels.cpu.byte_lookups.limits`). So every path gives the same
 integers, whatever the order, and what is done in floats afterwards has one order for all: `Portable` runs everywhere
-and says what the others must give. `builder` is llvmlite's; nothing here needs Numba.
+and says what the others must give. `builder` is llvmlite's; of Numba it takes helpers for that.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
+from numba.core import cgutils
 
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 BLOCK = 64  # tokens
@@ -74,6 +75,16 @@ def called(builder: Value, name: str, result: ir.Type, arguments: Sequence[Value
     kind = ir.FunctionType(result, [a.type for a in arguments])
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
     return builder.call(function, list(arguments))
+
+
+def align_stack(builder: Value) -> None:
+    """Have registers that do not fit lie on whole lines of the stack: LLVM aligns it only where something asks for it
+    before registers are given out, and half of what it puts there would straddle two lines of the cache.
+    """
+    room = cgutils.alloca_once(builder, vector_of(I8, BLOCK))
+    room.align = BLOCK
+    kept = ir.InlineAsm(ir.FunctionType(ir.VoidType(), [room.type]), "", "r", side_effect=True)
+    builder.call(kept, [room])
 
 
 class Portable:

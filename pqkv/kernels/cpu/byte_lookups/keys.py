@@ -13,6 +13,7 @@ from pqkv.kernels.cpu.byte_lookups.instructions import (
     I32,
     I64,
     Portable,
+    align_stack,
     at,
     joined,
     keep,
@@ -37,6 +38,7 @@ def score_block(
     (G, D) int16, offsets (G,) int32, scales (G,) float32. D is a multiple of 4.
     """
     builder, G, S, U = path.builder, shape.heads, shape.d_sub, shape.subspaces
+    align_stack(builder)
     lanes = path.width // 4
     for part in range(path.parts):
         none = ir.Constant(vector_of(I32, lanes), [0] * lanes)

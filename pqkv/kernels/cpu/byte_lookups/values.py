@@ -13,6 +13,7 @@ from pqkv.kernels.cpu.byte_lookups.instructions import (
     I64,
     WEIGHT_BYTES,
     Portable,
+    align_stack,
     at,
     called,
     keep,
@@ -36,6 +37,7 @@ def mix_span(
     bytes on. table (D, C) int8; weights (groups * scaled, G), as `keep_weights` laid each out; scales (groups, G).
     """
     builder, S = path.builder, shape.d_sub
+    align_stack(builder)
     with cgutils.for_range(builder, builder.udiv(head_dim, I64(S))) as subspace:
         ahead = builder.mul(subspace.index, line)
         for some in _components(path, shape):
