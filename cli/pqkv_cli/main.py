@@ -20,6 +20,7 @@ from pqkv_cli.output import discard, echo, make_encodable
 from pqkv_cli.recommend import recommend
 from pqkv_cli.report import report
 from pqkv_cli.reproduce import reproduce
+from pqkv_cli.sweep import sweep
 from pqkv_cli.train_codebooks import train_codebooks
 
 USAGE_ERROR = 2
@@ -42,6 +43,7 @@ app.command("lab")(lab)
 app.command("codecs")(codecs)
 app.command("recommend")(recommend)
 app.command("bench")(bench)
+app.command("sweep")(sweep)
 app.command("report")(report)
 app.command("reproduce")(reproduce)
 app.command("models")(models)
