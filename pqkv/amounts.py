@@ -26,6 +26,14 @@ def seconds_of(text: str, name: str) -> float:
     return float(found[1]) * _SECONDS[found[2].lower()]
 
 
+def share_of(text: str, name: str) -> float:
+    """`1%` or `0.01`; raises `ConfigError`, naming the setting, for anything else."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise ConfigError(f"{name} takes 1% or 0.01, not '{text}'") from error
+
+
 def bytes_text(count: float) -> str:
     """For people: 512 MB, 1.25 GB."""
     return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"
