@@ -164,8 +164,14 @@ class Ledger:
 
 
 def _clear(folder: Path) -> None:
-    """Remove halves of files that killed processes left; nobody reads them."""
+    """Remove what killed processes left and nobody reads: halves of files, locks of what was finished."""
     for path in folder.rglob(".*.tmp"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _WRITING:
                 path.unlink()
+    for path in folder.rglob(".*.lock"):
+        digest = path.name.split(".")[1]
+        if any(path.with_name(f"{digest}{end}").exists() for end in (".json", ".cell.json")):
+            lock = take(path)
+            if isinstance(lock, Lock):
+                lock.release()
