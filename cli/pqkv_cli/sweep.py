@@ -40,6 +40,9 @@ def sweep(
     example: Annotated[str | None, option("Print an example: length, recipe or bench.", OUTPUT, False)] = None,
     jobs: Annotated[int, option("Processes at once.", _RUN, "1", "-j", "--jobs")] = 1,
     runs: Annotated[int, option("Times that each cell is run.", _RUN, "1")] = 1,
+    ray: Annotated[
+        str | None, option("On a Ray cluster: local starts one, auto finds one, or its address.", _RUN, False)
+    ] = None,
     retry_failed: Annotated[bool, option("Run cells again that failed.", _RUN, False, "--retry-failed")] = False,
     shard: Annotated[
         str | None, option("Of the cells every nth from the ith on, as 2/8.", _WHICH, "as SLURM says, or all")
@@ -69,7 +72,7 @@ def sweep(
         return
     if output is None:
         raise ConfigError("a sweep keeps what it finds: name a folder with -o, or list the cells with --plan")
-    _run(config, ours, output, jobs=jobs, runs=runs, retry_failed=retry_failed, watch=watch)
+    _run(config, ours, output, jobs=jobs, runs=runs, retry_failed=retry_failed, watch=watch, ray=ray)
 
 
 def _shard(text: str | None) -> Shard:
@@ -84,22 +87,36 @@ def _shard(text: str | None) -> Shard:
 
 
 def _run(
-    config: SweepConfig, ours: Shard, output: Path, *, jobs: int, runs: int, retry_failed: bool, watch: bool
+    config: SweepConfig,
+    ours: Shard,
+    output: Path,
+    *,
+    jobs: int,
+    runs: int,
+    retry_failed: bool,
+    watch: bool,
+    ray: str | None,
 ) -> None:
     from pqkv.env import usable_cores
     from pqkv.errors import PqkvError
     from pqkv.sweep.ledger import Ledger
-    from pqkv.sweep.process import threads_each
+    from pqkv.sweep.process import Limits, threads_each
     from pqkv.sweep.run import Terms, run_sweep
     from pqkv_cli.sweep_watch import Lines, Table
 
     threads = threads_each(config.threads, jobs, usable_cores())
-    terms = Terms(jobs, threads, config.in_own_process, config.limits.seconds, config.limits.bytes)
+    terms = Terms(jobs, threads, config.in_own_process, Limits(config.limits.seconds, config.limits.bytes))
     with (Table if watch else Lines)() as shown:
         ledger = Ledger(
             output, ours.size(config.count(runs)), shown, retry_failed=retry_failed, threads=threads
         )  # fmt: skip
-        run_sweep(ours.of(config.cells(runs)), ledger, terms)
+        if ray is None:
+            run_sweep(ours.of(config.cells(runs)), ledger, terms)
+        else:
+            from pqkv.sweep.on_ray import cluster, run_on_ray
+
+            with cluster(ray):
+                run_on_ray(ours.of(config.cells(runs)), ledger, terms)
     state = ledger.state
     echo(
         f"{state.total} cells: {state.measured} run now, {state.found} there before, {state.failed} failed; "

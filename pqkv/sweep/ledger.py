@@ -122,7 +122,7 @@ class Ledger:
             attempts=claim.attempts + 1, finished_at=utc_now(),
         )  # fmt: skip
         self.outcomes.write(outcome)
-        if not failed and not claim.log.stat().st_size:
+        if not failed and claim.log.is_file() and not claim.log.stat().st_size:
             claim.log.unlink()
         self._claims.pop(cell.digest).lock.release()
         if failed:
