@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from pqkv.sweep.config import SweepConfig
     from pqkv.sweep.shard import Shard
 
+_TOGETHER = 100
+
 
 def print_plan(
     config: SweepConfig, ours: Shard, output: Path | None, past: list[Path], *, jobs: int, runs: int
@@ -23,11 +25,12 @@ def print_plan(
     from pqkv.sweep.past import read_past, usual_start
 
     there = [folder for folder in [output] if folder is not None and folder.is_dir()]
-    known = read_past([*there, *past], machine_name(environment()))
+    known = read_past([*there, *past], lambda: machine_name(environment()))
     estimator, start = Estimator(known), usual_start(known)
     outcomes = None if output is None else Outcomes(output)
     label = max((len(_label(found)) for found in config.combinations()), default=0) + (7 if runs > 1 else 0)
-    echo(f"{'digest':<12}  {'cell':<{label}}  {'time':>9}  {'memory':>9}  basis")
+    lines = Lines()
+    lines.add(f"{'digest':<12}  {'cell':<{label}}  {'time':>9}  {'memory':>9}  basis")
     left = over = failed = unknown = 0
     seconds = peak = 0.0
     for cell in ours.of(config.cells(runs)):
@@ -36,7 +39,7 @@ def print_plan(
         if done is not None and done.status == "ok":
             over += 1
             took = bytes_text(done.peak_rss) if done.peak_rss else "-"
-            echo(f"{digest}  {cell.label:<{label}}  {seconds_text(done.seconds):>9}  {took:>9}  over")
+            lines.add(f"{digest}  {cell.label:<{label}}  {seconds_text(done.seconds):>9}  {took:>9}  over")
             continue
         expected = estimator.of(cell)
         left, failed = left + 1, failed + (done is not None)
@@ -45,7 +48,8 @@ def print_plan(
         unknown += expected.seconds is None
         seconds, peak = seconds + (expected.seconds or 0.0), max(peak, expected.peak or 0.0)
         said = f"failed before: {done.reason}" if done is not None else expected.basis
-        echo(f"{digest}  {cell.label:<{label}}  {time:>9}  {memory:>9}  {said}")
+        lines.add(f"{digest}  {cell.label:<{label}}  {time:>9}  {memory:>9}  {said}")
+    lines.end()
     processes = left if config.in_own_process else min(jobs, left)
     total = (seconds + processes * (start or 0.0)) / max(1, min(jobs, left))
     echo(f"{left + over} cells ({ours}), {over} over, {left} to run" + (f", {failed} failed before" if failed else ""))
@@ -58,6 +62,25 @@ def print_plan(
         echo(f"{unknown} cells have no basis for an estimate: run some, or name folders of records with --past")
     if left > unknown:
         echo("training of codebooks that are not kept yet is not counted")
+
+
+class Lines:
+    """Standard output, a hundred lines at a time."""
+
+    def __init__(self) -> None:
+        self._held: list[str] = []
+
+    def add(self, line: str) -> None:
+        """One more."""
+        self._held.append(line)
+        if len(self._held) >= _TOGETHER:
+            self.end()
+
+    def end(self) -> None:
+        """What is held back."""
+        if self._held:
+            echo("\n".join(self._held))
+            self._held.clear()
 
 
 def _label(found: dict[str, object]) -> str:

@@ -3,9 +3,9 @@
 python experiments/checks/sweep_survives.py PART [-o results/checks]
 
 PART is kills (60 small cells, 50 SIGKILLs at random instants), shared (two sweeps on one folder), plan (estimates
-beside what was taken), workers (one process and two), planning (10,000 cells) or compare (a planted regression of 2%
-in KLD). Cells are those of the bundled model. Each part prints its rows; with -o they are a record, in place of the one
-before.
+beside what was taken), workers (one process and two), planning (10,000 cells), compare (a planted regression of 2% in
+KLD) or ray (a worker, the driver and a raylet killed). Cells are those of the bundled model. Each part prints its rows;
+with -o they are a record, in place of the one before.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,17 @@ mode = ["exact-schedule", "all-coded"]
 """
 Rows = list[dict[str, Any]]
 TIMED = ("started_at", "seconds", "env", "git", "checksum")
+# a command, then its seconds by the clock and of the processor, and its peak of resident kilobytes
+MEASURED = """
+import re, sys, time
+start = time.perf_counter()
+from pqkv_cli.main import main
+try:
+    main()
+finally:
+    peak = re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]
+    print(time.perf_counter() - start, time.process_time(), peak, file=sys.stderr)
+"""
 PQKV = [sys.executable, "-c", "from pqkv_cli.main import main; main()"]
 
 
@@ -196,54 +208,62 @@ bits = [6, 4, 3, 2, 1]
 windows = {windows}
 seed = {seeds}
 """
-    code = "import resource, time; t = time.perf_counter(); from pqkv_cli.main import main\n" \
-           "try: main()\nfinally: import sys; print(time.perf_counter() - t, " \
-           "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)"  # fmt: skip
     rows = []
     for count in (100, 10_000):
         file = work / f"{count}.toml"
         file.write_text(text.format(windows=list(range(1, 3 if count == 100 else 21)),
                                     seeds=list(range(2 if count == 100 else 20))))  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-c", code, "sweep", str(file), "--plan"], check=False, capture_output=True, text=True
+            [sys.executable, "-c", MEASURED, "sweep", str(file), "--plan"], check=False, capture_output=True, text=True
         )
         assert done.stdout.count("no cell like it was measured") == count, done.stderr
-        seconds, peak = map(float, done.stderr.split()[-2:])
-        rows.append({"cells": count, "seconds": seconds, "peak_bytes": int(peak)})
+        seconds, processor, peak = map(float, done.stderr.split()[-3:])
+        rows.append({"cells": count, "seconds": seconds, "processor_s": processor, "peak_bytes": 1024 * int(peak)})
     few, many = rows
-    per_cell = 1e3 * (many["seconds"] - few["seconds"]) / (many["cells"] - few["cells"])
-    return [{"ms_per_cell": per_cell, "bytes_more": many["peak_bytes"] - few["peak_bytes"]}, *rows]
+    per_cell = 1e3 * (many["processor_s"] - few["processor_s"]) / (many["cells"] - few["cells"])
+    return [
+        {
+            "processor_ms_per_cell": per_cell,
+            "load": os.getloadavg()[0],
+            "bytes_more": many["peak_bytes"] - few["peak_bytes"],
+        },
+        *rows,
+    ]
 
 
 def regression(work: Path) -> Rows:
     """Codebooks whose centroids are moved until KLD is 2% more, against those they come from; and a second run."""
     import torch
 
+    from pqkv.config import EvalConfig, TrainConfig
+    from pqkv.lm import load_model
+    from pqkv.lm.train import train
+    from pqkv.quality.cell_run import Shared
+    from pqkv.quality.evaluate import evaluate
+    from pqkv.record import RecordStore
+
+    shared = Shared(load_model())
+
     def run(books: Path, folder: Path) -> float:
-        words = ["eval", "--codebooks", str(books), "--context", "512", "--windows", "32", "--mode", "all-coded",
-                 "--metrics", "perplexity,kld", "-o", str(folder)]  # fmt: skip
-        subprocess.run([*PQKV, *words], check=True, capture_output=True)
-        (record,) = (json.loads(path.read_text()) for path in folder.glob("*.json"))
-        return record["metrics"]["kld_mean"]["value"]
+        wanted = EvalConfig(codebooks=(str(books),), context=(512,), windows=32, mode=("all-coded",), metrics=("kld",))
+        (record,) = evaluate(wanted, RecordStore(folder), shared=shared)
+        return record.metrics["kld_mean"].value
 
     plain = work / "plain.safetensors"
-    subprocess.run([*PQKV, "train-codebooks", "--recipe", "product", "--bits", "4", "--iterations", "5", "-o",
-                    str(plain)], check=True, capture_output=True)  # fmt: skip
+    settings = TrainConfig(recipe="product", bits=4, iterations=3, samples=4096, calibration_tokens=4096)
+    save_codebooks(plain, *train(shared.lm, settings))
     before = run(plain, work / "before")
     run(plain, work / "again")
-    _, header = load_codebooks(plain)
-    noise, low, high = {}, 0.0, 0.2
+    low, high = 0.0, 0.2
     for step in range(12):
         middle = (low + high) / 2
-        moved, _ = load_codebooks(plain)
-        for layer, (keys, values) in enumerate(zip(moved.keys, moved.values, strict=True)):
-            for side, book in (("k", keys), ("v", values)):
-                c = book.centroids
-                draw = torch.Generator().manual_seed(100 * layer + (side == "v"))
-                c += middle * c.std() * torch.randn(c.shape, generator=draw)
+        moved, header = load_codebooks(plain)
+        for layer, sides in enumerate(zip(moved.keys, moved.values, strict=True)):
+            for side, book in enumerate(sides):
+                draw = torch.Generator().manual_seed(2 * layer + side)
+                book.centroids.add_(middle * book.centroids.std() * torch.randn(book.centroids.shape, generator=draw))
         save_codebooks(work / f"{step}.safetensors", moved, header)
         gained = run(work / f"{step}.safetensors", work / f"moved-{step}") / before - 1
-        noise[step] = (middle, gained)
         if abs(gained - 0.02) < 0.001:
             break
         low, high = (middle, high) if gained < 0.02 else (low, middle)
@@ -258,7 +278,64 @@ def regression(work: Path) -> Rows:
     return rows
 
 
+def busy_below(process: psutil.Process) -> list[psutil.Process]:
+    """Workers of Ray below a process that run a cell now."""
+    found = []
+    for one in process.children(recursive=True):
+        with suppress(psutil.Error):
+            if "ray::run_cell" in " ".join(one.cmdline()):
+                found.append(one)
+    return found
+
+
+def on_ray(work: Path) -> Rows:
+    """A worker of Ray, the driver and a node's raylet killed in turn, each after three cells were over."""
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    from ray.cluster_utils import Cluster
+
+    file, whole = work / "sweep.toml", work / "undisturbed"
+    file.write_text(SMALL.format(contexts=[256, 257, 258, 259]))
+    finish(start(file, whole))
+    rows = []
+    for victim in ("worker", "driver", "raylet"):
+        folder, cluster = work / victim, None
+        if victim == "raylet":
+            cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+            second = cluster.add_node(num_cpus=1)
+        address = "local" if cluster is None else cluster.address
+        child = start(file, folder, "--ray", address)
+        while child.poll() is None and len(list((folder / "cells").glob("*.cell.json"))) < 3:
+            time.sleep(0.05)
+        if cluster is not None:  # until the node that is to die has a cell
+            raylet = psutil.Process(second.all_processes["raylet"][0].process.pid)
+            while child.poll() is None and not busy_below(raylet):
+                time.sleep(0.02)
+        seen = written(folder)
+        if victim == "worker":
+            busy_below(psutil.Process(child.pid))[0].kill()
+        elif victim == "driver":
+            child.kill()
+            child.communicate()
+            child = start(file, folder, "--ray", "local")
+        else:
+            cluster.remove_node(second, allow_graceful=False)
+        out, err = child.communicate()
+        last, one, other = written(folder), figures(whole), figures(folder)
+        rows.append({
+            "killed": victim, "exit_code": child.returncode, "cells": len(list((folder / "cells").glob("*.cell.json"))),
+            "records_before_the_kill": len(seen), "records": len(last),
+            "lost_or_written_over": sum(last.get(name) != at for name, at in seen.items()),
+            "unequal_to_undisturbed": sum(one[d] != other.get(d) for d in one), "given_out_again":
+            (out + err).count("given out again"),
+        })  # fmt: skip
+        print(rows[-1], err[-300:], file=sys.stderr)
+        if cluster is not None:
+            cluster.shutdown()
+    return rows
+
+
 PARTS = {
+    "ray": on_ray,
     "kills": kills,
     "shared": shared,
     "plan": plan,

@@ -48,6 +48,8 @@ def cluster(address: str) -> Iterator[None]:
     root = str(Path(pqkv.__file__).resolve().parent.parent)
     paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     variables = {"env_vars": {"PYTHONPATH": paths}}
+    if address == "local":  # Ray's workers step back behind everything else: cells are what this one is for
+        os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         ray.init(address=address, log_to_driver=False, include_dashboard=False, runtime_env=variables)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -10,7 +10,6 @@ from statistics import median
 from pqkv.config import digest_of
 from pqkv.errors import RecordError
 from pqkv.record import Record, load_records
-from pqkv.report.series import machine_of
 from pqkv.sweep.outcome import Outcomes
 
 
@@ -27,9 +26,9 @@ class Past:
     machine: str
 
 
-def read_past(folders: Iterable[Path], machine: str) -> list[Past]:
-    """Everything measured in these folders and below, on `machine` where anything was, otherwise anywhere; what was
-    measured twice counts as its outcome says.
+def read_past(folders: Iterable[Path], machine: Callable[[], str]) -> list[Past]:
+    """Everything measured in these folders and below, on this `machine` (its name, asked for only where there are
+    several) where anything was, otherwise anywhere; what was measured twice counts as its outcome says.
     """
     found: list[Past] = []
     for folder in folders:
@@ -47,8 +46,10 @@ def read_past(folders: Iterable[Path], machine: str) -> list[Past]:
             if o.status == "ok" and o.measured
         ]
         found += _of_records(record for record in load_records(folder) if record.digest not in known)
-    here = [past for past in found if past.machine == machine]
-    return here or found
+    if len({past.machine for past in found}) < 2:
+        return found
+    name = machine()
+    return [past for past in found if past.machine == name] or found
 
 
 def usual_start(past: Iterable[Past]) -> float | None:
@@ -58,6 +59,8 @@ def usual_start(past: Iterable[Past]) -> float | None:
 
 
 def _of_records(records: Iterable[Record]) -> Iterator[Past]:
+    from pqkv.report.series import machine_of  # imports torch, which a plan can do without
+
     for record in records:
         c = record.config
         if record.kind != "eval" or record.status != "ok" or not {"model", "context", "windows", "mode"} <= set(c):
