@@ -145,15 +145,15 @@ def plan(work: Path) -> Rows:
     """Estimates from a sweep of short contexts for one of longer ones with other windows, then what that took."""
     small, large = work / "small.toml", work / "large.toml"
     text = SMALL.replace("windows = 2", "windows = {windows}")
-    small.write_text(text.format(contexts=[256, 1024, 2048], windows=4))
-    large.write_text(text.format(contexts=[512, 1536, 4096], windows=6))
+    small.write_text(text.format(contexts=[256, 1024], windows=3))
+    large.write_text(text.format(contexts=[512, 2048], windows=4))
     finish(start(small, work / "small"))
     out = subprocess.run(
         [*PQKV, "sweep", str(large), "--plan", "-o", str(work / "large"), "--past", str(work / "small")],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     lines = [line for line in out.splitlines() if re.match("[0-9a-f]{12} ", line)]
-    expected = {line[:12]: re.search(r"([\d.]+) s +([\d,.]+) (MB|GB) ", line).groups() for line in lines}
+    expected = {line[:12]: re.search(r"([\d.]+) (s|min) +([\d,.]+) (MB|GB) ", line).groups() for line in lines}
     clock = time.perf_counter()
     finish(start(large, work / "large"))
     took = time.perf_counter() - clock
@@ -161,10 +161,11 @@ def plan(work: Path) -> Rows:
     whole = float(said[0]) * (60 if said[1] == "min" else 1)
     rows = []
     for outcome in Outcomes(work / "large").all():
-        seconds, size, unit = expected[outcome.digest]
+        seconds, minutes, size, unit = expected[outcome.digest]
         peak = float(size.replace(",", "")) * (1e6 if unit == "MB" else 1e9)
         rows.append({
-            "context": outcome.context, "settings": outcome.settings, "expected_s": float(seconds),
+            "context": outcome.context, "settings": outcome.settings,
+            "expected_s": float(seconds) * (60 if minutes == "min" else 1),
             "took_s": outcome.seconds, "expected_bytes": peak, "peak_bytes": outcome.peak_rss,
         })  # fmt: skip
     ratios = [row["expected_bytes"] / row["peak_bytes"] for row in rows]

@@ -20,6 +20,7 @@ COMPARED = (
 )  # fmt: skip
 # what a cell's codebooks and machine are follows from what made them: cells are told apart by the rest
 FOLLOWS = frozenset(("codebooks", "machine", "made_of", "threads"))
+_OF_RUNS = {"seed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def compare(
     Settings that are one value throughout a folder and another throughout the second are what is compared, and tell no
     cells apart; nor do those of `ignore`, and what follows from others (codebooks' digests, the machine). Intervals are
     at 95% for all of them together (Bonferroni). Raises `RecordError` where no cell is in both, or where settings that
-    are ignored leave several cells with one name.
+    are ignored leave several cells with one name; those that differ in their seed alone are runs of one cell.
     """
     for metric in metrics:
         metric_info(metric)
@@ -73,7 +74,7 @@ def compare(
         raise RecordError(f"no cell of {first} is in {second}; settings that may differ are named with --ignore")
     for side, folder in zip(by_key, (first, second), strict=True):
         for records in side.values():
-            if len({record.digest for record in records}) > 1:
+            if set(_differing(records)) - _OF_RUNS:
                 raise RecordError(
                     f"{folder} has several cells '{_label(records[0])}' that differ in "
                     f"{', '.join(_differing(records))} alone, which tells no cells apart here"

@@ -101,6 +101,11 @@ def test_what_sweeps_survive(checks):
     for row in rows("ray"):
         assert (row["exit_code"], row["lost_or_written_over"], row["unequal_to_undisturbed"]) == (0, 0, 0)
         assert row["cells"] == row["records"] == of
+    planted, same = rows("compare")
+    assert (same["low"], same["high"], same["exit_code"]) == (0, 0, 0)
+    for text, pattern in ((README, r"at random: \[(-[\d.]+)%, \+([\d.]+)%\]"), (text_of("experiments/LOG.md"),
+                          r"the interval is \[(-[\d.]+)%, \+([\d.]+)%\]")):  # fmt: skip
+        assert numbers(text, pattern) == [round(100 * planted[end], 1) for end in ("low", "high")]
     many = rows("planning")[-1]
     told = numbers(README, r"Planning ([\d,]+) cells takes ([\d.]+) seconds of a processor and (\d+) MB")
     assert told == [many["cells"], round(many["processor_s"], 1), round(many["peak_bytes"] / 1e6)]

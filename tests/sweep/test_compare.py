@@ -112,6 +112,15 @@ def test_runs_are_compared_by_how_far_they_scatter(tmp_path):
     assert not noisy.told
 
 
+def test_records_that_differ_in_their_seed_alone_are_runs_where_it_is_ignored(tmp_path):
+    a, b = (
+        folder_of(tmp_path / name, *(eval_record(WINDOWS * scale * k, seed=k) for k in (1, 2)))
+        for name, scale in (("a", 1), ("b", 1.5))
+    )
+    (one,) = compare(a, b, metrics=["kld_mean"], ignore=["seed"]).pairs[0].changes
+    assert (one.how, one.value) == ("runs", pytest.approx(0.5))
+
+
 @pytest.mark.parametrize(
     "tail, freedom, t",
     [(0.025, 1, 12.706), (0.025, 2, 4.303), (0.025, 3, 3.182), (0.005, 4, 4.604), (0.05, 9, 1.833), (0.001, 10, 4.144),
