@@ -102,7 +102,9 @@ def test_what_sweeps_survive(checks):
         assert (row["exit_code"], row["lost_or_written_over"], row["unequal_to_undisturbed"]) == (0, 0, 0)
         assert row["cells"] == row["records"] == of
     plan = rows("plan")[0]
-    told = numbers(README, r"a plan said ([\d.]+) of the time that (\d+) cells took, and ([\d.]+) to ([\d.]+) of the memory")
+    told = numbers(
+        README, r"a plan said ([\d.]+) of the time that (\d+) cells took, and ([\d.]+) to ([\d.]+) of the memory"
+    )
     names = ("whole_time_ratio", "cells", "memory_ratio_least", "memory_ratio_most")
     assert told == [round(plan[name], 2) for name in names]
     planted, same = rows("compare")

@@ -158,12 +158,13 @@ KILLED_AT = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("step, pattern", KILLED_AT)
 def test_a_kill_at_any_step_of_a_file_loses_nothing(capsys, tmp_path, sweep_file, step, pattern):
     """The driver writes outcomes and locks of cells, its child records and their locks; each is killed in turn."""
     file, folder, mark = sweep_file([48]), tmp_path / "out", tmp_path / "killed"
     killed = start(file, "-o", folder, first=[str(ROOT / "tests/sweep/kill_at")], KILL_AT=f"{step} {pattern} {mark}")
-    _, said = killed.communicate(timeout=120)
+    _, said = killed.communicate(timeout=280)
     assert mark.exists()
     in_driver = "cell" in pattern
     assert killed.returncode == (-signal.SIGKILL if in_driver else 2), said
