@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from made import bench_record, eval_record, folder_of
 from pqkv_cli.main import main
+from sweep_made import bench_record, eval_record, folder_of
 
 from pqkv.errors import RecordError
 from pqkv.sweep.change import change

@@ -1,7 +1,7 @@
 """What a cell will take, from what cells like it took."""
 
 import pytest
-from made import eval_record, folder_of
+from sweep_made import eval_record, folder_of
 
 from pqkv.sweep.config import SweepConfig
 from pqkv.sweep.estimate import Estimator

@@ -1,8 +1,8 @@
 """Folders joined: nothing lost, nothing chosen silently."""
 
 import pytest
-from made import eval_record, failure, folder_of
 from pqkv_cli.main import main
+from sweep_made import eval_record, failure, folder_of
 
 from pqkv.errors import ConfigError, RecordError
 from pqkv.record import RecordStore
