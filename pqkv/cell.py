@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pqkv.config import digest_of
 from pqkv.errors import PqkvError, RecordError, memory_is_short
+from pqkv.lock import alone
 from pqkv.reasons import reason
 from pqkv.record import Record, RecordStore, utc_now
+
+_log = logging.getLogger("pqkv")
 
 
 def run_cell(
@@ -29,12 +33,35 @@ def run_cell(
 
     `measure` returns fields of a `Record`: metrics, tables, samples, notes; `seconds` if the work was done before.
     `notes` stand after its own, and in a failed record too. A cell that fails for a reason of its own (a `PqkvError`,
-    memory that runs short) is a failed record; any other error is raised.
+    memory that runs short) is a failed record; any other error is raised. A record is locked while it is measured: of
+    two processes that want it one measures, the other waits and finds it.
     """
     digest = digest_of(config)
-    known = store.find(digest) if store is not None and not force else None
+
+    def measured() -> Record:
+        return _run(measure, kind, config, digest, seed, env, git, notes, store)
+
+    if store is None:
+        return measured()
+    known = None if force else store.find(digest)
     if known is not None:
         return known
+    with alone(store.lock_path(digest), _log.warning):
+        known = None if force else store.find(digest)
+        return known or measured()
+
+
+def _run(
+    measure: Callable[[], dict[str, Any]],
+    kind: str,
+    config: dict[str, Any],
+    digest: str,
+    seed: int,
+    env: dict[str, Any],
+    git: dict[str, Any],
+    notes: Sequence[str],
+    store: RecordStore | None,
+) -> Record:
     started, clock = utc_now(), time.perf_counter()
     try:
         outcome = {"status": "ok", **measure()}

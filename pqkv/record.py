@@ -115,6 +115,10 @@ class RecordStore:
         """Where a failure of this digest lies or would lie."""
         return self.folder / f"{_checked_digest(digest)}.failure.json"
 
+    def lock_path(self, digest: str) -> Path:
+        """Where the lock of this digest lies while someone measures it."""
+        return self.folder / f".{_checked_digest(digest)}.lock"
+
     def find(self, digest: str) -> Record | None:
         """The successful record of this digest, or None. Raises `RecordError` when the file is damaged or misnamed."""
         path = self.path(digest)

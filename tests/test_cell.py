@@ -1,5 +1,8 @@
 """A cell is run once, timed, and recorded whatever becomes of it."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from pqkv.cell import run_cell
@@ -82,3 +85,24 @@ def test_a_damaged_record_is_no_failure_of_the_cell(tmp_path):
     store.path(digest_of(CONFIG)).write_text("{}")
     with pytest.raises(RecordError, match="is not a sound record"):
         run(lambda: FINDING, store=store)
+
+
+def test_of_two_that_want_a_record_one_measures_and_the_other_finds_it(tmp_path):
+    calls = []
+
+    def slowly():
+        calls.append(1)
+        time.sleep(0.5)
+        return FINDING
+
+    with ThreadPoolExecutor(2) as both:
+        first, second = both.map(lambda _: run(slowly, store=RecordStore(tmp_path)), range(2))
+    assert first == second
+    assert len(calls) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [f"{first.digest}.json"]
+
+
+def test_a_cell_that_fails_gives_its_lock_back(tmp_path):
+    with pytest.raises(AssertionError):
+        run(raising(AssertionError()), store=RecordStore(tmp_path))
+    assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pqkv_cli.breakdown import breakdown_table
-from pqkv_cli.end_to_end import end_to_end_table, heads_of
+from pqkv_cli.end_to_end import end_to_end_table
 from pqkv_cli.flags import layered, option, split_list
 from pqkv_cli.options import (
     CACHE,
@@ -144,6 +144,8 @@ def bench(
     if whole_model:
         values = {"repeats": 3, "lengths": (1024, 4096), **values}
     elif values.get("model") is not None:
+        from pqkv.lm.shapes import heads_of
+
         values = {**heads_of(str(values["model"])), **values}
     wanted = BenchConfig.parse(values, source=source)
     if static:

@@ -1,4 +1,4 @@
-"""`pqkv bench --end-to-end`: its table, and the heads of a named model."""
+"""The table of `pqkv bench --end-to-end`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pqkv.record import Record
-
-
-def heads_of(model: str) -> dict[str, int]:
-    """Query heads, KV heads and head_dim of a named shape; raises `ConfigError` for another name."""
-    from pqkv.errors import ConfigError
-    from pqkv.lm.shapes import SHAPES
-
-    if model not in SHAPES:
-        raise ConfigError(f"--model {model}: without --end-to-end it names a shape: {', '.join(SHAPES)}")
-    shape = SHAPES[model]
-    heads = shape["num_attention_heads"]
-    return {"heads": heads, "kv_heads": shape["num_key_value_heads"], "head_dim": shape["hidden_size"] // heads}
 
 
 def end_to_end_table(records: list[Record]) -> None:

@@ -12,14 +12,17 @@ import typer
 from pqkv.errors import PqkvError
 from pqkv_cli.bench import bench
 from pqkv_cli.codecs import codecs
+from pqkv_cli.compare import compare
 from pqkv_cli.env import env
 from pqkv_cli.evaluate import evaluate
 from pqkv_cli.lab import lab
+from pqkv_cli.merge import merge
 from pqkv_cli.models import models
 from pqkv_cli.output import discard, echo, make_encodable
 from pqkv_cli.recommend import recommend
 from pqkv_cli.report import report
 from pqkv_cli.reproduce import reproduce
+from pqkv_cli.sweep import sweep
 from pqkv_cli.train_codebooks import train_codebooks
 
 USAGE_ERROR = 2
@@ -42,6 +45,9 @@ app.command("lab")(lab)
 app.command("codecs")(codecs)
 app.command("recommend")(recommend)
 app.command("bench")(bench)
+app.command("sweep")(sweep)
+app.command("merge")(merge)
+app.command("compare")(compare)
 app.command("report")(report)
 app.command("reproduce")(reproduce)
 app.command("models")(models)
@@ -69,7 +75,9 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exits with 0, with 2 for whatever the user can mend, with 130 for Ctrl-C."""
+    """Run the command line; exits with 0, with 1 for what `compare` was told to fail above, with 2 for whatever the
+    user can mend, with 130 for Ctrl-C.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     make_encodable()

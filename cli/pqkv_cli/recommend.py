@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,12 +37,13 @@ def recommend(
 
     It counts as doing it if the upper ends of the intervals are within the bound, on every text and context measured.
     """
+    from pqkv.amounts import bytes_of, share_of
     from pqkv.lab.recommend import Wanted, recipes, recommended
     from pqkv.lm import load_model
     from pqkv.record import load_records
 
-    wanted = Wanted(_share(max_ppl), max_kld, bits)
-    room_for = None if memory is None else _bytes(memory)
+    wanted = Wanted(None if max_ppl is None else share_of(max_ppl, "--max-ppl"), max_kld, bits)
+    room_for = None if memory is None else bytes_of(memory, "--memory")
     lm = load_model(model or "reference", dtype or "float32")
     folders = results or [Path("results")]
     if lab is not None:
@@ -199,26 +199,3 @@ def _mode(exact: str) -> str:
     if newest:
         return "exact-schedule"
     return f"all-coded, {sinks} sink{'' if sinks == 1 else 's'}" if sinks else "all-coded"
-
-
-def _share(text: str | None) -> float | None:
-    """`1%` or `0.01`."""
-    from pqkv.errors import ConfigError
-
-    if text is None:
-        return None
-    try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError as error:
-        raise ConfigError(f"--max-ppl takes 1% or 0.01, not '{text}'") from error
-
-
-def _bytes(text: str) -> int:
-    """`24GiB`, `80 GB`, `512MiB`."""
-    from pqkv.errors import ConfigError
-
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]i?B)", text.strip(), re.IGNORECASE)
-    if not found:
-        raise ConfigError(f"--memory takes 24GiB, 80GB or 512MiB, not '{text}'")
-    unit = found[2].upper()
-    return int(float(found[1]) * (1024 if "I" in unit else 1000) ** ("KMGT".index(unit[0]) + 1))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pqkv.errors import ModelError
+from pqkv.errors import ConfigError, ModelError
 from pqkv.lm.load import describe
 from pqkv.lm.model import LanguageModel
 
@@ -28,6 +28,15 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
     },
 }  # fmt: skip
+
+
+def heads_of(model: str) -> dict[str, int]:
+    """Query heads, KV heads and head_dim of a named shape; raises `ConfigError` for another name."""
+    if model not in SHAPES:
+        raise ConfigError(f"--model {model}: without --end-to-end it names a shape: {', '.join(SHAPES)}")
+    shape = SHAPES[model]
+    heads = shape["num_attention_heads"]
+    return {"heads": heads, "kv_heads": shape["num_key_value_heads"], "head_dim": shape["hidden_size"] // heads}
 
 
 def random_model(name: str, dtype: str, device: torch.device) -> LanguageModel:

@@ -17,14 +17,16 @@ from pqkv.report.series import Cell, bits_of, cells, codec_name
 
 BY_CONTEXT = (
     "perplexity_ratio", "kld_mean", "agreement_at_1", "recall", "latency_ms", "speedup", "charged_speedup",
-    "bandwidth_gbs",
+    "bandwidth_gbs", "tpot_ms",
 )  # fmt: skip
 BY_CODE_BITS = ("perplexity_ratio", "kld_mean", "agreement_at_1")
-LOGARITHMIC = ("kld_mean", "latency_ms", "speedup", "charged_speedup")
+LOGARITHMIC = ("kld_mean", "latency_ms", "speedup", "charged_speedup", "tpot_ms")
+FRONT = "beaten by none in bits and KLD"
 PLOT_NAMES = (
     *(f"{metric}_by_context" for metric in BY_CONTEXT),
     "kld_mean_by_position",
     *(f"{metric}_by_code_bits" for metric in BY_CODE_BITS),
+    "kld_mean_pareto",
 )
 AT_ONE = ("perplexity_ratio", "speedup", "charged_speedup")  # where coded and exact are equal
 
@@ -57,6 +59,7 @@ def plots_of(records: Iterable[Record]) -> list[Plot]:
         *(_by_context(ran, metric) for metric in BY_CONTEXT),
         _by_position(ran),
         *(_by_code_bits(ran, metric) for metric in BY_CODE_BITS),
+        _pareto(ran),
     ]
 
 
@@ -122,6 +125,49 @@ def _by_code_bits(ran: list[Cell], metric: str) -> Plot:
         x_ticks=tuple(sorted({point.x for line in lines for point in line.points})),
         baseline=1.0 if metric in AT_ONE else None,
     )
+
+
+def _pareto(ran: list[Cell]) -> Plot:
+    """KLD against bits of different ways of coding, a panel for each text, mode and context that has at least two: a
+    line through each way's widths, and one through the cells that no other beats in both.
+    """
+    points: dict[str, dict[str, list[Point]]] = defaultdict(lambda: defaultdict(list))
+    for cell in ran:
+        point = _point(cell, "kld_mean", cell.value("code_bits"))
+        if point is not None and cell.context is not None and not cell.record.config.get("floor"):
+            panel = f"{cell.group}, {cell.mode}, {tokens(cell.context)} tokens"
+            points[panel][_way(cell.record)].append(point)
+    lines = []
+    for panel, ways in points.items():
+        if len(ways) > 1:
+            lines += [_line((panel, way, "", ""), found) for way, found in sorted(ways.items())]
+            lines.append(_line((panel, FRONT, "", "-"), _front([point for found in ways.values() for point in found])))
+    ways_drawn = dict.fromkeys(line.hue for line in lines)
+    return Plot(
+        name="kld_mean_pareto",
+        title="Mean KL divergence of ways of coding by what they take",
+        x_label="code_bits (bits per element, measured)",
+        y_label=_axis_label("kld_mean"),
+        lines=tuple(lines),
+        hue_title="way of coding",
+        hues=tuple(sorted(ways_drawn, key=lambda way: (way != FRONT, way))),
+        log_y=True,
+    )
+
+
+def _way(record: Record) -> str:
+    """The names of the codecs of both sides, without options; codebooks are one way."""
+    names = [side.partition(":")[0] for side in codec_name(record.config).split("/")]
+    return "/".join(dict.fromkeys(names)) if names[0] else "codebooks"
+
+
+def _front(points: list[Point]) -> list[Point]:
+    """Those to which no other is at most equal in both."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.x, point.y)):
+        if not best or point.y < best[-1].y:
+            best.append(point)
+    return best
 
 
 def _by_position(ran: list[Cell]) -> Plot:

@@ -17,7 +17,7 @@ def checks():
     for record in load_records(ROOT / "results/checks"):
         if record.kind == "check":
             c = record.config
-            found[c["check"], c["model"], c.get("context") or c.get("prompt")] = record.tables[c["check"]]
+            found[c["check"], c.get("model"), c.get("context") or c.get("prompt")] = record.tables[c["check"]]
     return found
 
 
@@ -74,6 +74,47 @@ def test_what_device_functions_cost():
     ]  # fmt: skip
     assert sum(d < 0 for d in blocks) == 6
     assert (sum(d > 0 for d in blocks), max(blocks)) == (10, 3)
+
+
+def test_what_sweeps_survive(checks):
+    def rows(part):
+        return checks[f"sweep_{part}", None, None]
+
+    (kills,), (shared,) = rows("kills"), rows("shared")
+    told = numbers(README, r"Of (\d+) small cells under (\d+) SIGKILLs")
+    assert told == [kills["cells"], kills["kills"]]
+    assert kills["records"] == kills["outcomes"] == kills["cells"]
+    assert not any(
+        kills[name]
+        for name in (
+            "records_lost_or_written_over",
+            "records_unequal_to_undisturbed",
+            "failed",
+            "children_that_outlived",
+        )
+    )
+    each, cells = numbers(README, r"on one folder each ran (\d+) of the (\d+) cells")
+    assert shared["run_by_the_first"] == shared["run_by_the_second"] == each
+    assert shared["cells"] == shared["attempts"] == shared["records"] == cells
+    assert [row["killed"] for row in rows("ray")] == ["worker", "driver", "raylet"]
+    (of,) = numbers(README, r"killed in turn lose none of (\d+)")
+    for row in rows("ray"):
+        assert (row["exit_code"], row["lost_or_written_over"], row["unequal_to_undisturbed"]) == (0, 0, 0)
+        assert row["cells"] == row["records"] == of
+    plan = rows("plan")[0]
+    told = numbers(
+        README, r"a plan said ([\d.]+) of the time that (\d+) cells took, and ([\d.]+) to ([\d.]+) of the memory"
+    )
+    names = ("whole_time_ratio", "cells", "memory_ratio_least", "memory_ratio_most")
+    assert told == [round(plan[name], 2) for name in names]
+    planted, same = rows("compare")
+    assert (same["low"], same["high"], same["exit_code"]) == (0, 0, 0)
+    for text, pattern in ((README, r"at random: \[(-[\d.]+)%, \+([\d.]+)%\]"), (text_of("experiments/LOG.md"),
+                          r"the interval is \[(-[\d.]+)%, \+([\d.]+)%\]")):  # fmt: skip
+        assert numbers(text, pattern) == [round(100 * planted[end], 1) for end in ("low", "high")]
+    many = rows("planning")[-1]
+    told = numbers(README, r"Planning ([\d,]+) cells takes ([\d.]+) seconds of a processor and (\d+) MB")
+    assert told == [many["cells"], round(many["processor_s"], 1), round(many["peak_bytes"] / 1e6)]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pqkv.report import write_plots
 from pqkv.report.axes import tokens
 from pqkv.report.drawing import draw
 from pqkv.report.plot import Line, Plot, Point
-from pqkv.report.plots import plots_of
+from pqkv.report.plots import FRONT, plots_of
 
 ALL = [
     "perplexity_ratio_by_context", "kld_mean_by_context", "agreement_at_1_by_context", "recall_by_context",
@@ -100,3 +100,33 @@ def test_all_records_that_are_committed_make_plots():
     records = load_records([Path(__file__).parents[2] / "results"])
     assert any(isinstance(record.config.get("bits"), list) for record in records)
     assert any(plot.lines for plot in plots_of(records))
+
+
+def coded(make, name, bits, kld, **more):
+    part = {"codec": name, "bits": bits}
+    metrics = {"kld_mean": Metric(value=kld), "code_bits": Metric(value=float(bits))}
+    return make(bits, codec={"keys": part, "values": part}, metrics=metrics, tables={}, **more)
+
+
+def test_ways_of_coding_have_a_panel_a_context_with_those_that_nothing_beats(make, tmp_path):
+    cells = [("kivi", 4, 0.02), ("kivi", 2, 0.3), ("turboquant", 4, 0.03), ("turboquant", 2, 0.2), ("int", 3, 0.4)]
+    records = [coded(make, *cell) for cell in cells] + [coded(make, "kivi", 4, 0.1, context=2048)]
+    (plot,) = (plot for plot in plots_of(records) if plot.name == "kld_mean_pareto")
+    assert {line.panel.rsplit(", ", 1)[1] for line in plot.lines} == {"512 tokens"}  # one way alone is no choice
+    found = {line.hue: [(point.x, point.y) for point in line.points] for line in plot.lines}
+    assert found == {
+        "int": [(3, 0.4)], "kivi": [(2, 0.3), (4, 0.02)], "turboquant": [(2, 0.2), (4, 0.03)],
+        FRONT: [(2, 0.2), (4, 0.02)],
+    }  # fmt: skip
+    assert "kld_mean_pareto" in names(write_plots(records, tmp_path))
+
+
+def test_times_per_token_are_lines_over_length(make, tmp_path):
+    records = [
+        make(bits, "generate", context, kind="end-to-end", metrics={"tpot_ms": Metric(value=bits + context)})
+        for bits in (4, 2) for context in (512, 2048)
+    ]  # fmt: skip
+    (plot,) = (plot for plot in plots_of(records) if plot.name == "tpot_ms_by_context")
+    assert [[(p.x, p.y) for p in line.points] for line in plot.lines] == [
+        [(512, 516), (2048, 2052)], [(512, 514), (2048, 2050)],
+    ]  # fmt: skip

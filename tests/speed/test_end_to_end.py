@@ -4,12 +4,11 @@ import statistics
 
 import pytest
 import torch
-from pqkv_cli.end_to_end import heads_of
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pqkv.config import BenchConfig
 from pqkv.errors import ConfigError, ModelError
-from pqkv.lm.shapes import SHAPES, random_model
+from pqkv.lm.shapes import SHAPES, heads_of, random_model
 from pqkv.record import RecordStore
 from pqkv.speed.end_to_end import end_to_end
 
