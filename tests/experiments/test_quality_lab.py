@@ -226,6 +226,14 @@ def test_what_the_first_page_says(rows):
     assert len(rows) == 35
 
 
+def test_the_outcome_is_that_of_the_records(tables, tmp_path):
+    written = tables.outcome(into=tmp_path).splitlines()
+    assert written[:2] == ["methods.csv", "methods.md"]
+    for name in written[:2]:
+        assert (tmp_path / name).read_text() == (tables.RESULTS / name).read_text()
+    assert all((tables.RESULTS / name).exists() for name in written)
+
+
 def test_what_is_said_of_4096_tokens(tables):
     kld = {row.method: row.kld.value for row in tables.found("wikitext2-test.txt", 4096).rows}
     three = r"([\d.]+), ([\d.]+) and ([\d.]+)"
