@@ -263,3 +263,25 @@ def test_what_is_said_of_other_exact_tokens(tables, rows):
     compared = ("pqkv 4", "pqkv 3", "KIVI 4", "AQUA-KV 4", "fp8")
     shares = [usual[name] / rows[name].kld.value for name in compared]
     assert (round(min(shares), 2), round(max(shares), 2)) == tuple(said(r"they lose ([\d.]+) to ([\d.]+) of the above"))
+
+
+def test_what_the_log_says_the_bundled_model_had_taught(rows, elsewhere):
+    """The table that sets its conclusions beside SmolLM2's."""
+    log, of = text_of("experiments/LOG.md"), changes()
+    assert numbers(log, r"holds: keys ([\d.]+) times alone, ([\d.]+) times in the recipe; values ([\d.]+) times") == [
+        of["keys alone", "grouping=adjacent"], of["keys", "grouping=adjacent"], of["values alone", "grouping=adjacent"]
+    ]  # fmt: skip
+    assert numbers(log, r"more so: ([\d.]+) of it") == [of["keys alone", "metric=diagonal"]]
+    assert numbers(log, r"only alone \(principal axes ([\d.]+)") == [of["keys alone", "transform=klt"]]
+    assert of["keys", "transform=none"] == pytest.approx(4 / 3, abs=0.02)  # "worth a third"
+    assert numbers(log, r"keys ([\d.]+), in the recipe's metric ([\d.]+) \(.* values ([\d.]+) \(it holds") == [
+        of["keys alone", "transform=opq"], of["keys", "transform=opq"], of["values alone", "transform=opq"]
+    ]  # fmt: skip
+    *_, bundled = elsewhere
+    small = {row.method: row.kld.value for row in bundled.rows}
+    told = numbers(log, r"lose ([\d.]+) of recipe pqkv, int4 ([\d.]+) times .* lose ([\d.]+) times as much, int4 (\d+)")
+    assert told == [
+        round(small["codebooks 4"] / small["pqkv 4"], 2), round(small["int4"] / small["pqkv 4"], 1),
+        round(rows["codebooks 4"].kld.value / rows["pqkv 4"].kld.value, 1),
+        round(rows["int4"].kld.value / rows["pqkv 4"].kld.value),
+    ]  # fmt: skip
