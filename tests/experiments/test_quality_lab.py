@@ -7,6 +7,7 @@ import pytest
 from prose import numbers, script, text_of
 
 from pqkv.lab.bound import bound_losses, modelled_kld
+from pqkv.lab.recommend import Wanted, recipes, recommended
 from pqkv.record import load_records
 
 ROOT = Path(__file__).parents[2]
@@ -232,6 +233,16 @@ def test_the_outcome_is_that_of_the_records(tables, tmp_path):
     for name in written[:2]:
         assert (tmp_path / name).read_text() == (tables.RESULTS / name).read_text()
     assert all((tables.RESULTS / name).exists() for name in written)
+
+
+@pytest.mark.parametrize("readme", ["README.md", "experiments/quality-lab/README.md"])
+def test_recommendations_that_are_asked_for_as_an_example_are_given(tables, readme):
+    found = re.search(r"pqkv recommend --model smollm2 --max-(ppl|kld) ([\d.]+)(%?)", text_of(readme))
+    bound = float(found[2]) / (100 if found[3] else 1)
+    records = load_records(tables.RESULTS)
+    (fingerprint,) = {r.config["model_weights"] for r in records if r.kind == "eval" and r.config["model"] == "smollm2"}
+    measured = recipes(records, fingerprint, "all-coded, 4 sinks")
+    assert recommended(measured, Wanted(**{f"max_{found[1]}": bound})) is not None
 
 
 def test_what_is_said_of_4096_tokens(tables):
