@@ -245,12 +245,17 @@ def test_recommendations_that_are_asked_for_as_an_example_are_given(tables, read
     assert recommended(measured, Wanted(**{f"max_{found[1]}": bound})) is not None
 
 
-def test_what_is_said_of_4096_tokens(tables):
+def test_what_is_said_of_4096_tokens(tables, rows):
     kld = {row.method: row.kld.value for row in tables.found("wikitext2-test.txt", 4096).rows}
     three = r"([\d.]+), ([\d.]+) and ([\d.]+)"
     given = said(rf"as at 1,024\*\*: {three} nats, with predictions {three}\.")
     names = [f"pqkv {bits}{more}" for more in ("", ", predicted") for bits in (4, 3, 2)]
     assert given == [float(f"{kld[name]:.3g}") for name in names]
+    peers = {name for name in kld if not name.startswith(tables.OURS)}
+    near = {name: row.kld.value for name, row in rows.items() if not name.startswith(tables.OURS)
+            and 4 <= row.value("code_bits") < 4 + tables.WIDER}  # fmt: skip
+    assert peers == {"AQUA-KV 4", "KIVI 4"} == set(sorted(near, key=near.get)[:2])
+    assert kld["pqkv 4, predicted"] < kld["AQUA-KV 4"] < min(kld["pqkv 4"], kld["pqkv 3, predicted"])
 
 
 def test_what_is_said_of_other_exact_tokens(tables, rows):
