@@ -50,14 +50,19 @@ class PagedSide:
 
     def derive(self, name: Hashable, make: Callable[[Tensor], Tensor]) -> Tensor:
         """`make(centroids)`, made once for these centroids, as float numbers, and kept under `name`."""
+
+        def made(stored: Tensor) -> Tensor:
+            return make(stored if self.scales is None else stored.float() * self.scales[:, :, None])
+
+        return self.derive_stored(name, made)
+
+    def derive_stored(self, name: Hashable, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """`make(centroids)`, made once for these centroids as they are stored, and kept under `name`."""
         assert self.centroids is not None
         source, made = self.derived.get(name, (None, None))
         if made is None or source is not self.centroids:
             with torch.inference_mode(False):  # it outlives the mode that it is first asked for in
-                centroids = self.centroids
-                if self.scales is not None:
-                    centroids = centroids.float() * self.scales[:, :, None]
-                made = make(centroids)
+                made = make(self.centroids)
             self.derived[name] = self.centroids, made
         return made
 

@@ -10,6 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pqkv.kernels.cpu.byte_lookups.attend import attend_bytes
+from pqkv.kernels.cpu.byte_lookups.intrinsics import EMITTERS
+from pqkv.kernels.cpu.byte_lookups.paths import PATHS, cpu_path
+from pqkv.kernels.cpu.byte_lookups.prepare import byte_side, serves_bytes
 from pqkv.kernels.cpu.coded import CENTROID, TABLE, attend_coded
 from pqkv.kernels.cpu.exact import attend_exact_pages, merge
 from pqkv.kernels.cpu.lookups import ROW, TRANSPOSED, TRANSPOSED_64
@@ -124,6 +128,9 @@ class Step:
             exact = self.query, *_exact_paging(self.paging()), *sides, *self.partial
             run_units(attend_exact_pages, self.units, self.page_work(), *exact)
             return
+        if serves_bytes(self.pages, self.group, cpu_path()):
+            run_units(attend_bytes, self.units, self.page_work(), *self._byte_arguments())
+            return
         lengths, starts, *paging = self.paging()
         keys, values = self.sides()
         coded = (
@@ -139,6 +146,20 @@ class Step:
             *self.tags(),
         )
         run_units(attend_coded, self.units, self.page_work(), *coded)
+
+    def _byte_arguments(self) -> tuple[object, ...]:
+        """Of `attend_bytes`."""
+        assert self.pages is not None
+        sides = (
+            byte_side(side, self.pages.page_size, _channels(side), keys=side is self.pages.keys)
+            for side in (self.pages.keys, self.pages.values)
+        )
+        keys, values = sides
+        gained = tag(int(self.pages.values.gains is not None))
+        path = cpu_path().name
+        emitter = EMITTERS[path]
+        tags = tag(PATHS.index(path)), tag(emitter.lanes), tag(emitter.scaled), tag(self.group), gained
+        return self.coded_query, *self.turning, *self.gains(), *self.paging(), *keys, *values, *self.partial, *tags
 
     def without_pages(self) -> Step:
         """The same step with nothing but sinks and residual to merge."""

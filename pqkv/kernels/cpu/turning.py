@@ -89,18 +89,19 @@ def _gather_slow(typing_context, turned, fast, slow, count, heads):
 
 
 @intrinsic
-def _add_sums(typing_context, scores, start, weights, rows, count, heads):
-    """scores[start + t * G + g] += the sum over r < count of weights[r * G + g] * rows[r * BLOCK + t], t < BLOCK. Of
-    the rows, an odd number, every second is even around the middle and the others are odd.
+def _add_sums(typing_context, scores, start, weights, rows, count, heads, apart):
+    """scores[start + t * G + g] += the sum over r < count of weights[r * G + g] * rows[r * BLOCK + t], t < BLOCK; with
+    the tag `apart`, scores[start + g * BLOCK + t]. Of the rows, an odd number, every second is even around the middle
+    and the others are odd.
     """
     G = len(heads)
     # sums under way: eight hide the time of a product
     lanes = min(HALF, max(_LANES, 4 * _LANES >> (G - 1).bit_length()))
-    signature = types.void(scores, types.intp, weights, rows, types.intp, heads)
+    signature = types.void(scores, types.intp, weights, rows, types.intp, heads, apart)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         scores, weights, rows = (data(context, builder, signature, arguments, i) for i in (0, 2, 3))
-        _, start, _, _, count, _ = arguments
+        _, start, _, _, count, _, _ = arguments
 
         def add(number_of_row: Any, first: Any, sums: list[Any]) -> None:
             row = vector(builder, rows, builder.add(builder.mul(number_of_row, I64(BLOCK)), first), lanes)
@@ -110,9 +111,16 @@ def _add_sums(typing_context, scores, start, weights, rows, count, heads):
                 builder.store(add_product(builder, weight, row, builder.load(total)), total)
 
         def put(before: Any, parts: list[Any], *, backwards: bool) -> None:
-            target = builder.add(start, builder.mul(before, I64(G)))
-            bias = _interleaved(builder, parts, lanes, backwards=backwards)
-            store(builder, builder.fadd(vector(builder, scores, target, lanes * G), bias), scores, target)
+            if not len(apart):
+                target = builder.add(start, builder.mul(before, I64(G)))
+                add_to(target, _interleaved(builder, parts, lanes, backwards=backwards), lanes * G)
+                return
+            for g, part in enumerate(parts):
+                target = builder.add(builder.add(start, before), I64(g * BLOCK))
+                add_to(target, shuffle(builder, part, [*range(lanes)][:: -1 if backwards else 1]), lanes)
+
+        def add_to(target: Any, bias: Any, size: int) -> None:
+            store(builder, builder.fadd(vector(builder, scores, target, size), bias), scores, target)
 
         with cgutils.for_range(builder, I64(HALF // lanes)) as chunk:
             behind = builder.mul(chunk.index, I64(lanes))  # tokens between the middle and these
@@ -152,32 +160,64 @@ def add_bias(scores, turning, first, count, heads):
     """Add to scores (count, G) of tokens first, first + 1, ... what `turning` says: phasors (G, P, 2), the fast ones
     first, what they are to be multiplied by, and the tables of `pqkv.kernels.turns`.
     """
-    given, scale, middles, rows, slow = turning
-    G, P = len(heads), given.shape[1]
+    G, P = len(heads), turning[0].shape[1]
     if P == 0:
         return
-    phasors = np.empty(2 * P * G, np.float32)
-    for g in range(G):
-        for i in range(P):
-            phasors[2 * i * G + g] = given[g, i, 0] * scale
-            phasors[(2 * i + 1) * G + g] = given[g, i, 1] * scale
-    fast = P - slow.shape[0]
-    turned = np.empty((2 * P + POLYNOMIALS) * G, np.float32)
+    phasors, turned = scaled_phasors(turning, heads)
+    rows, count_of_rows = turning[3], rows_of(turning)
     part = np.empty(BLOCK * G, np.float32)
     done = 0
     while done < count:
         block, offset = (first + done) // BLOCK, (first + done) % BLOCK
         n = min(BLOCK - offset, count - done)
-        _turn(turned, phasors, middles[block], P, heads)
-        _gather_slow(turned, fast, slow, P - fast, heads)
+        turn_to_block(turned, phasors, turning, block, heads)
         if n == BLOCK:
-            _add_sums(scores, done * G, turned, rows, 2 * fast + POLYNOMIALS, heads)
+            _add_sums(scores, done * G, turned, rows, count_of_rows, heads, ())
         else:
             part[:] = 0.0
-            _add_sums(part, 0, turned, rows, 2 * fast + POLYNOMIALS, heads)
+            _add_sums(part, 0, turned, rows, count_of_rows, heads, ())
             for i in range(n * G):
                 scores[done * G + i] += part[offset * G + i]
         done += n
+
+
+@register_jitable
+def add_bias_of_blocks(scores, turning, first_block, blocks, heads):
+    """The same for scores (blocks, G, BLOCK) of whole blocks from `first_block` of a sequence on."""
+    if turning[0].shape[1] == 0:
+        return
+    phasors, turned = scaled_phasors(turning, heads)
+    for i in range(blocks):
+        turn_to_block(turned, phasors, turning, first_block + i, heads)
+        _add_sums(scores, i * len(heads) * BLOCK, turned, turning[3], rows_of(turning), heads, (0,))
+
+
+@register_jitable
+def scaled_phasors(turning, heads):
+    """Phasors (P, 2, G), flat, and room for what `turn_to_block` makes of them."""
+    given, scale = turning[0], turning[1]
+    G, P = len(heads), given.shape[1]
+    phasors = np.empty(2 * P * G, np.float32)
+    for g in range(G):
+        for i in range(P):
+            phasors[2 * i * G + g] = given[g, i, 0] * scale
+            phasors[(2 * i + 1) * G + g] = given[g, i, 1] * scale
+    return phasors, np.empty((2 * P + POLYNOMIALS) * G, np.float32)
+
+
+@register_jitable
+def rows_of(turning):
+    """Rows that a block's bias is summed of."""
+    return 2 * (turning[0].shape[1] - turning[4].shape[0]) + POLYNOMIALS
+
+
+@register_jitable
+def turn_to_block(turned, phasors, turning, block, heads):
+    """What the rows are weighted with in the middle of a block."""
+    P, slow = turning[0].shape[1], turning[4]
+    fast = P - slow.shape[0]
+    _turn(turned, phasors, turning[2][block], P, heads)
+    _gather_slow(turned, fast, slow, P - fast, heads)
 
 
 @intrinsic

@@ -1,0 +1,204 @@
+"""One query per sequence over coded pages by look-ups in byte tables: a stretch of tokens of one KV head at a time.
+
+Pages are transposed, of whole blocks of 64 tokens. Scores of a stretch stay in the second-level cache, the weights of a
+span of blocks in the first. What a code past the context brings is hidden before anybody looks: codes are bytes, and
+no byte is outside a table.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba.extending import register_jitable
+
+from pqkv.compiled import compiled
+from pqkv.kernels.cpu.byte_lookups.instructions import BLOCK, WEIGHT_BYTES
+from pqkv.kernels.cpu.byte_lookups.intrinsics import largest, mix_span, score_block, weigh
+from pqkv.kernels.cpu.byte_lookups.shapes import LARGEST_QUERY, SPAN
+from pqkv.kernels.cpu.byte_lookups.weights import LANES
+from pqkv.kernels.cpu.turning import add_bias_of_blocks
+from pqkv.vector_code import next_unit, on_threads
+
+_LEAST = np.float32(2.0**-100)  # a query all of whose numbers are below scores 0
+
+
+class ByteSide(NamedTuple):
+    """Coded keys or values with centroids of bytes; the last two are tags (`vector_code.tag`)."""
+
+    pages: np.ndarray  # flat, uint8
+    line: int  # bytes of the codes of a subspace in a page
+    table: np.ndarray  # (H * D * C,) bytes: of each element the components of all centroids; of keys 128 more
+    scales: np.ndarray  # (H, D) float32, of an element
+    channels: np.ndarray  # (H, D): coded element -> channel
+    nbits: tuple[int, ...]
+    d_sub: tuple[int, ...]
+
+
+@compiled(nogil=True)
+def attend_bytes(
+    launch, threads, taken, query, phasors, phasor_scale, turn_middles, turn_rows, turn_slow, gains, gain_values,
+    context_len, lowest, table, num_kv_heads, page_size, stretch_pages,
+    key_pages, key_line, key_table, key_scales, key_channels, key_nbits, key_d_sub,
+    value_pages, value_line, value_table, value_scales, value_channels, value_nbits, value_d_sub,
+    out, top, total, path, lanes, scaled, heads, gained,
+):  # fmt: skip
+    """Partial attention of every stretch, as `coded.attend_coded` has it; `lanes` and `scaled` are a path's."""
+    keys = ByteSide(key_pages, key_line, key_table, key_scales, key_channels, key_nbits, key_d_sub)
+    values = ByteSide(value_pages, value_line, value_table, value_scales, value_channels, value_nbits, value_d_sub)
+    places = context_len, lowest, table, num_kv_heads, page_size, stretch_pages
+    tags = path, lanes, scaled, heads, gained
+    turning = phasors, phasor_scale, turn_middles, turn_rows, turn_slow
+    given = taken, query, turning, (gains, gain_values), places, keys, values, (out, top, total), tags
+    return on_threads(launch, threads, _attend_units, given)
+
+
+@compiled(error_model="numpy")
+def _attend_units(taken, query, turning, gains, places, keys, values, found, tags):
+    context_len, lowest, table, Hkv, page_size, stretch_pages = places
+    phasors, scale, middles, rows, slow = turning
+    out, top, total = found
+    stretches, G = out.shape[2], out.shape[3]
+    job = next_unit(taken)
+    while job < query.shape[0] * Hkv * stretches:
+        b, h, s = job // (Hkv * stretches), job // stretches % Hkv, job % stretches
+        first_page = max(s * stretch_pages, lowest[b] // page_size)
+        first = first_page * page_size
+        count = min((s + 1) * stretch_pages * page_size, context_len[b]) - first
+        own = out[b, h, s], top[b, h, s], total[b, h, s]
+        own[1][:] = -np.inf
+        own[2][:] = 0.0
+        if count > 0:
+            pages = table[b, first_page : first_page + (count + page_size - 1) // page_size]
+            turns = phasors[b, h * G : (h + 1) * G], scale, middles, rows, slow
+            seen = count, lowest[b] - first, first // BLOCK
+            _attend(query[b], turns, gains, pages, seen, h, Hkv, page_size, keys, values, own, tags)
+        job = next_unit(taken)
+
+
+@compiled(error_model="numpy")
+def _attend(query, turning, gains, pages, seen, head, Hkv, page_size, keys, values, found, tags):
+    """Partial attention of `count` tokens in `pages`, from block `first_block` of their sequence on, of which the first
+    `hidden` are not seen.
+    """
+    count, hidden, first_block = seen
+    path, _, scaled, heads, _ = tags
+    out, top, total = found
+    G, D = len(heads), keys.channels.shape[1]
+    blocks = (count + BLOCK - 1) // BLOCK
+    groups = (blocks + len(scaled) - 1) // len(scaled)
+    scores = np.empty(groups * len(scaled) * G * BLOCK, np.float32)
+    places = np.empty(groups * len(scaled), np.int64)  # of the codes of each block's first subspace
+    for i in range(groups * len(scaled)):
+        places[i] = _place(keys, pages, min(i, blocks - 1), head, Hkv, page_size, D)
+    own = head % keys.channels.shape[0]
+    integers, offsets, scales = _as_integers(query, keys.scales[own], keys.channels[own], head, G)
+    size = D * (1 << len(keys.nbits))
+    for i in range(blocks):
+        score_block(
+            scores, keys.pages, keys.table, integers, offsets, scales, i, places[i], keys.line, own * size, D, path,
+            keys.nbits, keys.d_sub, heads,
+        )  # fmt: skip
+    add_bias_of_blocks(scores, turning, first_block, blocks, heads)
+    _hide(scores, count, hidden, G)
+    largest(scores, top, groups * len(scaled), heads)
+    for i in range(groups * len(scaled)):
+        places[i] = _place(values, pages, min(i, blocks - 1), head, Hkv, page_size, D)
+    _mix(out, scores, places, top, total, gains, pages, count, head, Hkv, page_size, values, tags)
+
+
+@register_jitable
+def _place(side, pages, block, head, Hkv, page_size, D):
+    """Where the codes of a block's first subspace begin."""
+    page, first = np.int64(pages[block * BLOCK // page_size]), block * BLOCK % page_size
+    return (page * Hkv + head) * (D // len(side.d_sub)) * side.line + first * len(side.nbits) // 8
+
+
+@register_jitable
+def _as_integers(query, scales, channels, head, G):
+    """Queries (G, D) int16 in coded order with the centroids' scales in them, what unsigned components add to a sum,
+    and what a product of integers stands for.
+    """
+    D = len(channels)
+    integers, offsets, steps = np.empty((G, D), np.int16), np.empty(G, np.int32), np.empty(G, np.float32)
+    scaled = np.empty(D, np.float32)
+    for g in range(G):
+        most = np.float32(0.0)
+        for e in range(D):
+            scaled[e] = query[head * G + g, channels[e]] * scales[e]
+            most = max(most, abs(scaled[e]))
+        up = np.float32(LARGEST_QUERY) / most if most > _LEAST else np.float32(0.0)
+        steps[g] = most / np.float32(LARGEST_QUERY)
+        summed = np.int64(0)
+        if most < np.inf:
+            for e in range(D):
+                whole = np.int64(np.rint(scaled[e] * up))
+                integers[g, e] = whole
+                summed += whole
+        else:  # infinite or NaN, as the scores then are
+            integers[g] = 0
+            steps[g] = np.nan
+        offsets[g] = 128 * summed
+    return integers, offsets, steps
+
+
+@register_jitable
+def _hide(scores, count, hidden, G):
+    """Scores (blocks, G, 64) of tokens before `hidden` and from `count` on become -inf."""
+    for i in range(max(hidden, 0)):
+        for g in range(G):
+            scores[(i // BLOCK * G + g) * BLOCK + i % BLOCK] = -np.inf
+    for i in range(count, len(scores) // G):
+        for g in range(G):
+            scores[(i // BLOCK * G + g) * BLOCK + i % BLOCK] = -np.inf
+
+
+@register_jitable
+def _mix(out, scores, places, top, total, gains, pages, count, head, Hkv, page_size, values, tags):
+    path, lanes, scaled, heads, gained = tags
+    G, D, L = len(heads), values.channels.shape[1], len(lanes)
+    best = np.empty(G, np.float32)
+    for g in range(G):
+        best[g] = top[g] if top[g] > -np.inf else np.float32(0.0)
+    room = min(SPAN, len(places))
+    weights = np.empty(room * G * WEIGHT_BYTES, np.uint8)
+    steps = np.empty(room // len(scaled) * G, np.float32)
+    mass, norm = np.zeros(G * LANES, np.float32), np.zeros(G * LANES, np.float32)
+    sums = np.zeros(D * G * L, np.float32)
+    gain = np.empty(room * BLOCK if len(gained) else 0, np.float32)
+    inverse = np.empty_like(gain)
+    own = head % values.channels.shape[0]
+    size = D * (1 << len(values.nbits))
+    for first in range(0, len(places), room):
+        groups = min(room, len(places) - first) // len(scaled)
+        if len(gained):
+            _spread_gains(gain, inverse, gains, pages, first * BLOCK, count, head, Hkv, page_size)
+        weigh(scores, best, gain, inverse, weights, steps, mass, norm, first, groups, path, heads, gained)
+        mix_span(
+            sums, values.pages, places[first:], values.table, weights, steps, groups, values.line, own * size, D, path,
+            values.nbits, values.d_sub, heads,
+        )  # fmt: skip
+    for g in range(G):
+        stood = np.float32(0.0)
+        for i in range(LANES):
+            total[g] += mass[g * LANES + i]
+            stood += norm[g * LANES + i]
+        share = total[g] / stood if stood > 0.0 else np.float32(0.0)
+        for e in range(D):
+            summed = np.float32(0.0)
+            for i in range(L):
+                summed += sums[(e * G + g) * L + i]
+            out[g, values.channels[own, e]] = summed * values.scales[own, e] * share
+
+
+@register_jitable
+def _spread_gains(gain, inverse, gains, pages, first, count, head, Hkv, page_size):
+    """The gains of tokens `first` on and their inverses; 1 past the context."""
+    stored, numbers = gains
+    for i in range(len(gain)):
+        token, factor = first + i, np.float32(1.0)
+        if token < count:
+            page = np.int64(pages[token // page_size])
+            factor = numbers[head, stored[(page * Hkv + head) * page_size + token % page_size]]
+        gain[i] = factor
+        inverse[i] = np.float32(1.0) / factor

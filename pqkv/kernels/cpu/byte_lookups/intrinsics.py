@@ -1,0 +1,106 @@
+"""The steps of attention on byte tables as Numba intrinsics. Tags (`vector_code.tag`) say what they are compiled for:
+`path` is a place in `paths.PATHS`, so that compiled code that is kept belongs to one path.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import types
+from numba.extending import intrinsic
+
+from pqkv.kernels.cpu.byte_lookups import keys, values, weights
+from pqkv.kernels.cpu.byte_lookups.avx2 import Avx2
+from pqkv.kernels.cpu.byte_lookups.avx512 import Avx512
+from pqkv.kernels.cpu.byte_lookups.instructions import Portable, at
+from pqkv.kernels.cpu.byte_lookups.paths import PATHS
+from pqkv.kernels.cpu.byte_lookups.shapes import Shape
+from pqkv.vector_code import I64, data
+
+EMITTERS: dict[str, type[Portable]] = {"portable": Portable, "avx2": Avx2, "avx512": Avx512}
+
+
+def _emitter(builder: Any, path: Any) -> Portable:
+    return EMITTERS[PATHS[len(path)]](builder)
+
+
+def _pointers(context: Any, builder: Any, signature: Any, arguments: Any, names: int) -> list[Any]:
+    return [data(context, builder, signature, arguments, i) for i in range(names)]
+
+
+@intrinsic
+def score_block(
+    typing_context, scores, codes, table, query, offsets, scales, block, place, line, table_place, head_dim, path,
+    nbits, d_sub, heads
+):  # fmt: skip
+    """See `keys.score_block`: of block `block`, whose codes begin at codes[place], its table at table[table_place]."""
+    signature = types.void(scores, codes, table, query, offsets, scales, *[types.int64] * 5, path, nbits, d_sub, heads)
+    shape = Shape(len(nbits), len(d_sub), len(heads))
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        scores, codes, table, query, offsets, scales = _pointers(context, builder, signature, arguments, 6)
+        block, place, line, table_place, head_dim = arguments[6:11]
+        own = at(builder, scores, builder.mul(block, I64(4 * 64 * shape.heads)))
+        keys.score_block(
+            _emitter(builder, signature.args[11]), shape, at(builder, codes, place), line, head_dim,
+            at(builder, table, table_place), query, offsets, scales, own,
+        )  # fmt: skip
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def mix_span(
+    typing_context, sums, codes, places, table, integers, scales, groups, line, table_place, head_dim, path, nbits,
+    d_sub, heads
+):  # fmt: skip
+    """See `values.mix_span`."""
+    signature = types.void(sums, codes, places, table, integers, scales, *[types.int64] * 4, path, nbits, d_sub, heads)
+    shape = Shape(len(nbits), len(d_sub), len(heads))
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        sums, codes, places, table, integers, scales = _pointers(context, builder, signature, arguments, 6)
+        groups, line, table_place, head_dim = arguments[6:10]
+        values.mix_span(
+            _emitter(builder, signature.args[10]), shape, codes, places, groups, line, head_dim,
+            at(builder, table, table_place), integers, scales, sums,
+        )  # fmt: skip
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def largest(typing_context, scores, top, blocks, heads):
+    """See `weights.largest`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        scores, top = _pointers(context, builder, signature, arguments, 2)
+        weights.largest(builder, scores, arguments[2], len(heads), top)
+        return context.get_dummy_value()
+
+    return types.void(scores, top, types.int64, heads), generate
+
+
+@intrinsic
+def weigh(
+    typing_context, scores, top, gains, inverse, integers, scales, mass, norm, first, groups, path, heads, gained
+):  # fmt: skip
+    """See `weights.weigh`, of scores from block `first` on; `gained` is a tag of length 0 or 1."""
+    signature = types.void(
+        scores, top, gains, inverse, integers, scales, mass, norm, types.int64, types.int64, path, heads, gained
+    )
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        scores, *others = _pointers(context, builder, signature, arguments, 8)
+        top, gains, inverse, integers, scales, mass, norm = others
+        G = len(heads)
+        own = at(builder, scores, builder.mul(arguments[8], I64(4 * 64 * G)))
+        weights.weigh(
+            _emitter(builder, signature.args[10]), G, bool(len(gained)), own, arguments[9], top, gains, inverse,
+            integers, scales, mass, norm,
+        )  # fmt: skip
+        return context.get_dummy_value()
+
+    return signature, generate

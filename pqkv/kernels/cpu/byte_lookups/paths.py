@@ -1,0 +1,66 @@
+"""Which instructions this processor gives to look-ups in byte tables, by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from llvmlite.binding import get_host_cpu_features
+
+from pqkv.errors import KernelError
+
+FORCED = "PQKV_CPU_PATH"
+PATHS = ("float", "portable", "avx2", "avx512")  # in a compiled function's type a path is its place here
+_NEEDS = {
+    "avx2": ("avx2", "fma"),
+    "avx512": ("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni", "fma"),
+}
+_WIDTHS = {"portable": (4, 6, 8), "avx2": (4, 6), "avx512": (4, 6, 8)}  # of codes, in bits
+
+
+@dataclass(frozen=True, slots=True)
+class CpuPath:
+    """The path that codes take, and why it is this one."""
+
+    name: str
+    reason: str
+
+    def serves(self, nbits: int) -> bool:
+        """Whether codes of so many bits are looked up in bytes here."""
+        return nbits in _WIDTHS.get(self.name, ())
+
+
+def choose_path(forced: str | None, features: Mapping[str, bool]) -> CpuPath:
+    """The path called `forced`, or the best that a processor with these features has.
+
+    Raises `KernelError` for a name that is none, and for a path whose instructions the processor lacks: compiling for
+    it would end the process.
+    """
+    lacking = {name: [f for f in needs if not features.get(f)] for name, needs in _NEEDS.items()}
+    if forced is not None:
+        if forced not in PATHS:
+            raise KernelError(f"{FORCED}={forced} names no path; known: {', '.join(PATHS)}")
+        if missing := lacking.get(forced):
+            raise KernelError(
+                f"{FORCED}={forced} cannot run: this processor has no {', '.join(missing)}; "
+                f"it has {', '.join(_available(lacking))}"
+            )
+        return CpuPath(forced, f"{FORCED} is set")
+    for name in ("avx512", "avx2"):
+        if not lacking[name]:
+            missing = lacking["avx512"]
+            without = f"no {', '.join(missing)}" if missing else "VBMI and VNNI are there"
+            return CpuPath(name, f"of this processor: {without}")
+    return CpuPath("float", f"of this processor: no {', '.join(lacking['avx2'])}")
+
+
+def _available(lacking: Mapping[str, list[str]]) -> list[str]:
+    return [name for name in PATHS if not lacking.get(name)]
+
+
+@cache
+def cpu_path() -> CpuPath:
+    """The path of this process: `PQKV_CPU_PATH`, or the best of this processor."""
+    return choose_path(os.environ.get(FORCED) or None, get_host_cpu_features())
