@@ -119,3 +119,28 @@ def test_codebooks_learnt_anew():
     assert all(r.env["gpus"] and r.config["codebooks"] != before[k].config["codebooks"] for k, r in anew.items())
     times = [r.metrics["kld_mean"].value / before[k].metrics["kld_mean"].value for k, r in anew.items()]
     assert numbers(QUALITY, r"those lose ([\d.]+) to ([\d.]+) times") == [round(min(times), 2), round(max(times), 2)]
+
+
+def test_what_conversations_lose():
+    (chat,) = load_records(ROOT / "results/quality-chat")
+    c, m = chat.config, chat.metrics
+    assert c["chat"]
+    assert (c["bits"] // 1, c["mode"], c["context"], c["windows"]) == (4, "exact-schedule", 1024, 8)
+    ratio, kld = m["perplexity_ratio"], m["kld_mean"]
+    told = numbers(QUALITY, r"cost \+([\d.]+)% \[\+([\d.]+)%, \+([\d.]+)%\] of perplexity, at ([\d.]+)% top-1")
+    changes = [round(100 * (value - 1), 2) for value in (ratio.value, ratio.low, ratio.high)]
+    assert told == [*changes, round(100 * m["agreement_at_1"].value, 1)]
+    told = numbers(QUALITY, r"top-1 and ([\d.]+) nats \[([\d.]+), ([\d.]+)\]")
+    assert told == [round(value, 4) for value in (kld.value, kld.low, kld.high)]
+    plain = {
+        "model": "smollm2",
+        "data": c["data"],
+        "recipe": "pqkv",
+        "mode": c["mode"],
+        "context": 1024,
+        "bits": c["bits"],
+    }
+    (beside,) = (r for r in load_records(ROOT / "results/quality") if plain.items() <= r.config.items())
+    later = beside.tables["by_position"][-1]
+    assert later["start"] == 512
+    assert numbers(QUALITY, r"from position 512 on\) lose ([\d.]+)") == [round(later["kld_mean"], 4)]
