@@ -9,11 +9,13 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pqkv
+from pqkv.cpu_path import cpu_path
 
 PACKAGES = (
     "torch", "transformers", "numpy", "numba", "faiss-cpu", "datasets", "pandas", "matplotlib", "safetensors",
@@ -26,9 +28,10 @@ GIB = 1024**3
 def environment() -> dict[str, Any]:
     """Describe the machine and the software as JSON values.
 
-    Keys: `python`, `os`, `cpu` (model), `cores` (usable by this process), `memory_bytes`, `simd` (`avx512f`, `avx2`
-    or `none`), `torch_threads`, `gpus` (a list of `name`, `memory_bytes`, `capability`), `cuda` (version that torch
-    was built for, or None) and `versions` (installed packages only).
+    Keys: `python`, `os`, `cpu` (model), `cores` (usable by this process), `memory_bytes`, `simd` (`avx512f`, `avx2` or
+    `none`), `cpu_path` (how codes are looked up, `name` and `reason`), `torch_threads`, `gpus` (a list of `name`,
+    `memory_bytes`, `capability`), `cuda` (version that torch was built for, or None) and `versions` (installed packages
+    only).
     """
     info = _cpuinfo()
     return {
@@ -38,6 +41,7 @@ def environment() -> dict[str, Any]:
         "cores": usable_cores(),
         "memory_bytes": _memory_bytes(),
         "simd": _simd(info.get("flags", "")),
+        "cpu_path": asdict(cpu_path()),
         **_torch(),
         "versions": package_versions(),
     }

@@ -31,6 +31,10 @@ def part_source(backend: str) -> PartSource:
 
         way = _CPU_WAYS[backend]
         return PartSource(partial(decode_parts, ways=(way, way)), "each stage alone over the whole cache")
+    if backend == "cpu-bytes":
+        from pqkv.kernels.cpu.parts import decode_parts as byte_parts
+
+        return PartSource(partial(byte_parts, rounded=True), "each stage alone over the whole cache")
     if backend == "cuda":
         from pqkv.kernels.cuda.parts import decode_parts as device_parts
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pqkv.cpu_path import cpu_path
 from pqkv.errors import ConfigError, KernelError
 from pqkv.kernels.faults.catalog import FAULTS, PREFIX, Fault, canonical_name
 from pqkv.kernels.types import AttentionBackend, ExactTokens, PagedTokens
@@ -174,6 +175,20 @@ def _cpu_one_way(way: Way) -> AttentionBackend:
     return partial(attention, ways=(way, way))
 
 
+def _cpu_bytes() -> AttentionBackend:
+    """Backend `cpu` with centroids of floats rounded to bytes, wherever those are looked up."""
+    from pqkv.kernels.cpu.backend import attention
+
+    return partial(attention, rounded=True)
+
+
+def _bytes_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    if obstacle := _cpu_obstacle(device, dtype):
+        return obstacle
+    path = cpu_path()
+    return f"path 'float' looks nothing up in bytes ({path.reason})" if path.name == "float" else None
+
+
 def _cpu_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return f"the tensors are on {device}"
@@ -287,6 +302,7 @@ def _fault_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 
 register_backend("reference", _reference)
 register_backend("cpu", _cpu, _cpu_obstacle)
+register_backend("cpu-bytes", _cpu_bytes, _bytes_obstacle)
 register_backend("cpu-centroids", partial(_cpu_one_way, "centroids"), _cpu_obstacle)
 register_backend("cpu-tables", partial(_cpu_one_way, "tables"), _cpu_obstacle)
 register_backend("cuda", _cuda, _cuda_obstacle, heads=_cuda_heads, prefill="reference")

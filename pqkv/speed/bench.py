@@ -14,12 +14,14 @@ import torch
 from pqkv.cell import run_cell
 from pqkv.codec import code_bits, code_geometry
 from pqkv.config import BenchConfig, CodeShape
+from pqkv.cpu_path import cpu_path
 from pqkv.env import environment, git_state, machine_name, usable_cores
 from pqkv.errors import ConfigError, KernelError
 from pqkv.kernels import ChosenBackend, choose_backend
+from pqkv.kernels.cpu.byte_lookups.prepare import serves_shape
 from pqkv.record import Metric, Record, RecordStore
 from pqkv.speed.baselines import exact_contestants
-from pqkv.speed.check import TOLERANCE, relative_error
+from pqkv.speed.check import check_backend
 from pqkv.speed.encoding import encoding_contestants, tokens_of
 from pqkv.speed.synthetic import DecodeInputs, decode_inputs, lengths_of
 from pqkv.speed.timing import Contestant, Timing, copies_beyond_cache, copy_bandwidth, median_interval, race
@@ -146,6 +148,8 @@ def _describe(config: BenchConfig, cell: Cell, mode: str, backend: str, threads:
     settings = config.model_dump(mode="json", exclude=set(_NOT_OF_A_CELL))
     if cell.shape is None or not config.served:  # as records were before anything was
         del settings["served"]
+    if (path := _byte_path(config, cell, backend)) is not None:
+        settings["cpu_path"] = path
     return settings | {
         "model": f"{config.heads} query heads on {config.kv_heads} KV heads of {config.head_dim}",
         "data": "random numbers",
@@ -160,6 +164,17 @@ def _describe(config: BenchConfig, cell: Cell, mode: str, backend: str, threads:
     }
 
 
+def _byte_path(config: BenchConfig, cell: Cell, backend: str) -> str | None:
+    """How this processor looks codes up in byte tables, or None where it does not."""
+    if cell.shape is None or backend not in ("cpu", "cpu-bytes"):
+        return None
+    of_bytes = "int8" in config.served and "universal" not in config.served
+    transposed = config.key_layout == config.value_layout == "transposed"
+    path, d_sub, group = cpu_path(), config.head_dim // cell.shape[0], config.heads // config.kv_heads
+    served = serves_shape(cell.shape, d_sub, config.page_size, group, path)
+    return path.name if served and transposed and (of_bytes or backend == "cpu-bytes") else None
+
+
 def _measure(
     config: BenchConfig, cell: Cell, backend: ChosenBackend, device: torch.device, bandwidth: Callable[[], float]
 ) -> dict[str, Any]:
@@ -169,10 +184,7 @@ def _measure(
         return decode_inputs(config, cell.context, cell.batch, cell.shape, seed, device)
 
     first = inputs_of(config.seed)
-    error = relative_error(backend.run, first, scale, config.window)
-    limit = TOLERANCE[first.query.dtype]
-    if not error <= limit:
-        raise KernelError(f"wrong result: relative error {error:.1e} is above {limit:.0e}, so nothing was timed")
+    error, limit = check_backend(backend, first, scale, config.window)
     inputs = [first] + [inputs_of(config.seed + i) for i in range(1, copies_beyond_cache(first.read, device))]
     calls = [backend_call(backend, case, scale, config.window) for case in inputs]
     ours = Contestant(_OURS, calls, capture=backend.name == "cuda")  # the others look at numbers on the host

@@ -17,13 +17,12 @@ from torch import Tensor
 from pqkv.cache.store import CodeSide
 from pqkv.codec import code_bits
 from pqkv.config import BenchConfig
-from pqkv.errors import KernelError
 from pqkv.kernels import ChosenBackend
 from pqkv.kernels.parts import part_source
 from pqkv.kernels.types import Part
 from pqkv.record import Metric, Record, RecordStore
 from pqkv.speed.bench import Cell, Report, backend_call, metric_of, run_grid
-from pqkv.speed.check import TOLERANCE, relative_error
+from pqkv.speed.check import check_backend
 from pqkv.speed.synthetic import DecodeInputs, decode_inputs, key_book, parts_of, value_book
 from pqkv.speed.timing import Contestant, Timing, copies_beyond_cache, race
 
@@ -50,9 +49,7 @@ def _measure(
         return decode_inputs(config, cell.context, cell.batch, cell.shape, seed, device)
 
     first = inputs_of(config.seed)
-    error, limit = relative_error(backend.run, first, scale, config.window), TOLERANCE[first.query.dtype]
-    if not error <= limit:
-        raise KernelError(f"wrong result: relative error {error:.1e} is above {limit:.0e}, so nothing was timed")
+    check_backend(backend, first, scale, config.window)
     inputs = [first] + [inputs_of(config.seed + i) for i in range(1, copies_beyond_cache(first.read, device))]
     found = [
         source.parts(case.query, case.pages, case.sinks, case.residual, scale=scale, window=config.window)

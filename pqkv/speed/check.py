@@ -7,17 +7,49 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pqkv.kernels import AttentionBackend, CodedQuery, ExactTokens, PagedSide, get_backend
+from pqkv.cpu_path import cpu_path
+from pqkv.errors import KernelError
+from pqkv.kernels import AttentionBackend, ChosenBackend, CodedQuery, ExactTokens, PagedSide, get_backend
+from pqkv.kernels.cpu.byte_lookups.prepare import serves_bytes, with_rounded_centroids
 from pqkv.speed.synthetic import DecodeInputs
 
+# of look-ups in byte tables in float32: a weight's integer, sqrt(64 scaled / 12) / largest = 7.1e-5 of the root of the
+# weights' squares (`Portable`), and a query's, 3.2e-5 of scores times their standard deviation, here up to 5
+BYTE_TOLERANCE = 2e-4
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
 
-def relative_error(run: AttentionBackend, case: DecodeInputs, scale: float, window: int | None) -> float:
+def check_backend(backend: ChosenBackend, case: DecodeInputs, scale: float, window: int | None) -> tuple[float, float]:
+    """The largest relative error of a backend on this case and what it may be; raises `KernelError` where it is larger.
+    A backend that rounds centroids is held to the reference on those.
+    """
+    limit = TOLERANCE[case.query.dtype]
+    expected = case
+    rounded, group = backend.name == "cpu-bytes", case.query.shape[2] // case.pages.keys.pages.shape[1]
+    if backend.name in ("cpu", "cpu-bytes") and serves_bytes(case.pages, group, cpu_path(), rounded=rounded):
+        limit = max(limit, BYTE_TOLERANCE)
+    if rounded and case.pages.keys.centroids is not None:
+        keys, values = (with_rounded_centroids(side) for side in (case.pages.keys, case.pages.values))
+        expected = replace(case, pages=replace(case.pages, keys=keys, values=values))
+    error = relative_error(backend.run, case, scale, window, expected)
+    if not error <= limit:
+        raise KernelError(f"wrong result: relative error {error:.1e} is above {limit:.0e}, so nothing was timed")
+    return error, limit
+
+
+def relative_error(
+    run: AttentionBackend,
+    case: DecodeInputs,
+    scale: float,
+    window: int | None,
+    expected: DecodeInputs | None = None,
+) -> float:
     """Largest deviation of an output row from `reference` in float64, over the row's norm. One KV head at a time: the
-    reference holds a score of every (query head, token, subspace).
+    reference holds a score of every (query head, token, subspace). `expected` is what the reference gets, if not the
+    same.
     """
     out, _ = run(case.query, case.pages, case.sinks, case.residual, scale=scale, window=window)
+    case = expected or case
     Hkv = case.pages.keys.pages.shape[1]
     G = case.query.shape[2] // Hkv
     reference = get_backend("reference")
@@ -35,8 +67,8 @@ def relative_error(run: AttentionBackend, case: DecodeInputs, scale: float, wind
             parts = [None if p is None else _part(p, b, h) for p in (case.sinks, case.residual)]
             own = slice(h * G, (h + 1) * G)
             query = case.query[b : b + 1, :, own].double()
-            expected, _ = reference(query, pages, *parts, scale=scale, window=window)
-            gap = (out[b : b + 1, :, own].double() - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-30)
+            wanted, _ = reference(query, pages, *parts, scale=scale, window=window)
+            gap = (out[b : b + 1, :, own].double() - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp(min=1e-30)
             worst = max(worst, float(torch.nan_to_num(gap, nan=torch.inf, posinf=torch.inf).max()))
     return worst
 

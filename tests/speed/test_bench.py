@@ -1,9 +1,11 @@
+import importlib
 import json
 
 import pytest
 import torch
 
 from pqkv.config import SERVED, BenchConfig
+from pqkv.cpu_path import CpuPath
 from pqkv.errors import ConfigError, KernelError, RecordError, memory_is_short
 from pqkv.kernels import get_backend, register_backend, registry
 from pqkv.record import Metric, RecordStore
@@ -15,6 +17,7 @@ from pqkv.speed.check import relative_error
 from pqkv.speed.encoding import encoding_contestants
 from pqkv.speed.synthetic import decode_inputs, key_book, lengths_of
 
+module = importlib.import_module("pqkv.speed.bench")
 TINY = {"heads": 4, "kv_heads": 2, "head_dim": 16, "lengths": (40, 300), "repeats": 7, "backend": "reference"}
 
 
@@ -211,7 +214,6 @@ def test_drivers_words_for_too_little_memory_are_known(text):
 
 
 def test_a_cell_that_memory_does_not_hold_is_recorded_and_the_grid_goes_on(monkeypatch):
-    from pqkv.speed import bench as module
 
     def short_of_memory(config, context, *rest):
         if context == 40:
@@ -250,3 +252,22 @@ def test_a_gpu_that_is_not_there_is_said_before_anything_runs():
             device_of(BenchConfig(**settings))
     assert device_of(BenchConfig(backend="cuda")).type == "cpu"
     assert device_of(BenchConfig()).type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"served": ("int8",), "bits": (3,)}, "avx2"),
+        ({"served": ("int8",), "bits": (4,)}, None),  # 256 entries
+        ({"served": (), "bits": (3,)}, None),  # centroids of floats
+        ({"served": (), "bits": (3,), "backend": "cpu-bytes"}, "avx2"),
+        ({"served": ("int8",), "bits": (3,), "key_layout": "row"}, None),
+        ({"served": ("int8",), "bits": (3,), "backend": "reference"}, None),
+    ],
+)
+def test_a_cell_says_its_path_where_codes_are_looked_up_in_bytes(change, path, monkeypatch):
+    monkeypatch.setattr(module, "cpu_path", lambda: CpuPath("avx2", "a test"))
+    monkeypatch.setattr(module, "run_cell", lambda measure, *, config, **rest: config)
+    config = BenchConfig(lengths=(64,), backend="cpu").model_copy(update=change)
+    (described,) = module.bench(config)
+    assert described.get("cpu_path") == path

@@ -25,9 +25,10 @@ def attention(
     scale: float,
     window: int | None = None,
     ways: tuple[Way, Way] = ("auto", "auto"),
+    rounded: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See `AttentionBackend`. Computes in float32, lse is float64. `ways` force what codes of keys and of values look
-    up where there is one query a sequence.
+    up where there is one query a sequence; `rounded` takes centroids of floats as bytes there, with a scale a channel.
     """
     check_inputs(query, pages, sinks, residual, window)
     check_lengths(pages, sinks, residual)
@@ -35,7 +36,7 @@ def attention(
         raise KernelError(f"backend 'cpu' serves float32 and half precision on the CPU, not {query.dtype}")
     Tq = query.shape[1]
     if Tq == 1:
-        return decode(query, pages, sinks, residual, scale=scale, window=window, ways=ways)
+        return decode(query, pages, sinks, residual, scale=scale, window=window, ways=ways, rounded=rounded)
     if Tq <= _FEW and residual is not None and query.shape[0] and int(residual.length.min()) >= Tq:
         # all new tokens stand in the residual: each query sees one more of them than the one before
         steps = [
@@ -47,6 +48,7 @@ def attention(
                 scale=scale,
                 window=window,
                 ways=ways,
+                rounded=rounded,
             )
             for i in range(Tq)
         ]

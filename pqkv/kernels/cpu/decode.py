@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pqkv.kernels.cpu.byte_lookups.attend import attend_bytes
+from pqkv.cpu_path import PATHS, cpu_path
+from pqkv.kernels.cpu.byte_lookups.attend import VALUES, attend_bytes
 from pqkv.kernels.cpu.byte_lookups.intrinsics import EMITTERS
-from pqkv.kernels.cpu.byte_lookups.paths import PATHS, cpu_path
 from pqkv.kernels.cpu.byte_lookups.prepare import byte_side, serves_bytes
 from pqkv.kernels.cpu.coded import CENTROID, TABLE, attend_coded
 from pqkv.kernels.cpu.exact import attend_exact_pages, merge
@@ -45,7 +45,8 @@ _WAYS: dict[Way, int] = {"centroids": CENTROID, "tables": TABLE}
 class Step:
     """One decoding step as the arrays that kernels read and write. `partial` are out (B, Hkv, stretches, G, D), top and
     total (B, Hkv, stretches, G); `exact` keys and values of sinks and residual, in numbers of `kind`; lengths and
-    starts of sinks, pages, residual; `ways` of keys and of values.
+    starts of sinks, pages, residual; `ways` of keys and of values; `rounded` says that centroids of floats may become
+    bytes.
     """
 
     query: Array  # (B, Hq, D) float32, scaled to base 2
@@ -60,6 +61,7 @@ class Step:
     kind: int
     exact: list[tuple[Array, Array]]
     ways: tuple[Way, Way]
+    rounded: bool = False
 
     @property
     def group(self) -> int:
@@ -75,6 +77,13 @@ class Step:
     def units(self) -> int:
         """Units of work of all sequences and KV heads."""
         return len(self.query) * self.kv_heads * self.stretches
+
+    @property
+    def by_bytes(self) -> bool:
+        """Whether codes are looked up in byte tables."""
+        if self.pages is None or self.ways != ("auto", "auto"):
+            return False
+        return serves_bytes(self.pages, self.group, cpu_path(), rounded=self.rounded)
 
     def page_work(self) -> float:
         """About how many microseconds `attend_pages` takes on one thread, where all sequences are as long."""
@@ -128,8 +137,8 @@ class Step:
             exact = self.query, *_exact_paging(self.paging()), *sides, *self.partial
             run_units(attend_exact_pages, self.units, self.page_work(), *exact)
             return
-        if serves_bytes(self.pages, self.group, cpu_path()):
-            run_units(attend_bytes, self.units, self.page_work(), *self._byte_arguments())
+        if self.by_bytes:
+            self.attend_by_bytes()
             return
         lengths, starts, *paging = self.paging()
         keys, values = self.sides()
@@ -147,8 +156,8 @@ class Step:
         )
         run_units(attend_coded, self.units, self.page_work(), *coded)
 
-    def _byte_arguments(self) -> tuple[object, ...]:
-        """Of `attend_bytes`."""
+    def attend_by_bytes(self, phases: int = VALUES) -> None:
+        """`attend_pages` by look-ups in byte tables, up to a phase (`attend_bytes`)."""
         assert self.pages is not None
         sides = (
             byte_side(side, self.pages.page_size, _channels(side), keys=side is self.pages.keys)
@@ -159,7 +168,8 @@ class Step:
         path = cpu_path().name
         emitter = EMITTERS[path]
         tags = tag(PATHS.index(path)), tag(emitter.lanes), tag(emitter.scaled), tag(self.group), gained
-        return self.coded_query, *self.turning, *self.gains(), *self.paging(), *keys, *values, *self.partial, *tags
+        given = self.coded_query, *self.turning, *self.gains(), *self.paging(), *keys, *values, *self.partial, *tags
+        run_units(attend_bytes, self.units, self.page_work(), *given, tag(phases))
 
     def without_pages(self) -> Step:
         """The same step with nothing but sinks and residual to merge."""
@@ -193,9 +203,11 @@ def step_of(
     window: int | None = None,
     ways: tuple[Way, Way] = ("auto", "auto"),
     stretches: int | None = None,
+    rounded: bool = False,
 ) -> Step:
     """The arguments of `AttentionBackend` for Tq = 1 as arrays; `ways` force what codes of keys and values look up,
-    `stretches` how many units of work the pages of a sequence are cut into.
+    `stretches` how many units of work the pages of a sequence are cut into, `rounded` takes centroids of floats as
+    bytes where those are looked up.
     """
     B, _, Hq, D = query.shape
     Hkv = _kv_heads(pages, sinks, residual, Hq)
@@ -212,7 +224,7 @@ def step_of(
     kind, exact = _exact_parts(sinks, residual, Hkv, D)
     starts, partial = _starts(lengths, window), (out, top, total)
     return Step(
-        scaled, coded_query, turning, pages, longest, lengths, starts, Hkv, partial, kind, exact, ways
+        scaled, coded_query, turning, pages, longest, lengths, starts, Hkv, partial, kind, exact, ways, rounded
     )  # fmt: skip
 
 
@@ -226,9 +238,12 @@ def decode(
     window: int | None = None,
     ways: tuple[Way, Way] = ("auto", "auto"),
     stretches: int | None = None,
+    rounded: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`AttentionBackend` for Tq = 1; returns out in the query's dtype and lse in float64. See `step_of`."""
-    step = step_of(query, pages, sinks, residual, scale=scale, window=window, ways=ways, stretches=stretches)
+    step = step_of(
+        query, pages, sinks, residual, scale=scale, window=window, ways=ways, stretches=stretches, rounded=rounded
+    )
     step.attend_pages()
     result, lse = step.merge()
     return torch.from_numpy(result)[:, None].to(query.dtype), torch.from_numpy(lse)[:, None]

@@ -8,10 +8,12 @@ in a core's own cache, so the parts may add up to more than the whole; `pqkv.spe
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from torch import Tensor
 
+from pqkv.kernels.cpu.byte_lookups.attend import SCORES, VALUES, WEIGHTS
 from pqkv.kernels.cpu.coded import TABLE, scores_size
 from pqkv.kernels.cpu.decode import Step, Way, step_of
 from pqkv.kernels.cpu.stages import look_up_all, mix_all, prepare_all, soften_all
@@ -28,13 +30,14 @@ def decode_parts(
     scale: float,
     window: int | None = None,
     ways: tuple[Way, Way] = ("auto", "auto"),
+    rounded: bool = False,
 ) -> list[Part]:
     """The parts of `decode` on these arguments, in order; each takes what the one before it left, so they are run in
     turns. They leave the result of the whole in the arrays that the last part returns.
     """
 
     def prepare() -> Step:
-        return step_of(query, pages, sinks, residual, scale=scale, window=window, ways=ways)
+        return step_of(query, pages, sinks, residual, scale=scale, window=window, ways=ways, rounded=rounded)
 
     step = prepare()
     parts = [Part("arguments", prepare)]
@@ -42,11 +45,21 @@ def decode_parts(
         pass
     elif pages.keys.centroids is None:
         parts.append(Part("exact pages", step.attend_pages))
+    elif step.by_bytes:
+        parts += _byte_parts(step)
     else:
         parts += _coded_parts(step, pages)
     if sinks is not None or residual is not None:
         parts.append(Part("exact part", step.without_pages().merge))
     return [*parts, Part("merge", step.without_exact_parts().merge)]
+
+
+def _byte_parts(step: Step) -> list[Part]:
+    """Look-ups in byte tables end after a phase: the others' own times are differences."""
+    names = {SCORES: "scores", WEIGHTS: "softmax", VALUES: "values"}
+    return [
+        Part(name, partial(step.attend_by_bytes, phase), beyond=names.get(phase - 1)) for phase, name in names.items()
+    ]
 
 
 def _coded_parts(step: Step, pages: PagedTokens) -> list[Part]:

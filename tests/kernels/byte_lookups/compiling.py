@@ -1,38 +1,27 @@
-"""The generator's functions compiled outside Numba: for this processor, or into assembly for any other.
+"""The generator's functions compiled outside Numba.
 
 Where a path's instructions are not those of this processor, they are defined in plain LLVM as their manual has them
 (`software`), so that what composes them is executed everywhere.
 """
 
 import ctypes
-import functools
 import re
 
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from pqkv.kernels.cpu.byte_lookups import keys, values, weights
+from pqkv.kernels.cpu.byte_lookups import weights
+from pqkv.kernels.cpu.byte_lookups.assembly import optimized
 from pqkv.kernels.cpu.byte_lookups.instructions import I8, I16, I32, I64, Portable, vector_of
 
-POINTER, TRIPLE = I8.as_pointer(), "x86_64-unknown-linux-gnu"
-
-
-def score(path, shape):
-    """score(codes, line, head_dim, table, query, offsets, scales, scores)"""
-    return _module(path, [POINTER, I64, I64, *[POINTER] * 5], functools.partial(keys.score_block, shape=shape))
-
-
-def mix(path, shape):
-    """mix(codes, places, groups, line, head_dim, table, weights, scales, sums)"""
-    arguments = [POINTER, POINTER, I64, I64, I64, *[POINTER] * 4]
-    return _module(path, arguments, functools.partial(values.mix_span, shape=shape))
+POINTER = I8.as_pointer()
 
 
 def weigh(path, heads, gained):
     """weigh(scores, groups, top, gains, inverse, weights, scales, mass, norm)"""
 
-    def emit(path, *arguments):
-        weights.weigh(path, heads, gained, *arguments)
+    def emit(own, *arguments):
+        weights.weigh(own, heads, gained, *arguments)
 
     return _module(path, [POINTER, I64, *[POINTER] * 7], emit)
 
@@ -40,8 +29,8 @@ def weigh(path, heads, gained):
 def largest(path, heads):
     """largest(scores, blocks, top)"""
 
-    def emit(path, scores, blocks, top):
-        weights.largest(path.builder, scores, blocks, heads, top)
+    def emit(own, scores, blocks, top):
+        weights.largest(own.builder, scores, blocks, heads, top)
 
     return _module(path, [POINTER, I64, POINTER], emit)
 
@@ -49,23 +38,10 @@ def largest(path, heads):
 def _module(path, arguments, emit):
     module = ir.Module()
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), "run")
-    builder = ir.IRBuilder(function.append_basic_block())
-    own = path(builder)
-    if isinstance(emit, functools.partial):
-        emit.func(own, emit.keywords["shape"], *function.args)
-    else:
-        emit(own, *function.args)
-    builder.ret_void()
+    own = path(ir.IRBuilder(function.append_basic_block()))
+    emit(own, *function.args)
+    own.builder.ret_void()
     return module
-
-
-def assembly(module, cpu):
-    """Lines of assembly for a processor by LLVM's name for it."""
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
-    module.triple = TRIPLE
-    machine = llvm.Target.from_triple(TRIPLE).create_target_machine(cpu=cpu, opt=3)
-    return machine.emit_assembly(_optimized(llvm.parse_assembly(str(module)), machine)).splitlines()
 
 
 class Compiled:
@@ -81,7 +57,7 @@ class Compiled:
         machine = llvm.Target.from_default_triple().create_target_machine(
             cpu=llvm.get_host_cpu_name(), features=features, opt=2
         )
-        self.engine = llvm.create_mcjit_compiler(_optimized(llvm.parse_assembly(text), machine), machine)
+        self.engine = llvm.create_mcjit_compiler(optimized(llvm.parse_assembly(text), machine), machine)
         self.engine.finalize_object()
         self.address = self.engine.get_function_address("run")
 
@@ -89,13 +65,6 @@ class Compiled:
         kinds = [ctypes.c_int64 if isinstance(a, int) else ctypes.c_void_p for a in arguments]
         given = [a if isinstance(a, int) else a.ctypes.data for a in arguments]
         ctypes.CFUNCTYPE(None, *kinds)(self.address)(*given)
-
-
-def _optimized(module, machine):
-    module.verify()
-    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
-    builder.getModulePassManager().run(module, builder)
-    return module
 
 
 def _with_software(text):

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernels.byte_lookups import twin
+from kernels.byte_lookups.compiling import Compiled, largest, portable_like, weigh
 from llvmlite.binding import get_host_cpu_features
 
-from kernels.byte_lookups import twin
-from kernels.byte_lookups.compiling import Compiled, largest, mix, portable_like, score, weigh
+from pqkv.cpu_path import NEEDS
+from pqkv.kernels.cpu.byte_lookups.assembly import key_module, value_module
 from pqkv.kernels.cpu.byte_lookups.avx2 import Avx2
 from pqkv.kernels.cpu.byte_lookups.avx512 import Avx512
 from pqkv.kernels.cpu.byte_lookups.instructions import WEIGHT_BYTES
-from pqkv.kernels.cpu.byte_lookups.paths import _NEEDS
 from pqkv.kernels.cpu.byte_lookups.shapes import LARGEST_QUERY, Shape
 
 PATHS = {"avx2": Avx2, "avx512": Avx512}
@@ -40,12 +41,12 @@ def built(make, path, *arguments):
     """As the path compiles it, and plain LLVM in its place."""
     cls = PATHS[path]
     there = get_host_cpu_features()
-    software = not all(there.get(feature) for feature in _NEEDS[path])
+    software = not all(there.get(feature) for feature in NEEDS[path])
     return Compiled(make(cls, *arguments), software=software), Compiled(make(portable_like(cls), *arguments))
 
 
 def packed_page(draw, M, blocks, nbits):
-    """Bytes of a page (M, blocks * 64 codes), with more behind it that may not be read, and the codes (blocks, M, 64)."""
+    """Bytes of a page (M, blocks * 64 codes), and the codes (blocks, M, 64)."""
     page = draw.integers(0, 256, (M, blocks * 8 * nbits), dtype=np.uint8)
     codes = np.stack([twin.codes_of(page[:, b * 8 * nbits : (b + 1) * 8 * nbits], nbits) for b in range(blocks)])
     return page, codes
@@ -66,7 +67,7 @@ def test_scores_of_a_block(path, shape, head_dim, seed, extreme):
     offsets = (128 * query.astype(np.int64).sum(1)).astype(np.int32)
     scales = draw.standard_normal(G).astype(np.float32)
     expected = twin.scores(codes[1], table, query, offsets, scales, shape.d_sub)
-    for run in built(score, path, shape):
+    for run in built(key_module, path, shape):
         found = np.full((G, 64), np.nan, np.float32)
         start = page.reshape(-1)[8 * shape.nbits :]
         run(start, page.shape[1], head_dim, table, query, offsets, scales, found)
@@ -92,7 +93,7 @@ def test_values_of_a_span(path, shape, head_dim, seed, extreme):
     before = draw.standard_normal((head_dim, G, cls.lanes)).astype(np.float32)
     by_group = codes[order].reshape(groups, cls.scaled, M, 64), integers.reshape(groups, cls.scaled, G, 64)
     expected = twin.mixed(before, by_group[0], table, by_group[1], scales, shape.d_sub, cls.lanes)
-    for own, run in zip((cls, None), built(mix, path, shape), strict=True):
+    for own, run in zip((cls, None), built(value_module, path, shape), strict=True):
         sums = before.copy()
         run(page, places, groups, page.shape[1], head_dim, table, laid_out(own, integers), scales, sums)
         assert np.array_equal(sums, expected)

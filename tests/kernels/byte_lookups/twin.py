@@ -28,8 +28,8 @@ def scores(codes, table, query, offsets, scales, d_sub):
 
 
 def mixed(sums, codes, table, integers, scales, d_sub, lanes):
-    """sums (D, G, lanes) after groups of blocks: codes (groups, scaled, M, 64), integers (groups, scaled, G, 64), scales
-    (groups, G).
+    """sums (D, G, lanes) after groups of blocks: codes (groups, scaled, M, 64), integers (groups, scaled, G, 64),
+    scales (groups, G).
     """
     for own, weights, scale in zip(codes, integers, scales, strict=True):
         whole = np.zeros(sums.shape, np.int64)
@@ -55,8 +55,8 @@ def exp2(x):
 
 
 def weighed(scores, top, gains, inverse, mass, norm, scaled, largest):
-    """scores (blocks, G, 64), gains and inverse (blocks, 64) or None -> integers (blocks, G, 64), scales (groups, G), mass
-    and norm (G, 16).
+    """scores (blocks, G, 64), gains and inverse (blocks, 64) or None -> integers (blocks, G, 64), scales (groups, G),
+    mass and norm (G, 16).
     """
     blocks, G, _ = scores.shape
     integers, scales = np.zeros((blocks, G, 64), np.int64), np.zeros((blocks // scaled, G), F32)

@@ -14,12 +14,14 @@ from numba.extending import register_jitable
 
 from pqkv.compiled import compiled
 from pqkv.kernels.cpu.byte_lookups.instructions import BLOCK, WEIGHT_BYTES
-from pqkv.kernels.cpu.byte_lookups.intrinsics import largest, mix_span, score_block, weigh
+from pqkv.kernels.cpu.byte_lookups.intrinsics import largest, mix_span, prefetch_bytes, score_block, weigh
 from pqkv.kernels.cpu.byte_lookups.shapes import LARGEST_QUERY, SPAN
 from pqkv.kernels.cpu.byte_lookups.weights import LANES
 from pqkv.kernels.cpu.turning import add_bias_of_blocks
 from pqkv.vector_code import next_unit, on_threads
 
+SCORES, WEIGHTS, VALUES = 1, 2, 3  # phases
+_AHEAD = 2  # blocks between the one whose codes are asked for and the one that is scored
 _LEAST = np.float32(2.0**-100)  # a query all of whose numbers are below scores 0
 
 
@@ -41,13 +43,14 @@ def attend_bytes(
     context_len, lowest, table, num_kv_heads, page_size, stretch_pages,
     key_pages, key_line, key_table, key_scales, key_channels, key_nbits, key_d_sub,
     value_pages, value_line, value_table, value_scales, value_channels, value_nbits, value_d_sub,
-    out, top, total, path, lanes, scaled, heads, gained,
+    out, top, total, path, lanes, scaled, heads, gained, phases,
 ):  # fmt: skip
-    """Partial attention of every stretch, as `coded.attend_coded` has it; `lanes` and `scaled` are a path's."""
+    """Partial attention of every stretch, as `coded.attend_coded` has it; `lanes` and `scaled` are a path's.
+    It ends after as many `phases` as the tag is long (`SCORES`, `WEIGHTS`, `VALUES`)."""
     keys = ByteSide(key_pages, key_line, key_table, key_scales, key_channels, key_nbits, key_d_sub)
     values = ByteSide(value_pages, value_line, value_table, value_scales, value_channels, value_nbits, value_d_sub)
     places = context_len, lowest, table, num_kv_heads, page_size, stretch_pages
-    tags = path, lanes, scaled, heads, gained
+    tags = path, lanes, scaled, heads, gained, phases
     turning = phasors, phasor_scale, turn_middles, turn_rows, turn_slow
     given = taken, query, turning, (gains, gain_values), places, keys, values, (out, top, total), tags
     return on_threads(launch, threads, _attend_units, given)
@@ -82,7 +85,7 @@ def _attend(query, turning, gains, pages, seen, head, Hkv, page_size, keys, valu
     `hidden` are not seen.
     """
     count, hidden, first_block = seen
-    path, _, scaled, heads, _ = tags
+    path, _, scaled, heads, _, phases = tags
     out, top, total = found
     G, D = len(heads), keys.channels.shape[1]
     blocks = (count + BLOCK - 1) // BLOCK
@@ -95,12 +98,16 @@ def _attend(query, turning, gains, pages, seen, head, Hkv, page_size, keys, valu
     integers, offsets, scales = _as_integers(query, keys.scales[own], keys.channels[own], head, G)
     size = D * (1 << len(keys.nbits))
     for i in range(blocks):
+        if i + _AHEAD < blocks:
+            _prefetch_block(keys, pages, i + _AHEAD, head, Hkv, page_size, D)
         score_block(
             scores, keys.pages, keys.table, integers, offsets, scales, i, places[i], keys.line, own * size, D, path,
             keys.nbits, keys.d_sub, heads,
         )  # fmt: skip
     add_bias_of_blocks(scores, turning, first_block, blocks, heads)
     _hide(scores, count, hidden, G)
+    if len(phases) == SCORES:
+        return
     largest(scores, top, groups * len(scaled), heads)
     for i in range(groups * len(scaled)):
         places[i] = _place(values, pages, min(i, blocks - 1), head, Hkv, page_size, D)
@@ -112,6 +119,15 @@ def _place(side, pages, block, head, Hkv, page_size, D):
     """Where the codes of a block's first subspace begin."""
     page, first = np.int64(pages[block * BLOCK // page_size]), block * BLOCK % page_size
     return (page * Hkv + head) * (D // len(side.d_sub)) * side.line + first * len(side.nbits) // 8
+
+
+@register_jitable
+def _prefetch_block(side, pages, block, head, Hkv, page_size, D):
+    """Ask for a block's share of its page, which lies elsewhere than the one before: nothing else would fetch it."""
+    share = D // len(side.d_sub) * side.line * BLOCK // page_size
+    page, number = np.int64(pages[block * BLOCK // page_size]), block % (page_size // BLOCK)
+    start = (page * Hkv + head) * (D // len(side.d_sub)) * side.line + number * share
+    prefetch_bytes(side.pages, start, share)
 
 
 @register_jitable
@@ -155,7 +171,7 @@ def _hide(scores, count, hidden, G):
 
 @register_jitable
 def _mix(out, scores, places, top, total, gains, pages, count, head, Hkv, page_size, values, tags):
-    path, lanes, scaled, heads, gained = tags
+    path, lanes, scaled, heads, gained, phases = tags
     G, D, L = len(heads), values.channels.shape[1], len(lanes)
     best = np.empty(G, np.float32)
     for g in range(G):
@@ -169,15 +185,19 @@ def _mix(out, scores, places, top, total, gains, pages, count, head, Hkv, page_s
     inverse = np.empty_like(gain)
     own = head % values.channels.shape[0]
     size = D * (1 << len(values.nbits))
+    blocks = (count + BLOCK - 1) // BLOCK
     for first in range(0, len(places), room):
         groups = min(room, len(places) - first) // len(scaled)
         if len(gained):
             _spread_gains(gain, inverse, gains, pages, first * BLOCK, count, head, Hkv, page_size)
         weigh(scores, best, gain, inverse, weights, steps, mass, norm, first, groups, path, heads, gained)
-        mix_span(
-            sums, values.pages, places[first:], values.table, weights, steps, groups, values.line, own * size, D, path,
-            values.nbits, values.d_sub, heads,
-        )  # fmt: skip
+        if len(phases) == VALUES:
+            for i in range(first + room, min(first + 2 * room, blocks)):  # of the next span
+                _prefetch_block(values, pages, i, head, Hkv, page_size, D)
+            mix_span(
+                sums, values.pages, places[first:], values.table, weights, steps, groups, values.line, own * size, D,
+                path, values.nbits, values.d_sub, heads,
+            )  # fmt: skip
     for g in range(G):
         stood = np.float32(0.0)
         for i in range(LANES):

@@ -7,15 +7,16 @@ from __future__ import annotations
 from typing import Any
 
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
+from pqkv.cpu_path import PATHS
 from pqkv.kernels.cpu.byte_lookups import keys, values, weights
 from pqkv.kernels.cpu.byte_lookups.avx2 import Avx2
 from pqkv.kernels.cpu.byte_lookups.avx512 import Avx512
 from pqkv.kernels.cpu.byte_lookups.instructions import Portable, at
-from pqkv.kernels.cpu.byte_lookups.paths import PATHS
 from pqkv.kernels.cpu.byte_lookups.shapes import Shape
-from pqkv.vector_code import I64, data
+from pqkv.vector_code import I64, data, prefetch
 
 EMITTERS: dict[str, type[Portable]] = {"portable": Portable, "avx2": Avx2, "avx512": Avx512}
 
@@ -69,6 +70,20 @@ def mix_span(
         return context.get_dummy_value()
 
     return signature, generate
+
+
+@intrinsic
+def prefetch_bytes(typing_context, codes, start, count):
+    """Ask for `count` bytes from codes[start] on, into the second-level cache."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = data(context, builder, signature, arguments, 0)
+        with cgutils.for_range(builder, builder.udiv(builder.add(arguments[2], I64(63)), I64(64))) as loop:
+            place = builder.add(arguments[1], builder.mul(loop.index, I64(64)))
+            prefetch(builder, builder.gep(pointer, [place]), 2)
+        return context.get_dummy_value()
+
+    return types.void(codes, types.int64, types.int64), generate
 
 
 @intrinsic

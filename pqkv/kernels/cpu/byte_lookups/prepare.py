@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from pqkv.cpu_path import CpuPath
 from pqkv.kernels.cpu.byte_lookups.attend import ByteSide
 from pqkv.kernels.cpu.byte_lookups.instructions import BLOCK
-from pqkv.kernels.cpu.byte_lookups.paths import CpuPath
 from pqkv.kernels.cpu.byte_lookups.shapes import largest_head_dim
 from pqkv.kernels.types import PagedSide, PagedTokens
 from pqkv.packing import packed_size
@@ -18,36 +20,69 @@ _MOST_HEADS = 8  # of a group
 _WIDTHS_OF_SUBSPACES = (1, 2, 4, 8)
 
 
-def serves_bytes(pages: PagedTokens, group: int, path: CpuPath) -> bool:
-    """Whether keys and values of these pages are looked up in byte tables on this path."""
-    return (
-        pages.page_size % BLOCK == 0
-        and group <= _MOST_HEADS
-        and all(_serves(side, path) for side in (pages.keys, pages.values))
+def serves_bytes(pages: PagedTokens, group: int, path: CpuPath, *, rounded: bool = False) -> bool:
+    """Whether keys and values of these pages are looked up in byte tables on this path; `rounded` takes centroids of
+    floats too.
+    """
+    return all(
+        side.centroids is not None
+        and (rounded or side.scales is not None)
+        and side.layout == "transposed"
+        and serves_shape((side.centroids.shape[1], side.nbits), side.centroids.shape[3], pages.page_size, group, path)
+        for side in (pages.keys, pages.values)
     )
 
 
-def _serves(side: PagedSide, path: CpuPath) -> bool:
-    if side.centroids is None or side.scales is None or side.layout != "transposed":
-        return False
-    _, M, _, d_sub = side.centroids.shape
-    D = M * d_sub
-    return path.serves(side.nbits) and d_sub in _WIDTHS_OF_SUBSPACES and D % 4 == 0 and largest_head_dim() >= D
+def serves_shape(shape: tuple[int, int], d_sub: int, page_size: int, group: int, path: CpuPath) -> bool:
+    """Whether codes of a shape (M, nbits) in transposed pages are, where their centroids are bytes."""
+    M, nbits = shape
+    return (
+        page_size % BLOCK == 0
+        and group <= _MOST_HEADS
+        and path.serves(nbits)
+        and d_sub in _WIDTHS_OF_SUBSPACES
+        and M * d_sub % 4 == 0
+        and M * d_sub <= largest_head_dim()
+    )
 
 
 def byte_side(side: PagedSide, page_size: int, channels: np.ndarray, *, keys: bool) -> ByteSide:
-    """A side with its tables; they are made once (`PagedSide.derived`)."""
-    assert side.centroids is not None and side.scales is not None
-    d_sub = side.centroids.shape[3]
+    """A side with its tables, which are made once (`PagedSide.derived`); centroids of floats are rounded for them."""
+    assert side.centroids is not None
+    lay_out = _unsigned if keys else _by_element
+    if side.scales is None:
+        scales = side.derive("byte scales", _scales_of)
+        table = side.derive(("rounded tables", keys), lambda centroids: lay_out(rounded_centroids(centroids)))
+    else:
+        scales = side.scales
+        table = side.derive_stored(("byte tables", keys), lay_out)
     return ByteSide(
         pages=side.pages.reshape(-1).numpy(),
         line=packed_size(page_size, side.nbits),
-        table=side.derive_stored(("byte tables", keys), _unsigned if keys else _by_element).numpy(),
-        scales=side.scales.reshape(len(side.scales), -1).numpy(),
+        table=table.numpy(),
+        scales=scales.reshape(len(scales), -1).numpy(),
         channels=channels,
         nbits=tag(side.nbits),
-        d_sub=tag(d_sub),
+        d_sub=tag(side.centroids.shape[3]),
     )
+
+
+def _scales_of(centroids: Tensor) -> Tensor:
+    """(H, M, C, d_sub) floats -> (H, M, d_sub) float32, by which a channel's largest number becomes 127."""
+    return (centroids.float().abs().amax(2) / 127).clamp(min=2.0**-100)
+
+
+def rounded_centroids(centroids: Tensor) -> Tensor:
+    """Centroids of floats as int8, a scale a channel (`_scales_of`)."""
+    return (centroids.float() / _scales_of(centroids)[:, :, None]).round().to(torch.int8)
+
+
+def with_rounded_centroids(side: PagedSide) -> PagedSide:
+    """A side whose centroids are what look-ups in byte tables take them for."""
+    assert side.centroids is not None
+    if side.scales is not None:
+        return side
+    return replace(side, centroids=rounded_centroids(side.centroids), scales=_scales_of(side.centroids), derived={})
 
 
 def _by_element(centroids: Tensor) -> Tensor:

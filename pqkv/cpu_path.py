@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from llvmlite.binding import get_host_cpu_features
-
 from pqkv.errors import KernelError
 
 FORCED = "PQKV_CPU_PATH"
 PATHS = ("float", "portable", "avx2", "avx512")  # in a compiled function's type a path is its place here
-_NEEDS = {
+NEEDS = {
     "avx2": ("avx2", "fma"),
     "avx512": ("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni", "fma"),
 }
@@ -33,12 +31,12 @@ class CpuPath:
 
 
 def choose_path(forced: str | None, features: Mapping[str, bool]) -> CpuPath:
-    """The path called `forced`, or the best that a processor with these features has.
+    """The path called `forced`, or the best that a processor with these features (LLVM's names) has.
 
     Raises `KernelError` for a name that is none, and for a path whose instructions the processor lacks: compiling for
     it would end the process.
     """
-    lacking = {name: [f for f in needs if not features.get(f)] for name, needs in _NEEDS.items()}
+    lacking = {name: [f for f in needs if not features.get(f)] for name, needs in NEEDS.items()}
     if forced is not None:
         if forced not in PATHS:
             raise KernelError(f"{FORCED}={forced} names no path; known: {', '.join(PATHS)}")
@@ -48,12 +46,11 @@ def choose_path(forced: str | None, features: Mapping[str, bool]) -> CpuPath:
                 f"it has {', '.join(_available(lacking))}"
             )
         return CpuPath(forced, f"{FORCED} is set")
-    for name in ("avx512", "avx2"):
-        if not lacking[name]:
-            missing = lacking["avx512"]
-            without = f"no {', '.join(missing)}" if missing else "VBMI and VNNI are there"
-            return CpuPath(name, f"of this processor: {without}")
-    return CpuPath("float", f"of this processor: no {', '.join(lacking['avx2'])}")
+    if not lacking["avx512"]:
+        return CpuPath("avx512", "the processor has VBMI and VNNI")
+    if not lacking["avx2"]:
+        return CpuPath("avx2", f"the processor has no {', '.join(lacking['avx512'])}")
+    return CpuPath("float", f"the processor has no {', '.join(lacking['avx2'])}")
 
 
 def _available(lacking: Mapping[str, list[str]]) -> list[str]:
@@ -63,4 +60,6 @@ def _available(lacking: Mapping[str, list[str]]) -> list[str]:
 @cache
 def cpu_path() -> CpuPath:
     """The path of this process: `PQKV_CPU_PATH`, or the best of this processor."""
+    from llvmlite.binding import get_host_cpu_features
+
     return choose_path(os.environ.get(FORCED) or None, get_host_cpu_features())

@@ -1,0 +1,54 @@
+"""What the generator becomes on processors that need not be there: the instructions it is for, and how many."""
+
+import pytest
+
+from pqkv.kernels.cpu.byte_lookups.assembly import instructions, key_loops, value_loops
+from pqkv.kernels.cpu.byte_lookups.avx2 import Avx2
+from pqkv.kernels.cpu.byte_lookups.avx512 import Avx512
+from pqkv.kernels.cpu.byte_lookups.shapes import Shape
+
+WIDE, NARROW = ("znver4", "sapphirerapids"), ("znver3", "haswell")
+LOOK_UPS = {8: {"vpermi2b", "vpermt2b"}, 6: {"vpermb"}, 4: {"vpshufb"}}
+
+
+def count(loops, names):
+    """How often instructions of these names stand in all loops together."""
+    return sum(loop.names[name] for loop in loops for name in names)
+
+
+# per 64 tokens and subspace of four heads: counted, and a tenth on top for other versions of LLVM
+@pytest.mark.parametrize(
+    ("nbits", "d_sub", "keys", "values"), [(8, 2, 46, 63), (6, 2, 58, 65), (8, 4, 90, 126), (4, 1, 27, 34)]
+)
+@pytest.mark.parametrize("cpu", WIDE)
+def test_avx512(cpu, nbits, d_sub, keys, values):
+    shape = Shape(nbits, d_sub, 4)
+    own, theirs = key_loops(Avx512, shape, cpu), value_loops(Avx512, shape, cpu)
+    assert instructions(own, parts=True) <= keys
+    assert instructions(theirs, parts=False) <= values
+    assert not any(loop.on_stack for loop in own)
+    assert all(loop.on_stack <= 24 for loop in theirs)  # of 256 tokens
+    for loops in (own, theirs):
+        assert count(loops, LOOK_UPS[nbits])
+    assert count(own, {"vpdpwssd"})
+    assert count(theirs, {"vpdpbusd"}) == 4 * d_sub * 4 * 2  # blocks, components, heads, planes
+
+
+@pytest.mark.parametrize(("nbits", "d_sub", "keys", "values"), [(6, 2, 205, 225), (4, 1, 80, 75), (4, 2, 145, 160)])
+@pytest.mark.parametrize("cpu", NARROW)
+def test_avx2(cpu, nbits, d_sub, keys, values):
+    shape = Shape(nbits, d_sub, 4)
+    own, theirs = key_loops(Avx2, shape, cpu), value_loops(Avx2, shape, cpu)
+    assert instructions(own, parts=True) <= keys
+    assert instructions(theirs, parts=False) <= values
+    for loops in (own, theirs):
+        assert count(loops, {"vpshufb"})
+        assert count(loops, {"vpmaddwd"})
+        assert not any("zmm" in name for loop in loops for name in loop.names)
+
+
+@pytest.mark.parametrize("heads", [1, 8])
+def test_groups_of_one_and_of_eight_heads_use_the_same_instructions(heads):
+    shape = Shape(6, 2, heads)
+    assert count(value_loops(Avx512, shape, "znver4"), {"vpdpbusd"}) == 4 * 2 * heads * 2
+    assert count(key_loops(Avx2, shape, "znver3"), {"vpmaddwd"}) == 2 * 4 * 2 * heads  # parts, sums, pairs
