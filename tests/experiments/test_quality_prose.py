@@ -1,5 +1,7 @@
 """Figures in the prose of experiments/quality and of README.md on the real model are those of the records."""
 
+import re
+
 import pytest
 from prose import ROOT, numbers, text_of
 
@@ -122,25 +124,36 @@ def test_codebooks_learnt_anew():
 
 
 def test_what_conversations_lose():
-    (chat,) = load_records(ROOT / "results/quality-chat")
-    c, m = chat.config, chat.metrics
-    assert c["chat"]
-    assert (c["bits"] // 1, c["mode"], c["context"], c["windows"]) == (4, "exact-schedule", 1024, 8)
-    ratio, kld = m["perplexity_ratio"], m["kld_mean"]
-    told = numbers(QUALITY, r"cost \+([\d.]+)% \[\+([\d.]+)%, \+([\d.]+)%\] of perplexity, at ([\d.]+)% top-1")
-    changes = [round(100 * (value - 1), 2) for value in (ratio.value, ratio.low, ratio.high)]
-    assert told == [*changes, round(100 * m["agreement_at_1"].value, 1)]
-    told = numbers(QUALITY, r"top-1 and ([\d.]+) nats \[([\d.]+), ([\d.]+)\]")
-    assert told == [round(value, 4) for value in (kld.value, kld.low, kld.high)]
-    plain = {
-        "model": "smollm2",
-        "data": c["data"],
-        "recipe": "pqkv",
-        "mode": c["mode"],
-        "context": 1024,
-        "bits": c["bits"],
-    }
-    (beside,) = (r for r in load_records(ROOT / "results/quality") if plain.items() <= r.config.items())
-    later = beside.tables["by_position"][-1]
-    assert later["start"] == 512
-    assert numbers(QUALITY, r"from position 512 on\) lose ([\d.]+)") == [round(later["kld_mean"], 4)]
+    found = {record.config["mode"]: record for record in load_records(ROOT / "results/quality-chat")}
+    for mode, sinks, pattern in (
+        ("exact-schedule", None, r"cost {ppl} of perplexity, at [\d.]+% top-1 and {kld} nats \["),
+        ("all-coded", 4, r"all coded but four {kld} nats and {ppl}"),
+    ):
+        c, m = found[mode].config, found[mode].metrics
+        assert c["chat"]
+        assert (c["bits"] // 1, c["context"], c["windows"], c.get("coded_sinks")) == (4, 1024, 8, sinks)
+        ppl = [f"{100 * (value - 1):.2f}" for value in astuple(m["perplexity_ratio"])]
+        kld = f"{m['kld_mean'].value:.2g}"
+        told = pattern.format(ppl=r"\+{}% \[\+{}%, \+{}%\]".format(*map(re.escape, ppl)), kld=re.escape(kld))
+        assert re.search(told, QUALITY), told
+        plain = {key: c[key] for key in ("model", "data", "recipe", "mode", "context", "bits")} | {"windows": 16}
+        (beside,) = (
+            r for r in load_records(ROOT / "results/quality")
+            if plain.items() <= r.config.items() and r.config.get("coded_sinks") == sinks
+        )  # fmt: skip
+        later = beside.tables["by_position"][-1]
+        assert later["start"] == 512
+        (lost,) = numbers(QUALITY, r"from position 512 on\) lose ([\d.]+)" if sinks is None else
+                          r"from position 512 on\) lose [\d.]+ and ([\d.]+) nats")  # fmt: skip
+        assert lost == float(f"{later['kld_mean']:.2g}")
+    m = found["exact-schedule"].metrics
+    told = numbers(QUALITY, r"at ([\d.]+)% top-1 and [\d.]+ nats \[([\d.]+), ([\d.]+)\]")
+    assert told == [
+        round(100 * m["agreement_at_1"].value, 1),
+        round(m["kld_mean"].low, 4),
+        round(m["kld_mean"].high, 4),
+    ]
+
+
+def astuple(metric):
+    return metric.value, metric.low, metric.high
