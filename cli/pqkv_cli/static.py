@@ -12,12 +12,17 @@ from pqkv_cli.table import print_lines, print_table
 if TYPE_CHECKING:
     from pqkv.config import BenchConfig
     from pqkv.record import Record
+    from pqkv.speed.static import Gpu
 
 
 _COLUMNS = (
     "variant", "heads", "regs", "shared", "spilled", "stack", "blocks", "warps", "limited by",
     "key", "value", "key table", "value table", "target",
 )  # fmt: skip
+
+
+_TAKEN = ("taken for granted", "value", "source")
+_LEFT = ("left out", "how much", "counted by")
 
 
 def static(wanted: BenchConfig, gpu: str, output: Path | None, format: str, everything: bool) -> None:
@@ -40,6 +45,7 @@ def static(wanted: BenchConfig, gpu: str, output: Path | None, format: str, ever
         echo(pd.DataFrame(rows).to_csv(index=False), end="")
     else:
         _print(records, gpu, output)
+        _print_model(wanted, chosen, everything=everything)
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -94,10 +100,27 @@ def _print(records: list[Record], gpu: str, output: Path | None) -> None:
             ],
             words=("variant",),
             title=f"one decoding step, {first['heads']} query heads on {first['kv_heads']} KV heads, on {gpu}",
-            caption="a model, not a measurement, of product codes; what it leaves out stands in pqkv/speed/static.py",
+            caption="a model, not a measurement, of product codes; what it leaves out stands below",
         )
     if output is not None:
         echo(f"records: {output}")
+
+
+def _print_model(wanted: BenchConfig, gpu: Gpu, *, everything: bool) -> None:
+    """What the model takes for granted, and what it leaves out of the first variant on codes that `wanted` launches."""
+    from pqkv.kernels.cuda.backend import heads_of_block
+    from pqkv.kernels.cuda.coded import CodedVariant
+    from pqkv.speed.assumptions import assumptions, left_out
+    from pqkv.speed.static import variants
+
+    own = heads_of_block(wanted.heads // wanted.kv_heads)
+    coded = [one for *_, one in variants(wanted, everything) if isinstance(one, CodedVariant) and one.group == own]
+    if not coded:
+        return
+    out, codes = console(), coded[0].keys
+    print_table(out, _TAKEN, assumptions(gpu), words=_TAKEN, title="what the model takes for granted")
+    title = f"what it leaves out of a step, codes {codes.num_subspaces}x{codes.nbits}, {own} heads a block"
+    print_table(out, _LEFT, left_out(wanted, coded[0], gpu), words=_LEFT, title=title)
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from a table written before, the old number first.
 
 import argparse
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -117,7 +118,7 @@ def rows(kernels: tuple[str, ...], only: str = "") -> Iterator[Row]:
             report = found.report
             text = compiling.disassemble(found.cubin) or ""
             row: Row = {
-                "kernel": kernel, "variant": name + (" beside" if getattr(variant, "turning", False) else ""),
+                "kernel": kernel, "variant": name_of(name, variant),
                 "sm": f"{capability[0]}{capability[1]}", "registers": report.registers, "spill": report.spill_bytes,
                 "stack": report.stack_bytes, "shared": report.shared_bytes, "code": len(parse(text)[0]),
                 "blocks": occupancy(report, block_of(kernel, variant), CAPABILITIES[capability]).blocks,
@@ -134,12 +135,48 @@ def rows(kernels: tuple[str, ...], only: str = "") -> Iterator[Row]:
             yield row
 
 
+def asked_for(kernel: str, variant: Any, capability: tuple[int, int], ptx: str, blocks: int) -> Row:  # noqa: ANN401 - as above
+    """What ptxas makes of a kernel of which so many blocks are to fit, whatever its registers have to give up."""
+    block = block_of(kernel, variant)
+    bounds = f".maxntid {block}, 1, 1\n.minnctapersm {blocks}\n"
+    cubin, report = compiling.assemble(re.sub(r"\)\s*\{", f")\n{bounds}{{", ptx, count=1), capability)
+    return {
+        "registers": report.registers, "blocks": occupancy(report, block, CAPABILITIES[capability]).blocks,
+        "spill": report.spill_bytes, "code": len(parse(compiling.disassemble(cubin) or "")[0]),
+    }  # fmt: skip
+
+
+def bounded(before: Path) -> Iterator[Row]:
+    """Those that lost a block since `before`, as they are and asked for as many blocks as they had."""
+    now = Path(__file__).with_name("kernel_resources.csv")
+    had, have = ({key_of(row): row for row in csv.DictReader(text.open(newline=""))} for text in (before, now))
+    lost = {key for key, row in had.items() if key in have and int(have[key]["blocks"]) < int(row["blocks"])}
+    for kernel in sorted({key[0] for key in lost}):
+        for (name, variant, compile_one), capability in product(chosen(kernel), CAPABILITIES):
+            key = kernel, name_of(name, variant), f"{capability[0]}{capability[1]}"
+            if key in lost:
+                ptx, blocks = compile_one(variant, capability).ptx, int(had[key]["blocks"])
+                row: Row = dict(zip(("kernel", "variant", "sm"), key, strict=True)) | {"blocks_before": blocks}
+                row |= {f"{one}_now": have[key][one] for one in ("registers", "blocks", "code")}
+                yield row | {
+                    f"{one}_asked": value for one, value in asked_for(kernel, variant, capability, ptx, blocks).items()
+                }
+
+
+def name_of(name: str, variant: Any) -> str:  # noqa: ANN401 - as above
+    return name + (" beside" if getattr(variant, "turning", False) else "")
+
+
+def key_of(row: Row) -> tuple[str, str, str]:
+    return row["kernel"], row["variant"], row["sm"]
+
+
 def differences(table: list[Row], before: Path) -> list[str]:
     with before.open(newline="") as file:
-        old = {(row["kernel"], row["variant"], row["sm"]): row for row in csv.DictReader(file)}
+        old = {key_of(row): row for row in csv.DictReader(file)}
     lines = []
     for row in table:
-        was = old.get((row["kernel"], row["variant"], row["sm"]))
+        was = old.get(key_of(row))
         if was is None:
             lines.append(f"{row['kernel']} {row['variant']} sm_{row['sm']}: new")
             continue
@@ -155,9 +192,12 @@ if __name__ == "__main__":
     parser.add_argument("--only", default="", help="variants whose name has this")
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--against", type=Path)
+    parser.add_argument("--ask", action="store_true", help="those that lost a block, asked for as many")
     given = parser.parse_args()
+    if given.ask and not given.against:
+        parser.error("--ask wants --against, the table with the blocks to ask for")
     table: list[Row] = []
-    for row in rows(tuple(given.kernels), given.only):
+    for row in bounded(given.against) if given.ask else rows(tuple(given.kernels), given.only):
         table.append(row)
         print(",".join(map(str, row.values())), flush=True)
     if given.output:
@@ -165,5 +205,5 @@ if __name__ == "__main__":
             writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(table)
-    if given.against:
+    if given.against and not given.ask:
         print("\n".join(["", *differences(table, given.against)]))

@@ -53,7 +53,7 @@ device, chosen = torch.device(given.device), given.part or list(SERVED_PARTS)
 backend = choose_backend("auto", device, getattr(torch, given.dtype), fallback=False)
 
 
-def contestant(part: str, bits: float, length: int) -> Contestant:
+def contestant(part: str, bits: float, length: int, most: int | None = None) -> Contestant:
     config = BenchConfig(
         heads=given.heads,
         kv_heads=given.kv_heads,
@@ -63,9 +63,21 @@ def contestant(part: str, bits: float, length: int) -> Contestant:
     )
     shape = code_geometry(CodeShape(bits=bits), given.head_dim)
     first = decode_inputs(config, length, given.batch, shape, 0, device)
-    count = copies_beyond_cache(first.read, device)
+    count = most or copies_beyond_cache(first.read, device)
     cases = [first, *(decode_inputs(config, length, given.batch, shape, i, device) for i in range(1, count))]
     return Contestant(part, [backend_call(backend, case, given.head_dim**-0.5, None) for case in cases])
+
+
+def launched(part: str, bits: float, length: int) -> dict[str, int]:
+    """Nodes of a step: kernels of pqkv and operations of torch. Nothing on a processor, which launches none."""
+    if device.type != "cuda":
+        return {}
+    from pqkv.speed.launches import count_launches
+
+    step = contestant(part, bits, length, most=1).calls[0]
+    step()  # what is derived once is there from then on
+    kernels, operations = count_launches(step)
+    return {"kernels": kernels, "operations": len(operations)}
 
 
 def measure(bits: float, length: int) -> dict[str, Any]:
@@ -85,7 +97,7 @@ def measure(bits: float, length: int) -> dict[str, Any]:
     rows = [
         {
             "parts": part, "median_ms": statistics.median(medians[part]), "times": statistics.median(ratios[part]),
-            "low": min(ratios[part]), "high": max(ratios[part]),
+            "low": min(ratios[part]), "high": max(ratios[part]), **launched(part, bits, length),
         }
         for part in chosen
     ]  # fmt: skip

@@ -86,18 +86,22 @@ def step() -> str:
 def gpu() -> str:
     """The same as captured graphs of a GPU, in float16."""
     lines = [GPU_HEAD]
-    for record in sorted(serving_records(ROOT / "results/gpu/parts"), key=lambda r: (*by_size(r), -launches_of(r))):
+    for record in sorted(serving_records(ROOT / "results/gpu/parts"), key=lambda r: (*by_size(r), -launches_of(r)[1])):
         c, took = record.config, 1e3 * record.metrics["latency_ms"].value
         size = f"{c.get('batch', 1)} | {c['bits']:g} | {c['context']:,}"
-        lines.append(f"| {size} | {launches_of(record)} | {took:.1f} | {times(record)} |")
+        counted, launches = launches_of(record)
+        lines.append(f"| {size} | {launches if counted else f'({launches})'} | {took:.1f} | {times(record)} |")
     return "\n".join(lines)
 
 
-def launches_of(record: Record) -> int:
-    """Of a step of product codes when it was timed, kernels and operations of torch: races had no placements yet when
-    they were seven.
+def launches_of(record: Record) -> tuple[bool, int]:
+    """Whether the record counted them, and the launches of a step of product codes: kernels and operations of torch.
+    Older records have no count. They were seven while races had no placements, and three from then on.
     """
-    return 3 if "placements" in record.config else 7
+    step = record.tables["parts"][0]
+    if "kernels" in step:
+        return True, step["kernels"] + step["operations"]
+    return False, 3 if "placements" in record.config else 7
 
 
 def serving_records(folder: Path) -> list[Record]:

@@ -211,9 +211,10 @@ class CodedLayer:
             to_sinks = min(max(0, self.config.sink_tokens - n), T - pad)
             start = self._residual_len(n, coded)
             for new, sink, kept in zip((keys, values), self._sinks, residual, strict=True):
-                sink[rows, :, n : n + to_sinks] = new[rows, :, pad : pad + to_sinks].to(sink.dtype)
-                rest = new[rows, :, pad + to_sinks :]
-                kept[rows, :, start : start + rest.shape[2]] = rest.to(kept.dtype)
+                if to_sinks:
+                    sink[rows, :, n : n + to_sinks] = new[rows, :, pad : pad + to_sinks].to(sink.dtype)
+                if rest := T - pad - to_sinks:
+                    kept[rows, :, start : start + rest] = new[rows, :, pad + to_sinks :].to(kept.dtype)
         return residual[0], residual[1], lengths
 
     def _write_slots(self, keys: Tensor, values: Tensor, padding: Sequence[int]) -> bool:

@@ -94,6 +94,9 @@ class PagedExactLayer:
         P, lengths = self.page_size, self._after(keys, padding)
         keys, values = keys.detach(), values.detach()  # a cache is no part of a graph
         self._own(lengths, firsts)
+        if keys.shape[2] == 1 and not any(padding):
+            self._write_tokens(keys[:, :, 0], values[:, :, 0])
+            return
         for b, (n, total, pad, first) in enumerate(zip(self.lengths, lengths, padding, firsts, strict=True)):
             start = max(n, first * P)
             position = torch.arange(start, total, device=keys.device)
@@ -103,6 +106,24 @@ class PagedExactLayer:
                 pages[ids, :, position % P] = own[:, start - n :].transpose(0, 1).to(pages.dtype)  # (T, Hkv, D)
                 kept = sinks[b, :, n : n + own.shape[1]]
                 kept[:] = own[:, : kept.shape[1]]
+
+    def _write_tokens(self, keys: Tensor, values: Tensor) -> None:
+        """Put one new token a sequence, (B, Hkv, D), into its page: what a step of decoding does."""
+        P, kept = self.page_size, self._sinks[0].shape[2]
+        ids = [self.table.page(b, n // P) for b, n in enumerate(self.lengths)]
+        slots = [n % P for n in self.lengths]
+        if len(ids) == 1:  # without an index on the device
+            places = ids[0], slice(None), slots[0]
+            keys, values = keys[0], values[0]
+        else:
+            page, slot = torch.tensor([ids, slots], dtype=torch.long).to(keys.device)
+            places = page, slice(None), slot
+        for pages, new in zip(self._pages, (keys, values), strict=True):
+            pages[places] = new.to(pages.dtype)
+        for b, n in enumerate(self.lengths if kept else ()):
+            if n < kept:
+                for sinks, new in zip(self._sinks, (keys, values), strict=True):
+                    sinks[b, :, n] = new if len(ids) == 1 else new[b]
 
     def _grew(self, lengths: list[int]) -> None:
         behind = self.first_pages()
@@ -169,11 +190,14 @@ class PagedExactLayer:
         written = {
             b: n // P for b, (n, total) in enumerate(zip(self.lengths, lengths, strict=True)) if n % P and total > n
         }
-        writers = Counter(table.pages(b)[index] for b, index in written.items())
+        writers = Counter(table.page(b, index) for b, index in written.items())
         # of the writers of a shared page all get a copy, or all but the last if nobody else owns it
         copies = sum(min(count, table.pool.references(page) - 1) for page, count in writers.items())
         needed = None if self.window is None else firsts
-        table.pool.require(table.missing(counts, needed) + copies)
+        missing = table.missing(counts, needed)
+        if not missing + copies and self._pages[0].shape[0] == table.pool.capacity:
+            return
+        table.pool.require(missing + copies)
         table.ensure(counts, needed)
         self._grow()
         for b, index in written.items():

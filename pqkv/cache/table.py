@@ -33,6 +33,10 @@ class PageTable:
         """Page ids of a sequence in order of position, -1 for those that were dropped or never needed."""
         return (UNUSED,) * self._first[sequence] + tuple(self._rows[sequence])
 
+    def page(self, sequence: int, index: int) -> int:
+        """The id of a page that was not dropped."""
+        return self._rows[sequence][index - self._first[sequence]]
+
     def first(self, sequence: int) -> int:
         """Pages that were dropped from the front of a sequence."""
         return self._first[sequence]

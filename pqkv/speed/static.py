@@ -11,9 +11,11 @@ The model. Nothing here is measured on a GPU, except the bank conflicts (by coun
   second-level cache at its bandwidth, whichever takes longer.
 - Partial results are written and read once, at device memory's bandwidth.
 - Blocks take equally long; the multiprocessor with the most of them decides.
-- Not in it: launches, latency that too few warps leave open, the softmax, waiting at barriers, the clock under load,
-  and all that recipe pqkv adds to product codes: a bias by position, gains, a query of their own. So for codes it is a
-  lower bound to test kernels against, most of all for short contexts.
+- Not in it: launches, the merge, latency that too few warps leave open, the softmax, waiting at barriers, the clock
+  under load, and all that recipe pqkv adds to product codes: a bias by position, gains, a query of their own. So for
+  codes it is a lower bound to test kernels against, most of all for short contexts.
+
+`pqkv.speed.assumptions` has each of these with its source, and counts what is left out.
 
 Exact kernels: the instructions of the token loop, divisions that it rarely takes among them, against bytes over
 bandwidth: above what they take where instructions decide.
@@ -47,8 +49,8 @@ TARGETS = {1: 6.5, 2: 3.5}  # query heads -> instructions per (look-up, head) at
 
 # Wavefronts of a load from shared memory by 32 lanes, each of a uniformly drawn word of a table of so many words
 CONFLICTS = {16: 1.0, 32: 1.0, 64: 2.0, 128: 2.8, 256: 3.2}
-_MOST_CONFLICTS = 3.5  # of 32 lanes at 32 banks drawn at random
-_UNROLLED = 6.0  # instructions taken for a word of a table so small that the compiler left no loop to count
+MOST_CONFLICTS = 3.5  # of 32 lanes at 32 banks drawn at random
+UNROLLED = 6.0  # instructions taken for a word of a table so small that the compiler left no loop to count
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
@@ -219,7 +221,7 @@ def clocks_per_token(kernel: Kernel, gpu: Gpu) -> float:
     """Clocks of one multiprocessor for all look-ups of a token in one KV head, by one block's query heads."""
     variant, total = kernel.variant, 0.0
     assert isinstance(variant, CodedVariant)
-    conflict = CONFLICTS.get(variant.keys.entries, 1.0 if variant.keys.entries < 16 else _MOST_CONFLICTS)
+    conflict = CONFLICTS.get(variant.keys.entries, 1.0 if variant.keys.entries < 16 else MOST_CONFLICTS)
     sides = (
         (variant.keys, kernel.keys, variant.entry_words * conflict),
         (variant.values, kernel.values, float(variant.values.centroid_words)),
@@ -239,7 +241,7 @@ def table_clocks(kernel: Kernel, gpu: Gpu) -> float:
     keys, values = variant.keys, variant.values
     entries = keys.num_subspaces * keys.entries, values.num_subspaces * values.entries
     words = entries[0] * variant.entry_words, entries[1] * values.centroid_words
-    made = (phase.per_table_word or _UNROLLED for phase in (kernel.keys, kernel.values))
+    made = (phase.per_table_word or UNROLLED for phase in (kernel.keys, kernel.values))
     issued = sum(count * each for count, each in zip(words, made, strict=True))
     read = 4 * (entries[0] * keys.centroid_words + entries[1] * values.centroid_words)
     return max(issued / 32 / gpu.issues_per_clock, read / (gpu.l2_bytes_per_clock / gpu.multiprocessors))

@@ -99,3 +99,26 @@ def test_which_mutations_live():
     )
     assert told == [len(rows), len(rows) - len(alive), len(alive)]
     assert all(row["explanation"] for row in alive)
+
+
+def test_what_the_product_of_kernels_found():
+    with (ROOT / "results/checks/ptx_product.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    log = text_of("experiments/LOG.md")
+    told = numbers(log, r"\*\*(\d+) of \d+ cells, (\d+) launches, ([\d,]+) statements of warps: no fault")
+    assert told == [len(rows), *(sum(int(row[name]) for row in rows) for name in ("launches", "statements"))]
+    assert {row["outcome"] for row in rows} == {"ok"}
+    assert {row["executed"] for row in rows} == {"1"}  # the PTX of both capabilities is the same
+
+
+def test_what_ptxas_gives_when_it_is_asked():
+    with (ROOT / "experiments/checks/kernel_resources_asked.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    log = text_of("experiments/LOG.md")
+    assert all(row["blocks_asked"] == row["blocks_before"] > row["blocks_now"] for row in rows)
+    spilled = sorted(int(row["spill_asked"]) for row in rows)
+    assert len(rows) == 6
+    assert spilled[:4] == [0] * 4
+    assert numbers(log, r"the other two spill (\d+) and (\d+) bytes") == spilled[4:]
+    longer = [int(row["code_asked"]) / int(row["code_now"]) - 1 for row in rows if row["spill_asked"] == "0"]
+    assert numbers(log, r"up\s+to ([\d.]+)% more instructions; the other") == [round(100 * max(longer), 1)]

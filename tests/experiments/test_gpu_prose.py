@@ -138,3 +138,14 @@ def test_three_launches(tables):
         round(min(every)),
         round(max(every)),
     ]
+
+
+def test_launches_are_those_recorded_or_said_to_be_inferred():
+    tables = script("experiments/serving/tables.py")
+    old = tables.serving_records(ROOT / "results/gpu/parts")[0]
+    inferred = 3 if "placements" in old.config else 7
+    assert tables.launches_of(old) == (False, inferred)
+    counted = [row | {"kernels": 3, "operations": 2} for row in old.tables["parts"]]
+    assert tables.launches_of(old.model_copy(update={"tables": {"parts": counted}})) == (True, 5)
+    assert f"| ({inferred}) |" in tables.gpu()
+    assert "brackets were not recorded" in TEXT

@@ -1,7 +1,7 @@
 """Small launches that tell much of a kernel: ragged lengths around a page, several warps, several splits, a window."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -31,17 +31,36 @@ class Launched:
     run: Callable[[], None]
 
 
-def attend(spec: Spec, *, window: int | None = None, splits: int | None = None, sharper: float = 1) -> None:
-    """One decoding step as the backend launches it, against float64, its scores `sharper` times as far apart."""
+def attend(
+    spec: Spec,
+    *,
+    window: int | None = None,
+    splits: int | None = None,
+    sharper: float = 1,
+    cancelling: bool = False,
+) -> None:
+    """One decoding step as the backend launches it, against float64, its scores `sharper` times as far apart.
+    `cancelling`: errors are seen beside the sum of absolute products: with gains a few tokens may cancel each other.
+    """
     batch, scale = build(spec), sharper * spec.head_dim**-0.5
     out, lse = backend.Step(*batch.inputs, scale, window or 0, splits).run()
     expected, expected_lse = brute_force(batch, scale, window)
-    bound, lse_bound = TOLERANCE[spec.dtype]
-    size = np.maximum(np.abs(expected).max(-1, keepdims=True), 1e-6)
-    error = (np.abs(out.double().numpy() - expected) / size).max()
+    summed = expected
+    if cancelling:
+        summed = brute_force(replace(batch, values=[np.abs(one) for one in batch.values]), scale, window)[0]
+    check_rows((out, lse), (expected, expected_lse), spec.dtype, summed, sharper=sharper != 1)
+
+
+def check_rows(found, expected, dtype, summed=None, *, sharper=False):
+    """`found` (out, lse) are those expected, but for what `dtype` rounds; an error of out is seen beside the largest
+    number of its row, in `summed` or in what is expected.
+    """
+    bound, lse_bound = TOLERANCE[dtype]
+    size = np.maximum(np.abs(expected[0] if summed is None else summed).max(-1, keepdims=True), 1e-6)
+    error = (np.abs(found[0].double().numpy() - expected[0]) / size).max()
     if not error <= bound:
         raise Wrong(f"out is off by {error:.1e}")
-    _close("lse", lse, expected_lse, lse_bound, 1e-6 if sharper == 1 else lse_bound)
+    _close("lse", found[1], expected[1], lse_bound, lse_bound if sharper else 1e-6)
 
 
 def merge(variant: MergeVariant, heads: int, kv_heads: int = 1, block: int = 0) -> None:

@@ -13,27 +13,19 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import process_time
-from unittest.mock import patch
 
 import torch
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent / "kernels"))  # as conftest.py does for pytest
 
-from ptx.backend import Device
+from ptx.backend import Device, Patched
 from ptx.cases import LAUNCHED, Launched, Wrong
 from ptx.faults import PtxFault
 from ptx.mutations import Mutation, mutations, noting
 
 _COLUMNS = ("seed", "kernel", "kind", "line", "before", "after", "outcome", "explanation")
 SURVIVED = "survived"
-
-
-class _Patched:
-    """What `Device.install` takes for pytest's monkeypatch."""
-
-    def setattr(self, owner, name, value):
-        patch.object(owner, name, value).start()
 
 
 @dataclass
@@ -89,7 +81,7 @@ def main(arguments=None):
     parser.add_argument("--again", action="store_true", help="those of FILE, in place of others by the seed")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    device = Device().install(_Patched())
+    device = Device().install(Patched())
     targets = {name: Target(device, LAUNCHED[name]) for name in asked.kernel or LAUNCHED}
     counts = shares(asked.count, {name: len(target.reached) for name, target in targets.items()})
     listed, rows = _listed(asked.csv), []

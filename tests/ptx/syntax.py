@@ -12,6 +12,7 @@ _VARIABLE = re.compile(
     r"(?:\[(\d*)\])?"
 )
 _ENTRY = re.compile(rf"(?:\.(?:visible|weak)\s+)*\.entry\s+({_NAME})\s*\(([^)]*)\)((?:\s*\.\w+\s+[\d, ]+)*)\s*\{{")
+_FUNCTION = re.compile(r"(?:\.(?:visible|extern|weak)\s+)*\.func\b")
 _PARAMETER = re.compile(rf"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+({_NAME})")
 _DIRECTIVE = re.compile(r"\.(version|target|address_size)\s+([\w., ]+)")
 _REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)", re.DOTALL)
@@ -78,6 +79,8 @@ def parse(text):
         elif found := _DIRECTIVE.match(text, at):
             module.directives[found[1]] = found[2].strip()
             at = found.end()
+        elif _FUNCTION.match(text, at):
+            raise UnknownForm(f"functions that are called are not known, kernels write theirs out: {_line(text, at)}")
         else:
             raise UnknownForm(f"no directive of PTX that is known: {_line(text, at)}")
     return module

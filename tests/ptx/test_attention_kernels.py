@@ -44,33 +44,7 @@ def test_queries_and_outputs_of_any_type_and_a_group_in_two_uneven_blocks(dtype,
     assert device.names == ["rows_kernel", "exact_kernel", "merge_kernel"]
 
 
-many = [pytest.mark.slow, pytest.mark.ci]
 SHORT = CODED.but(context=(0, 65, 130), sinks=None, residual=None)
-LAYOUTS = [("transposed", "transposed"), ("row", "row"), ("row", "transposed"), ("transposed", "row")]
-
-
-@pytest.mark.parametrize(("nbits", "group", "layouts", "capability"), [
-    (6, 2, ("transposed", "row"), (8, 0)), (4, 1, ("row", "transposed"), (9, 0)), (8, 8, ("row", "row"), (8, 0)),
-    (4, 4, ("transposed", "transposed"), (9, 0)), (6, 8, ("transposed", "transposed"), (9, 0)),
-    (8, 1, ("transposed", "transposed"), (8, 0)), (8, 2, ("transposed", "transposed"), (9, 0)),
-])  # fmt: skip
-@pytest.mark.slow
-@pytest.mark.ci
-def test_codes_by_pairs(nbits, group, layouts, capability, device):
-    device.capability = capability
-    attend(SHORT.but(nbits=nbits, group=group, layouts=layouts))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
-@pytest.mark.parametrize("layouts", LAYOUTS)
-@pytest.mark.parametrize("group", [1, 2, 4, 8])
-@pytest.mark.parametrize("nbits", [8, 6, 4])
-def test_codes_of_every_kind(nbits, group, layouts, capability, head_dim, device):
-    device.capability = capability
-    size = {"head_dim": head_dim, "subspaces": (head_dim // 2, head_dim // 2)}
-    attend(SHORT.but(nbits=nbits, group=group, layouts=layouts, **size))
 
 
 @pytest.mark.parametrize("spec", [
@@ -84,17 +58,8 @@ def test_a_bias_by_position_and_gains(spec, device):
 
 @pytest.mark.slow
 @pytest.mark.ci
-@pytest.mark.parametrize("layout", ["row", "transposed"])
-@pytest.mark.parametrize("nbits", [3, 8])
-def test_codes_in_float32(nbits, layout, device):
-    attend(SHORT.but(dtype=torch.float32, nbits=nbits, layouts=(layout, layout), group=2))
-
-
-@pytest.mark.slow
-@pytest.mark.ci
-@pytest.mark.parametrize(("dtype", "group"), [(torch.float16, 4), (torch.bfloat16, 1)])
-def test_exact_pages_in_half_precision(dtype, group, device):
-    attend(EXACT.but(dtype=dtype, group=group, context=(0, 33, 65)))
+def test_codes_of_an_odd_width_in_float32(device):
+    attend(SHORT.but(dtype=torch.float32, nbits=3, layouts=("row", "transposed"), group=2))
 
 
 @pytest.mark.slow

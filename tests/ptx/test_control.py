@@ -111,6 +111,21 @@ def test_what_is_not_known_is_refused_by_its_line_before_anything_runs(line):
         load(kernel(line + ";"))
 
 
+@pytest.mark.parametrize("line", ["call.uni (%r0), twice, (%r1)", "call (%r0), twice, (%r1)", "@%p0 call.uni twice"])
+def test_a_call_is_refused_by_its_line(line):
+    with pytest.raises(UnknownForm, match=r"written out.*call"):
+        load(kernel(line + ";"))
+
+
+@pytest.mark.parametrize("linkage", ["", ".visible ", ".extern .weak "])
+def test_a_function_that_is_called_is_refused(linkage):
+    function = f"{linkage}.func (.param .b32 out) twice(.param .b32 given)\n{{ ret; }}\n"
+    text = kernel("mov.u32 %r0, 1;")
+    assert load(text).name == "written"
+    with pytest.raises(UnknownForm, match="functions that are called"):
+        load(text.replace(".visible .entry", function + ".visible .entry"))
+
+
 def test_a_register_that_nobody_wrote():
     with pytest.raises(PtxFault, match="nobody wrote"):
         found("add.s32 %r0, %r5, 1;")

@@ -6,8 +6,8 @@ import torch
 pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'pqkv[cuda]'")
 
 from pqkv.kernels.cuda.device import SIMULATED
-from pqkv.kernels.cuda.encode import write_slots
 from ptx.encoded import Case, check
+from ptx.product import slots
 
 pytestmark = [
     pytest.mark.skipif(SIMULATED, reason="the simulator compiles nothing"),
@@ -34,15 +34,5 @@ def test_other_codes(case, capability, device):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float32, marks=many)])
 def test_slots(dtype, device):
-    """A new token in the slot of each sequence; one outside is padding."""
-    draw = torch.Generator().manual_seed(0)
-    keys, values = (torch.randn(4, 2, 1, 48, generator=draw).to(dtype) for _ in range(2))
-    buffers = [torch.full((4, 2, 3, 48), -5.0).to(dtype) for _ in range(2)]
-    expected = [buffer.clone() for buffer in buffers]
-    positions = torch.tensor([2, -1, 3, 0], dtype=torch.int32)
-    for buffer, new in zip(expected, (keys, values), strict=True):
-        buffer[0, :, 2], buffer[3, :, 0] = new[0, :, 0], new[3, :, 0]
-    write_slots(keys, values, *buffers, positions)
+    slots(dtype)
     assert device.names == ["slots_kernel"]
-    for buffer, wanted in zip(buffers, expected, strict=True):
-        assert torch.equal(buffer, wanted)

@@ -11,7 +11,8 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'pqkv[cu
 
 from pqkv.kernels.cuda.backend import attention
 from pqkv.kernels.cuda.device import SIMULATED
-from ptx.cases import Wrong
+from pqkv.kernels.cuda.merge import MergeVariant
+from ptx.cases import Wrong, merge
 from ptx.faults import Misaligned, OutOfBounds, Race
 
 pytestmark = [
@@ -98,3 +99,13 @@ def test_a_planted_mistake_is_found(name, device):
     spec, kernel, change, found = PLANTED[name]
     with pytest.raises(found):
         step(device, spec, kernel, change)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_each_barrier_of_the_merge_is_missed(number, device):
+    """Before factors are read, before maxima are, and between rounds of slots: 130 of them take two rounds."""
+    device.change = lambda name, ptx: without_barrier(number)(ptx)
+    with pytest.raises(Race):
+        merge(MergeVariant(64), 1)
+    device.change = None
+    merge(MergeVariant(64), 1)

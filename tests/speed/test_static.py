@@ -1,8 +1,11 @@
 """`pqkv bench --static`: reports are read, occupancy is the calculator's, the model moves the right way."""
 
 import json
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from pqkv_cli.main import main
 
@@ -12,10 +15,13 @@ from pqkv.kernels.cuda import compile as compiling
 from pqkv.kernels.cuda.coded import Codes, coded_variant
 from pqkv.kernels.cuda.compile import Report, find_disassembler, find_ptxas, parse_report
 from pqkv.kernels.cuda.exact import ExactVariant
+from pqkv.speed import assumptions as taken
 from pqkv.speed import static as module
+from pqkv.speed.assumptions import LeftOut, assumptions, left_out
 from pqkv.speed.static import (
     GPUS,
     TARGETS,
+    Gpu,
     Kernel,
     Occupancy,
     Phase,
@@ -162,6 +168,8 @@ def test_records_carry_no_measured_name(monkeypatch):
 def test_the_command_prints_every_variant_and_calls_a_model_a_model(monkeypatch, capsys, format):
     monkeypatch.setattr(module, "examine", lambda variant, gpu: kernel(variant.group))
     monkeypatch.setattr(module, "find_ptxas", lambda: None)
+    left = lambda config, variant, gpu: [LeftOut("nodes of the graph", f"of {variant.group} heads", "launches")]
+    monkeypatch.setattr(taken, "left_out", left)
     with pytest.raises(SystemExit) as stop:
         main(["bench", "--static", "--bits", "4", "--lengths", "4096", "--gpu", "h200", "--format", format])
     assert stop.value.code == 0
@@ -172,6 +180,8 @@ def test_the_command_prints_every_variant_and_calls_a_model_a_model(monkeypatch,
         assert "compiled for h200" in out
         assert "<= 6.5" in out and "<= 3.5" in out
         assert "a model, not a measurement" in out
+        assert "4,800 GB/s" in out
+        assert "of 4 heads" in out
 
 
 def test_the_command_without_an_assembler_exits_with_2(monkeypatch, capsys):
@@ -180,6 +190,56 @@ def test_the_command_without_an_assembler_exits_with_2(monkeypatch, capsys):
         main(["bench", "--static", "--bits", "4"])
     assert stop.value.code == 2
     assert capsys.readouterr().err.strip().splitlines()[-1].endswith("remedy: pip install 'pqkv[cuda]'")
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_every_assumption_has_a_value_and_a_source(gpu):
+    rows = {one.what: one for one in assumptions(GPUS[gpu])}
+    assert all(one.value and one.source for one in rows.values())
+    numbers = [field for field in fields(Gpu) if field.name not in ("name", "capability")]
+    said = " ".join(one.value for one in rows.values()).replace(",", "")
+    for field in numbers:
+        value = getattr(GPUS[gpu], field.name)
+        assert f"{value >> 10 if field.name == 'shared_bytes' else value:g}" in said.split(), field.name
+    assert str(module.MOST_CONFLICTS) in said
+    assert f"{module.UNROLLED:g} instructions" in said
+
+
+@pytest.mark.parametrize(("entries", "told"), sorted(module.CONFLICTS.items()))
+def test_conflicts_are_those_of_uniform_draws(entries, told):
+    """Wavefronts: the most different words that lanes want of one bank."""
+    draw = np.random.default_rng(0)
+    words = draw.integers(0, entries, (4000, 32))
+    found = [max(np.bincount(np.unique(row) % 32)) for row in words]
+    assert np.mean(found) == pytest.approx(told, abs=0.06)
+
+
+def test_the_conflicts_of_large_tables_are_those_of_random_lanes():
+    draw = np.random.default_rng(0)
+    found = [max(np.bincount(row)) for row in draw.integers(0, 32, (4000, 32))]
+    assert np.mean(found) == pytest.approx(module.MOST_CONFLICTS, abs=0.06)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_what_the_model_leaves_out_is_counted():
+    pytest.importorskip("numba_cuda")
+    if find_disassembler() is None:
+        pytest.skip("instructions are not counted: there is no disassembler here")
+    codes = Codes(64, 8, 2, "transposed")
+    variant = coded_variant(4, codes, codes)
+    found = left_out(BenchConfig(heads=32, kv_heads=8), variant, H100)
+    rows = {one.what: one.amount for one in found}
+    told = (Path(__file__).parents[2] / "experiments/static/README.md").read_text()
+    assert "\n".join(f"| {' | '.join(one)} |" for one in found) in told
+    sass = compiling.disassemble(compiling.compile_coded(variant, H100.capability).cubin)
+    lines = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)", sass)
+    assert rows["barriers and waits for copies"] == str(sum(name in ("BAR", "DEPBAR", "LDGDEPBAR") for name in lines))
+    around, everything = map(int, re.findall(r"\d+", rows["all but look-ups and tables"]))
+    assert everything == len(lines)
+    assert 0 < around < everything
+    assert rows["nodes of the graph"] == "3"  # counted as they are launched in tests/kernels/cuda/test_launches.py
+    assert re.fullmatch(r"\d+ instructions, 32 blocks a sequence", rows["the merge"])
 
 
 @pytest.mark.slow

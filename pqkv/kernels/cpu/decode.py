@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from pqkv.kernels.cpu.byte_lookups.intrinsics import EMITTERS
 from pqkv.kernels.cpu.byte_lookups.prepare import byte_side, serves_bytes
 from pqkv.kernels.cpu.coded import CENTROID, TABLE, attend_coded
 from pqkv.kernels.cpu.exact import attend_exact_pages, merge
+from pqkv.kernels.cpu.exact_form import BFLOAT16, FLOAT16, FLOAT32, FORMS, host_form, orders
+from pqkv.kernels.cpu.exact_vectors import form_tags
 from pqkv.kernels.cpu.lookups import ROW, TRANSPOSED, TRANSPOSED_64
 from pqkv.kernels.cpu.paging import Side
 from pqkv.kernels.turns import BLOCK, POLYNOMIALS, turns
@@ -25,13 +27,14 @@ from pqkv.parallel import run_units
 from pqkv.vector_code import tag
 
 _STRETCH = 8192  # tokens of one unit of work: their scores stay in the second-level cache, tables come often from it
+_SPAN = 64  # tokens that stretches of exact pages are multiples of
 _SHORTEST = 256  # a unit this short pays for being handed to a thread
 _REGISTER = 8  # floats of one vector register
 _MOST_KEY_LANES, _MOST_VALUE_LANES = _REGISTER, 2 * _REGISTER  # with more, tables and bins cost less than centroids
 _LANES = 64  # floats of the centroid rows under way: eight vector registers of eight
 # rough costs of a token on a thread: of a code, of a number of an exact vector in a page, of a product in exact parts
-_US_CODE, _US_EXACT_NUMBER, _US_PRODUCT = 4e-4, 8e-4, 2e-4
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_US_CODE, _US_EXACT_NUMBER, _US_PRODUCT = 4e-4, 1.5e-4, 4e-5
+_KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 
 Array = np.ndarray
 Turning = tuple[Array, float, Array, Array, Array]
@@ -106,6 +109,16 @@ class Step:
         each = max(1, -(-self.longest // (self.stretches * pages.page_size)))
         return self.lengths[1], self.starts[1], pages.page_table.numpy(), self.kv_heads, pages.page_size, each
 
+    def exact_paging(self) -> tuple[Array | int, ...]:
+        """Table, lengths, starts, KV heads, page size and tokens of a stretch: exact pages are cut where need be."""
+        lengths, starts, table, kv_heads, page_size, _ = self.paging()
+        return table, lengths, starts, kv_heads, page_size, -(-self.longest // (self.stretches * _SPAN)) * _SPAN
+
+    def exact_tags(self, kind: int) -> tuple[Array | tuple[Any, ...], ...]:
+        """What tells exact kernels where the elements of a row lie, and what numbers and processor they are for."""
+        form, D = host_form(), self.query.shape[2]
+        return *orders(D, kind, FORMS[form]), *self.tags(), *form_tags(D, kind, form)
+
     def sides(self) -> tuple[Side, Side]:
         """Coded keys and values."""
         assert self.pages is not None
@@ -133,8 +146,8 @@ class Step:
         if self.pages is None or not self.stretches:
             return
         if self.pages.keys.centroids is None:
-            sides = _exact_sides(self.pages)
-            exact = self.query, *_exact_paging(self.paging()), *sides, *self.partial
+            kind, sides = _exact_sides(self.pages)
+            exact = self.query, *self.exact_paging(), *sides, *self.partial, *self.exact_tags(kind)
             run_units(attend_exact_pages, self.units, self.page_work(), *exact)
             return
         if self.by_bytes:
@@ -185,10 +198,10 @@ class Step:
         """Stretches, sinks and residual together: (B, Hq, D) float32, and lse (B, Hq) float64."""
         B, Hq, D = self.query.shape
         result, lse = np.empty((B, Hq, D), np.float32), np.empty((B, Hq), np.float64)
-        sinks, residual = self.exact
+        sinks, residual = ((keys.reshape(-1), values.reshape(-1), keys.shape[2]) for keys, values in self.exact)
         run_units(
             merge, B * self.kv_heads, self.exact_work(), self.query, *self.partial, *sinks, self.lengths[0],
-            self.starts[0], *residual, self.lengths[2], self.starts[2], self.kind, result, lse,
+            self.starts[0], *residual, self.lengths[2], self.starts[2], result, lse, *self.exact_tags(self.kind),
         )  # fmt: skip
         return result, lse
 
@@ -221,7 +234,7 @@ def step_of(
     G = Hq // Hkv
     out = np.empty((B, Hkv, stretches, G, D), np.float32)
     top, total = (np.empty((B, Hkv, stretches, G), np.float32) for _ in range(2))
-    kind, exact = _exact_parts(sinks, residual, Hkv, D)
+    kind, exact = _exact_parts(sinks, residual, Hkv, D, torch.float32 if pages is None else pages.keys.pages.dtype)
     starts, partial = _starts(lengths, window), (out, top, total)
     return Step(
         scaled, coded_query, turning, pages, longest, lengths, starts, Hkv, partial, kind, exact, ways, rounded
@@ -340,17 +353,10 @@ def _channels(side: PagedSide) -> Array:
     return np.broadcast_to(np.arange(M * d_sub), (H, M * d_sub)).copy()
 
 
-def _exact_paging(paging: tuple[Array, Array, Array, int, int, int]) -> tuple[Array | int, ...]:
-    lengths, starts, table, *sizes = paging
-    return table, lengths, starts, *sizes
-
-
-def _exact_sides(pages: PagedTokens) -> list[Array | int]:
-    sides: list[Array | int] = []
-    for side in (pages.keys, pages.values):
-        pages_ = side.pages if side.pages.dtype in _KINDS else side.pages.float()
-        sides += [_flat(pages_), _KINDS[pages_.dtype]]
-    return sides
+def _exact_sides(pages: PagedTokens) -> tuple[int, list[Array]]:
+    """Which kind of number keys and values are, and where they lie."""
+    dtype = pages.keys.pages.dtype if pages.keys.pages.dtype in _KINDS else torch.float32
+    return _KINDS[dtype], [_flat(side.pages.to(dtype)) for side in (pages.keys, pages.values)]
 
 
 def _flat(tensor: Tensor) -> Array:
@@ -363,10 +369,12 @@ def _array(tensor: Tensor) -> Array:
 
 
 def _exact_parts(
-    sinks: ExactTokens | None, residual: ExactTokens | None, Hkv: int, D: int
+    sinks: ExactTokens | None, residual: ExactTokens | None, Hkv: int, D: int, of_pages: torch.dtype
 ) -> tuple[int, list[tuple[Array, Array]]]:
-    """Keys and values of both parts, and which kind of number they hold; an absent part has no capacity."""
-    dtypes = {part.keys.dtype for part in (sinks, residual) if part is not None}
+    """Keys and values of both parts, and which kind of number they hold; an absent part has no capacity. Where both are
+    absent the kind is that of pages: nothing else need be compiled.
+    """
+    dtypes = {part.keys.dtype for part in (sinks, residual) if part is not None} or {of_pages}
     dtype = dtypes.pop() if len(dtypes) == 1 and dtypes <= set(_KINDS) else torch.float32
     nothing = torch.empty(0, Hkv, 0, D, dtype=dtype)
     parts = [

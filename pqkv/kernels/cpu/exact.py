@@ -1,196 +1,231 @@
-"""Exact keys and values of one query per sequence: sinks, residual window, exact pages, and the merge of all parts."""
+"""Exact keys and values of one query per sequence: sinks, residual window, exact pages, and the merge of all parts.
+
+A chunk of tokens at a time: scores of its keys, their softmax, and the sums of its values, relative to the largest
+score so far. Sinks and residual are pages of their own, one a sequence, so the same code serves them.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+from numba.extending import register_jitable
 
 from pqkv.compiled import compiled
+from pqkv.kernels.cpu.exact_vectors import (
+    add_values,
+    prepare_query,
+    prepare_weights,
+    query_room,
+    score_rows,
+    weight_room,
+)
 from pqkv.kernels.cpu.softmax import largest, soften
-from pqkv.vector_code import next_unit, on_threads, tag
+from pqkv.vector_code import next_unit, on_threads
 
-_SPAN = 64  # tokens whose scores are taken before their softmax
-_ONE, _EIGHT = tag(1), tag(8)
-_SUMS = {"reassoc", "contract", "nsz"}  # sums may be reordered, so that they become vectors; NaN and infinity stay
-
-
-@compiled(error_model="numpy", inline="always")
-def _widen(data, offset, kind, row):
-    """row = the len(row) numbers from `offset` on in float32; kind 0 is float32, 1 bfloat16, 2 float16 (as uint16)."""
-    if kind == 0:
-        for d in range(len(row)):
-            row[d] = data[offset + d]
-        return
-    bits = row.view(np.uint32)
-    if kind == 1:
-        for d in range(len(row)):
-            bits[d] = np.uint32(data[offset + d]) << np.uint32(16)
-        return
-    for d in range(len(row)):  # sign apart, the 15 other bits where float32 has them; the exponents differ by 112
-        half = np.uint32(data[offset + d])
-        bits[d] = (half & np.uint32(0x7FFF)) << np.uint32(13)
-    for d in range(len(row)):
-        half = np.uint32(data[offset + d])
-        magnitude = row[d] * np.float32(2.0**112)
-        if half & np.uint32(0x7C00) == np.uint32(0x7C00):  # infinite or NaN
-            magnitude = np.float32(np.nan) if half & np.uint32(0x03FF) else np.float32(np.inf)
-        row[d] = -magnitude if half & np.uint32(0x8000) else magnitude
+_CHUNK = 1024  # tokens whose softmax is taken at once: their scores stay in the first-level cache or close to it
+_SPAN = 64  # rows that are read several times, for some of their columns or some heads each time
+_ROOM = 16  # tokens past the last of a chunk that vector code may write scores of
 
 
-# fastmath stays in a function of its own: it would undo the rounding that `soften` relies on
-@compiled(error_model="numpy", fastmath=_SUMS)
-def _dot(query, b, head, row):
-    score = np.float32(0.0)
-    for d in range(len(row)):
-        score += query[b, head, d] * row[d]
-    return score
+@register_jitable
+def _place_of(index, table, page_size, num_kv_heads, head, row):
+    """Where the row of a token begins in pages (pages, Hkv, page_size, D)."""
+    page = np.int64(table[index // page_size])
+    return ((page * num_kv_heads + head) * page_size + index % page_size) * row
+
+
+@register_jitable
+def _run_at(index, end, place):
+    """How many rows from token `index` on lie one after another, no more than are read at once."""
+    return min(place[1] - index % place[1], end - index, _SPAN)
 
 
 @compiled(error_model="numpy")
-def _fold(query, b, first_head, keys, values, key_kind, value_kind, offset, count, G, D, state, out, room):
-    """Add `count` tokens, rows of D numbers from `offset` on, to the running softmax of G heads, a span at a time.
+def _fold(query, first_head, keys, values, place, first, end, state, out, orders, heads, unit, rest, kind, form):
+    """out (G, D) = sums of values of the tokens first ... end - 1 by 2 ** (score - state[0]), state[1] (G,) those of
+    the weights, state[0] the largest scores.
 
-    state (2, G): largest score (base 2) and mass relative to it; out (G, D) relative to it too. room = (row (D,),
-    scores (G * _SPAN,), eight largest scores, eight sums).
+    query (Hq, D) of a sequence, scaled to base 2; place = (table (pages,), page_size, num_kv_heads, head).
     """
-    row, scores, top, sums = room
-    for start in range(0, count, _SPAN):
-        n = min(_SPAN, count - start)
-        place = offset + start * D
-        for t in range(n):
-            _widen(keys, place + t * D, key_kind, row)
-            for g in range(G):
-                scores[g * _SPAN + t] = _dot(query, b, first_head + g, row)
+    G, U, D = len(heads), len(unit), out.shape[1]
+    for g in range(G):
+        state[0, g] = -np.inf
+        state[1, g] = 0.0
+        for d in range(D):
+            out[g, d] = 0.0
+    if first >= end:
+        return
+    query_order, value_order = orders
+    V, L = value_order.shape
+    prepared = query_room(query_order, heads, kind, form)
+    prepare_query(prepared, query, first_head, query_order, heads, kind, form)
+    most = min(_CHUNK, end - first)
+    sums = np.zeros(V * G * L, np.float32)
+    scores = np.empty((most + _ROOM + U) * G, np.float32)
+    room = weight_room(most, heads, kind, form)
+    top, total = np.empty(G * U, np.float32), np.empty(G * U, np.float32)
+    for start in range(first, end, _CHUNK):
+        n = min(_CHUNK, end - start)
+        t = 0
+        while t < n:
+            count = _run_at(start + t, start + n, place)
+            rows, then = _place_of(start + t, *place, D), t + count
+            later, ahead = (keys, start + then) if then < n else (values, start)
+            score_rows(
+                scores,
+                t * G,
+                prepared,
+                keys,
+                D,
+                rows,
+                count,
+                later,
+                _place_of(ahead, *place, D),
+                heads,
+                rest,
+                kind,
+                form,
+            )
+            t = then
+        for i in range(n * G, (n + _ROOM) * G):
+            scores[i] = -np.inf
+        _soften(scores, n, state, sums, top, total, heads, unit, V, L)
+        weights, token, head = prepare_weights(room, scores, n, heads, kind, form)
+        t = 0
+        while t < n:
+            count = _run_at(start + t, start + n, place)
+            rows, then = _place_of(start + t, *place, D), t + count
+            later, ahead = (values, start + then) if then < n else (keys, min(start + n, end - 1))
+            add_values(
+                sums, weights, t * token, head, values, D, rows, count, later, _place_of(ahead, *place, D), heads, rest,
+                kind, form,
+            )  # fmt: skip
+            t = then
+    for v in range(V):
         for g in range(G):
-            own = scores[g * _SPAN : (g + 1) * _SPAN]
-            own[n:] = -np.inf
-            largest(own, top, _SPAN // len(_EIGHT), _ONE, _EIGHT)
-            best = state[0, g]
-            for i in range(len(_EIGHT)):
-                best = max(best, top[i])
-            if best > state[0, g]:
-                shrink = np.exp2(state[0, g] - best)
-                state[0, g] = best
-                state[1, g] *= shrink
-                for d in range(D):
-                    out[g, d] *= shrink
-            top[:] = best if best > -np.inf else np.float32(0.0)
-            soften(own, top, sums, _SPAN // len(_EIGHT), _ONE, _EIGHT)
-            for i in range(len(_EIGHT)):
-                state[1, g] += sums[i]
-        for t in range(n):
-            _widen(values, place + t * D, value_kind, row)
-            for g in range(G):
-                mass = scores[g * _SPAN + t]
-                for d in range(D):
-                    out[g, d] += mass * row[d]
+            for i in range(L):
+                if value_order[v, i] >= 0:
+                    out[g, value_order[v, i]] = sums[(v * G + g) * L + i]
 
 
-@compiled(inline="always")
-def _room(G, D):
-    return (
-        np.empty(D, np.float32),
-        np.empty(G * _SPAN, np.float32),
-        np.empty(len(_EIGHT), np.float32),
-        np.empty(len(_EIGHT), np.float32),
-    )
+@compiled(error_model="numpy")
+def _soften(scores, count, state, sums, top, total, heads, unit, V, L):
+    """Scores become weights relative to the largest so far, which what was summed before comes to follow."""
+    G, U = len(heads), len(unit)
+    units = (count + U - 1) // U
+    largest(scores, top, units, heads, unit)
+    for g in range(G):
+        best = state[0, g]
+        for i in range(g, G * U, G):
+            best = max(best, top[i])
+        if best > state[0, g]:
+            shrink = np.exp2(state[0, g] - best)
+            state[0, g] = best
+            state[1, g] *= shrink
+            for v in range(V):
+                for i in range((v * G + g) * L, (v * G + g + 1) * L):
+                    sums[i] *= shrink
+        for i in range(g, G * U, G):
+            top[i] = best if best > -np.inf else np.float32(0.0)
+    soften(scores, top, total, units, heads, unit)
+    for i in range(G * U):
+        state[1, i % G] += total[i]
 
 
 @compiled(nogil=True)
 def attend_exact_pages(
-    launch, threads, taken, query, table, context_len, lowest, num_kv_heads, page_size, stretch_pages,
-    keys, key_kind, values, value_kind, out, top, total,
+    launch, threads, taken, query, table, context_len, lowest, num_kv_heads, page_size, stretch_tokens,
+    keys, values, out, top, total, query_order, value_order, heads, unit, rest, kind, form,
 ):  # fmt: skip
-    """Partial attention of every stretch of exact pages (flat, as (pages, Hkv, page_size, D)); as `attend_coded`."""
-    numbers, places = (keys, key_kind, values, value_kind), (table, context_len, lowest, page_size, stretch_pages)
-    return on_threads(launch, threads, _attend_units, (taken, query, num_kv_heads, places, numbers, out, top, total))
+    """Partial attention of every stretch of `stretch_tokens` in exact pages (flat, as (pages, Hkv, page_size, D)); as
+    `attend_coded`.
+    """
+    places, orders = (table, context_len, lowest, num_kv_heads, page_size, stretch_tokens), (query_order, value_order)
+    return on_threads(
+        launch, threads, _attend_units,
+        (taken, query, places, keys, values, out, top, total, orders, heads, unit, rest, kind, form),
+    )  # fmt: skip
 
 
 @compiled(error_model="numpy")
-def _attend_units(taken, query, num_kv_heads, places, numbers, out, top, total):
-    table, context_len, lowest, page_size, stretch_pages = places
-    keys, key_kind, values, value_kind = numbers
-    B, Hq, D = query.shape
-    G = Hq // num_kv_heads
-    stretches = out.shape[2]
+def _attend_units(taken, query, places, keys, values, out, top, total, orders, heads, unit, rest, kind, form):
+    table, context_len, lowest, num_kv_heads, page_size, stretch_tokens = places
+    G, stretches = len(heads), out.shape[2]
+    state = np.empty((2, G), np.float32)
     job = next_unit(taken)
-    while job < B * num_kv_heads * stretches:
+    while job < len(query) * num_kv_heads * stretches:
         b = job // (num_kv_heads * stretches)
         h = job // stretches % num_kv_heads
         s = job % stretches
-        room = _room(G, D)
-        state = np.empty((2, G), np.float32)
-        state[0] = -np.inf
-        state[1] = 0.0
-        mine = np.zeros((G, D), np.float32)
-        first = max(s * stretch_pages * page_size, lowest[b])
-        end = min((s + 1) * stretch_pages * page_size, context_len[b])
-        while first < end:
-            slot = first % page_size
-            n = min(page_size - slot, end - first)
-            page = np.int64(table[b, first // page_size])
-            offset = ((page * num_kv_heads + h) * page_size + slot) * D
-            _fold(query, b, h * G, keys, values, key_kind, value_kind, offset, n, G, D, state, mine, room)
-            first += n
+        first = max(s * stretch_tokens, lowest[b])
+        end = min((s + 1) * stretch_tokens, context_len[b])
+        _fold(
+            query[b], h * G, keys, values, (table[b], page_size, num_kv_heads, h), first, end, state, out[b, h, s],
+            orders, heads, unit, rest, kind, form,
+        )  # fmt: skip
         for g in range(G):
-            top[b, h, s, g] = state[0, g]
-            total[b, h, s, g] = state[1, g]
-            for d in range(D):
-                out[b, h, s, g, d] = mine[g, d]
+            top[b, h, s, g], total[b, h, s, g] = state[0, g], state[1, g]
         job = next_unit(taken)
 
 
 @compiled(nogil=True)
 def merge(
-    launch, threads, taken, query, out, top, total, sink_keys, sink_values, sink_len, sink_lowest,
-    residual_keys, residual_values, residual_len, residual_lowest, kind, result, lse,
+    launch, threads, taken, query, out, top, total, sink_keys, sink_values, sink_capacity, sink_len, sink_lowest,
+    residual_keys, residual_values, residual_capacity, residual_len, residual_lowest, result, lse,
+    query_order, value_order, heads, unit, rest, kind, form,
 ):  # fmt: skip
     """Stretches, sinks and residual together: result (B, Hq, D), lse (B, Hq) float64, in base e.
 
-    Exact parts (B, Hkv, capacity, D); of sequence b the tokens lowest[b] ... len[b] - 1 are seen.
+    Exact parts are flat, as (B, Hkv, capacity, D); of sequence b the tokens lowest[b] ... len[b] - 1 are seen.
     """
-    sinks = sink_keys, sink_values, sink_len, sink_lowest
-    residual = residual_keys, residual_values, residual_len, residual_lowest
-    given = taken, query, out, top, total, sinks, residual, kind, result, lse
-    return on_threads(launch, threads, _merge_units, given)
+    sinks = sink_keys, sink_values, sink_capacity, sink_len, sink_lowest
+    residual = residual_keys, residual_values, residual_capacity, residual_len, residual_lowest
+    given = taken, query, (out, top, total), sinks, residual, result, lse, (query_order, value_order)
+    return on_threads(launch, threads, _merge_units, (*given, heads, unit, rest, kind, form))
 
 
 @compiled(error_model="numpy")
-def _merge_units(taken, query, out, top, total, sinks, residual, kind, result, lse):
-    B, Hkv, stretches, G = top.shape
-    D = query.shape[2]
+def _merge_units(taken, query, stretches, sinks, residual, result, lse, orders, heads, unit, rest, kind, form):
+    out, top, total = stretches
+    B, Hkv, S = top.shape[:3]
+    G, D = len(heads), query.shape[2]
+    states, sums = np.empty((2, 2, G), np.float32), np.empty((2, G, D), np.float32)
+    own = np.empty(1, np.int32)
     job = next_unit(taken)
     while job < B * Hkv:
         b, h = job // Hkv, job % Hkv
-        room = _room(G, D)
-        state = np.empty((2, G), np.float32)
-        state[0] = -np.inf
-        state[1] = 0.0
-        mine = np.zeros((G, D), np.float32)
-        for g in range(G):
-            best = np.float32(-np.inf)
-            for s in range(stretches):
-                best = max(best, top[b, h, s, g])
-            state[0, g] = best
-            for s in range(stretches):
-                if total[b, h, s, g] != 0.0:  # NaN is not 0 and goes on
-                    weight = np.exp2(top[b, h, s, g] - best)
-                    state[1, g] += weight * total[b, h, s, g]
-                    for d in range(D):
-                        mine[g, d] += weight * out[b, h, s, g, d]
+        own[0] = b
         for part in range(2):
-            keys, values, lengths, lows = sinks if part == 0 else residual
-            length, low = lengths[b], lows[b]
-            if length > low:
-                offset = ((b * Hkv + h) * keys.shape[2] + low) * D
-                _fold(
-                    query, b, h * G, keys.reshape(-1), values.reshape(-1), kind, kind, offset, length - low, G, D,
-                    state, mine, room,
-                )  # fmt: skip
+            keys, values, capacity, lengths, lows = sinks if part == 0 else residual
+            _fold(
+                query[b], h * G, keys, values, (own, max(capacity, 1), Hkv, h), lows[b], lengths[b], states[part],
+                sums[part], orders, heads, unit, rest, kind, form,
+            )  # fmt: skip
         for g in range(G):
-            mass = state[1, g]
+            best = max(states[0, 0, g], states[1, 0, g])
+            for s in range(S):
+                best = max(best, top[b, h, s, g])
+            mixed, mass = result[b, h * G + g], np.float32(0.0)
             for d in range(D):
-                result[b, h * G + g, d] = np.float32(0.0) if mass == 0.0 else mine[g, d] / mass
-            lse[b, h * G + g] = (
-                -np.inf if mass == 0.0 else (np.float64(state[0, g]) + np.log2(np.float64(mass))) * np.log(2.0)
-            )
+                mixed[d] = 0.0
+            for part in range(2):
+                mass += _join(mixed, sums[part, g], states[part, 0, g], states[part, 1, g], best)
+            for s in range(S):
+                mass += _join(mixed, out[b, h, s, g], top[b, h, s, g], total[b, h, s, g], best)
+            if mass == 0.0:
+                lse[b, h * G + g] = -np.inf
+            else:
+                for d in range(D):
+                    mixed[d] /= mass
+                lse[b, h * G + g] = (np.float64(best) + np.log2(np.float64(mass))) * np.log(2.0)
         job = next_unit(taken)
+
+
+@register_jitable
+def _join(mixed, part, top, total, best):
+    """Add a part to `mixed`, (D,), relative to the score `best`; returns its mass."""
+    if total == 0.0:  # NaN is not 0 and goes on
+        return np.float32(0.0)
+    weight = np.exp2(top - best)
+    for d in range(len(mixed)):
+        mixed[d] += weight * part[d]
+    return weight * total

@@ -7,32 +7,17 @@ import pytest
 import torch
 from batches import Spec, brute_force, build
 from served import TURNING
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pqkv.cache.layer import length_tensors
 from pqkv.kernels.cuda import backend
 from pqkv.kernels.cuda.backend import attention
 from pqkv.kernels.types import ExactTokens
+from pqkv.speed.launches import Operations, count_launches
 
-FREE = ("empty", "view", "reshape", "detach", "as_strided", "alias", "select", "slice", "unsqueeze", "unbind")
 SPEC = Spec(
     context=(64, 3), sinks=(1, 4), residual=(2, 3), head_dim=16, heads=1, group=2, subspaces=(8, 8), nbits=4,
     dtype=torch.float16,
 )  # fmt: skip
-
-
-class Counted(TorchDispatchMode):
-    """Operations of torch that are work for a device, by name."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        name = operation.name().removeprefix("aten::").partition(".")[0]
-        if not any(free in name for free in FREE):
-            self.found.append(name)
-        return operation(*args, **(kwargs or {}))
 
 
 def counted(monkeypatch, *inputs):
@@ -40,8 +25,11 @@ def counted(monkeypatch, *inputs):
     attention(*inputs, scale=0.25)
     launches, launch = [], backend.launch
     monkeypatch.setattr(backend, "launch", lambda *given: (launches.append(given[0]), launch(*given)))
-    with Counted() as torchs:
+    with Operations() as torchs:
         out, _ = attention(*inputs, scale=0.25)
+    monkeypatch.undo()
+    # what records say is what was asked for here
+    assert count_launches(lambda: attention(*inputs, scale=0.25)) == (len(launches), torchs.found)
     return torchs.found, len(launches), out
 
 

@@ -47,6 +47,12 @@ def _end(one):
     return run
 
 
+@form("call", "call.uni")
+def _call(one):
+    """Device functions of kernels are written out where they are called, so that arrays stay in registers."""
+    one.refuse("calls are not known: functions are to be written out (forceinline=True)")
+
+
 @form("bar.sync")
 def _barrier(one):
     """Of all threads. A warp arrives as a whole."""
