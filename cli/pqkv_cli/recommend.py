@@ -55,7 +55,7 @@ def recommend(
 
 def _print(best: Recipe | None, found: list[Recipe], wanted: Wanted, lm: LanguageModel, memory: int | None) -> None:
     from pqkv.errors import PqkvError
-    from pqkv.lab.recommend import recommended
+    from pqkv.lab.recommend import measured_everywhere, recommended, why_nothing
     from pqkv_cli.table import print_lines, print_table
 
     out = console()
@@ -65,13 +65,11 @@ def _print(best: Recipe | None, found: list[Recipe], wanted: Wanted, lm: Languag
             "give --lab FILE"
         )
     if best is None:
-        closest = min(found, key=lambda recipe: recipe.worst("kld_mean").value or 0.0)
-        raise PqkvError(
-            f"nothing that was measured of {lm.name} has {wanted}; of {len(found)} recipes the one that loses least is "
-            f"{closest.name} with {_loss(closest)} at {closest.code_bits:.3g} bits"
-        )
+        raise PqkvError(f"{lm.name}: {why_nothing(found, wanted)}")
     kind = "smallest" if wanted.max_ppl is not None or wanted.max_kld is not None else "one that loses least"
-    said = f"{best.name}: {best.code_bits:.4g} bits an element, the {kind} of {len(found)} measured with {wanted}"
+    compared, places = measured_everywhere(found), len(best.places)
+    among = f"of {len(compared)} measured in all {places} places" if places > 1 else f"of {len(compared)} measured"
+    said = f"{best.name}: {best.code_bits:.4g} bits an element, the {kind} {among} with {wanted}"
     print_lines(out, said)
     print_table(
         out,

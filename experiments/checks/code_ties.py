@@ -1,43 +1,43 @@
 """How many codes differ between decoding token by token and one forward under the exact schedule, in float32.
 
-.venv/bin/python experiments/checks/code_ties.py [TOKENS] [BACKEND] [MODEL] [BITS,...]
+.venv/bin/python experiments/checks/code_ties.py [TOKENS] [BACKEND] [MODEL] [BITS,...] [-o results/checks]
 """
 
+import argparse
 import importlib
-import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
+from recording import keep
 from torch import Tensor
 
 from pqkv.codec import Codebook, CodebookSet
+from pqkv.codec.codebook import Coded
 from pqkv.config import CacheConfig, Mode, TrainConfig
-from pqkv.lm import load_model
+from pqkv.lm import LanguageModel, load_model
 from pqkv.lm.defaults import default_codebooks
 from pqkv.quality.modes import run_coded
 
 MODULES = ("textwrap", "argparse", "ast", "heapq", "random", "shutil")
-tokens = int(sys.argv[1]) if len(sys.argv) > 1 else 700
-config = CacheConfig(backend=sys.argv[2] if len(sys.argv) > 2 else "reference")
-name = sys.argv[3] if len(sys.argv) > 3 else "reference"
-widths = [float(bits) for bits in (sys.argv[4] if len(sys.argv) > 4 else "4,3,2").split(",")]
-torch.set_num_threads(1)  # a step of one token is too little for two
-lm = load_model(name)
 
 
 def recording(book: Codebook, kept: list[Tensor]) -> Codebook:
-    """The codebook, putting the codes (1, Hkv, n, M) of every call into `kept`."""
+    """The codebook, putting the codes (1, Hkv, n, M) of every call into `kept`; so does what is made of it without its
+    turn, where a layer has turned already.
+    """
 
     class Recording(Codebook):
-        def encode(self, vectors: Tensor) -> Tensor:
-            codes = book.encode(vectors)
-            kept.append(codes)
-            return codes
+        def code(self, vectors: Tensor, positions: Tensor | None = None) -> Coded:
+            coded = super().code(vectors, positions)
+            kept.append(coded.codes)
+            return coded
 
-    return Recording(book.centroids, book.channels, book.weights, book.rotation)
+    return Recording(**{part.name: getattr(book, part.name) for part in fields(book) if part.init})
 
 
-def codes(books: CodebookSet, ids: Tensor, mode: Mode) -> list[Tensor]:
+def codes(lm: LanguageModel, books: CodebookSet, ids: Tensor, mode: Mode, config: CacheConfig) -> list[Tensor]:
     """All codes (1, Hkv, n, M) of a run, of every layer's keys and then of every layer's values."""
     sides: list[list[Tensor]] = [[] for _ in (*books.keys, *books.values)]
     wrapped = [recording(book, kept) for book, kept in zip((*books.keys, *books.values), sides, strict=True)]
@@ -46,19 +46,32 @@ def codes(books: CodebookSet, ids: Tensor, mode: Mode) -> list[Tensor]:
     return [torch.cat(kept, 2) for kept in sides]
 
 
-def beginning(module: str) -> Tensor:
-    """Ids (1, tokens) of a module's source."""
-    source = Path(str(importlib.import_module(module).__file__)).read_text(encoding="utf-8")
-    return torch.tensor(lm.encode(source)[:tokens])[None]
+def measure(tokens: int, backend: str, model: str, widths: list[float]) -> list[dict[str, Any]]:
+    lm, config, rows = load_model(model), CacheConfig(backend=backend), []
+    for bits in widths:
+        training = TrainConfig.parse({"model": model, "bits": bits})
+        books = default_codebooks(lm, training)[0]
+        differ = total = 0
+        for module in MODULES:
+            source = Path(str(importlib.import_module(module).__file__)).read_text(encoding="utf-8")
+            ids = torch.tensor(lm.encode(source)[:tokens])[None]
+            runs = (codes(lm, books, ids, mode, config) for mode in ("exact-schedule", "token"))
+            for one_forward, stepwise in zip(*runs, strict=True):
+                differ, total = differ + int((one_forward != stepwise).sum()), total + one_forward.numel()
+        counted = {"texts": len(MODULES), "differ": differ, "codes": total}
+        rows.append({"bits": bits, "recipe": training.recipe, **counted})
+    return rows
 
 
-print(f"{tokens} tokens of each of {', '.join(MODULES)}; backend of the single steps: {config.backend}")
-for bits in widths:
-    books = default_codebooks(lm, TrainConfig.parse({"model": name, "bits": bits}))[0]
-    differ = total = 0
-    for module in MODULES:
-        ids = beginning(module)
-        pairs = zip(codes(books, ids, "exact-schedule"), codes(books, ids, "token"), strict=True)
-        for one_forward, stepwise in pairs:
-            differ, total = differ + int((one_forward != stepwise).sum()), total + one_forward.numel()
-    print(f"{bits:g} bits: {differ} of {total:,} codes differ", flush=True)
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tokens", type=int, nargs="?", default=700)
+    parser.add_argument("backend", nargs="?", default="reference")
+    parser.add_argument("model", nargs="?", default="reference")
+    parser.add_argument("bits", nargs="?", default="4,3,2")
+    parser.add_argument("-o", "--output", type=Path)
+    given = parser.parse_args()
+    asked = {"model": given.model, "tokens": given.tokens, "backend": given.backend}
+    torch.set_num_threads(1)  # a step of one token is too little for two
+    every = [float(bits) for bits in given.bits.split(",")]
+    keep("code_ties", {**asked, "bits": given.bits}, given.output, lambda: measure(**asked, widths=every))

@@ -1,20 +1,23 @@
 """Memory of one job beside the weights of a model with a large vocabulary: estimated, and as the process peaked.
 
-.venv/bin/python experiments/checks/memory_of_a_cell.py [CONTEXT] [MODE] [LAYERS] [VOCABULARY]
+.venv/bin/python experiments/checks/memory_of_a_cell.py [CONTEXT] [MODE] [LAYERS] [VOCABULARY] [-o results/checks]
 
 MODE is that of a cell, `by-layer`, or a noise floor: `"bfloat16 arithmetic"`, `"float16 cache"` ... The model has the
 shapes of Gemma 3 270M, random weights and the tokenizer of the bundled model. Its codebooks are trained in a process of
 their own, so that the peak is the job's.
 """
 
+import argparse
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from recording import keep
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pqkv.codec.codebook_file import save_codebooks
@@ -27,7 +30,6 @@ from pqkv.quality.cells import named_codings
 from pqkv.quality.jobs import ground, jobs
 from pqkv.quality.memory import peak_resident
 
-DEFAULTS = ("8192", "exact-schedule", "18", "262144")
 TERMS = ("copies", "exact_states", "exact_forward", "coded_run", "comparison", "libraries")
 GIB = 1 << 30
 
@@ -48,7 +50,7 @@ def resident() -> int:
     return int(pages) * resource.getpagesize()
 
 
-def measure(context: int, mode: str, lm: LanguageModel, books: Path) -> None:
+def measure(context: int, mode: str, lm: LanguageModel, books: Path) -> list[dict[str, Any]]:
     layers, floor = mode == "by-layer", mode.endswith(("arithmetic", "cache"))
     wanted = EvalConfig.parse({
         "codebooks": (str(books),), "context": (context,), "windows": 1, "by_layer": layers, "noise_floor": floor,
@@ -65,21 +67,37 @@ def measure(context: int, mode: str, lm: LanguageModel, books: Path) -> None:
     seconds, peak = time.perf_counter() - clock, peak_resident() or 0
     expected = outcome["tables"]["memory_plan"][0]
     weights = sum(weight.numel() * weight.element_size() for weight in lm.model.parameters())
-    print(f"{context} tokens, {lm.vocab_size} words, {lm.num_layers} layers ({len(lm.coded_layers)} coded), {mode}")
-    print(f"weights {weights / GIB:.2f} GiB; resident before the cell {before / GIB:.2f} GiB, at its peak "
-          f"{peak / GIB:.2f} GiB: {(peak - before) / GIB:.2f} GiB more; {seconds:.0f} s")  # fmt: skip
-    print(f"estimated {expected['estimated_peak'] / GIB:.2f} GiB, {expected['estimated_peak'] / (peak - before):.2f} "
-          f"of it (MiB: {', '.join(f'{name} {expected[name] / 2**20:.0f}' for name in TERMS)})")  # fmt: skip
+    gib = {
+        "weights": weights, "before": before, "peak": peak, "more": peak - before,
+        "estimated": expected["estimated_peak"], **{name: expected[name] for name in TERMS},
+    }  # fmt: skip
+    told = {f"{name}_gib": round(size / GIB, 3) for name, size in gib.items()}
+    return [{"coded_layers": len(lm.coded_layers), "seconds": round(seconds), **told}]
 
 
-words = sys.argv[1:]
-if words[:1] == ["books"]:
-    lm = model(int(words[2]), int(words[3]))
+def books_of(layers: int, vocabulary: int, file: Path) -> None:
+    lm = model(layers, vocabulary)
     training = TrainConfig(num_subspaces=128, nbits=8, calibration_tokens=512, context=256, samples=512, iterations=1)
-    save_codebooks(Path(words[1]), *train(lm, training))
-else:
-    context, mode, layers, vocabulary = [*words, *DEFAULTS[len(words) :]]
+    save_codebooks(file, *train(lm, training))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("context", type=int, nargs="?", default=8192)
+    parser.add_argument("mode", nargs="?", default="exact-schedule")
+    parser.add_argument("layers", type=int, nargs="?", default=18)
+    parser.add_argument("vocabulary", type=int, nargs="?", default=262144)
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--books", type=Path, help="train codebooks into this file, and nothing else")
+    given = parser.parse_args()
+    if given.books:
+        books_of(given.layers, given.vocabulary, given.books)
+        sys.exit()
+    asked = {name: getattr(given, name) for name in ("context", "mode", "layers", "vocabulary")}
     with tempfile.TemporaryDirectory() as folder:
         books = Path(folder) / "books.safetensors"
-        subprocess.run([sys.executable, __file__, "books", str(books), layers, vocabulary], check=True)
-        measure(int(context), mode, model(int(layers), int(vocabulary)), books)
+        subprocess.run([sys.executable, __file__, *map(str, asked.values()), "--books", str(books)], check=True)
+        keep(
+            "memory_of_a_cell", {"model": "gemma3-shaped", **asked}, given.output,
+            lambda: measure(given.context, given.mode, model(given.layers, given.vocabulary), books),
+        )  # fmt: skip

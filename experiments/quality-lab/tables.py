@@ -3,7 +3,9 @@
 methods: every way of coding, the cheapest first; bars: ours beside the best peer that takes up to 1.25 bits more;
 ablation: one block of the recipe at a time, left out and added alone; costs (no text): what each part would cost;
 elsewhere (no text): the finalists on other texts, at another length and on the bundled model; exact (no text): by the
-tokens that stay exact; bound (no text): how far codes are from what a Gaussian with the same spectra allows.
+tokens that stay exact; bound (no text): how far codes are from what a Gaussian with the same spectra allows. outcome
+(no text) writes methods.csv, methods.md and the Pareto plots of a lab that is not through, as `pqkv lab` does when it
+is.
 """
 
 import sys
@@ -12,12 +14,13 @@ from pathlib import Path
 
 from pqkv.codec.catalog import CodecSpec, part_of
 from pqkv.codec.composed import ComposedOptions
-from pqkv.lab.bound import bound_losses, modelled_kld
+from pqkv.lab.bound import bound_losses, modelled_kld, read_bound
 from pqkv.lab.config import LabConfig
 from pqkv.lab.costs import costs
 from pqkv.lab.differences import differences
-from pqkv.lab.outcome import Group, groups, markdown
-from pqkv.record import load_records
+from pqkv.lab.outcome import Group, floors, groups, markdown, write_outcome
+from pqkv.lab.pareto import write_pareto
+from pqkv.record import Record, RecordStore, load_records
 from pqkv.report.series import codec_name
 
 ROOT = Path(__file__).parents[2]
@@ -72,27 +75,38 @@ def lab_config(lab: str) -> LabConfig:
 
 def found(text: str, context: int, lab: str = "smollm2", folder: Path = RESULTS, mode: str = "all-coded") -> Group:
     """The group of a text, context and mode, named as the lab's file names its methods."""
-    config = lab_config(lab)
-    names = {str(spec): name for name, spec in config.all_methods().items()}
-    records = [r for r in load_records(folder) if r.config.get("codec") and r.config["model"] == config.model]
-    by_digest = {}
-    for record in records:
-        spec = codec_name(record.config)
-        if spec in names:
-            by_digest[record.digest] = names[spec]
-    every = groups(records, by_digest, config.against)
+    every = named(load_records(folder), lab_config(lab))
     return next(g for g in every if (g.config["data"], g.config["context"], g.config["mode"]) == (text, context, mode))
 
 
+def named(records: list[Record], config: LabConfig) -> list[Group]:
+    """Groups of the records that the lab's file names."""
+    names = {str(spec): name for name, spec in config.all_methods().items()}
+    own = [r for r in records if r.config.get("codec") and r.config["model"] == config.model]
+    known = {r.digest: names[spec] for r in own if (spec := codec_name(r.config)) in names}
+    return groups(own, known, config.against)
+
+
+def outcome(folder: Path = RESULTS, into: Path = RESULTS) -> str:
+    """Write the outcome of the records that lie in the folder of the whole lab; the files written."""
+    records, config = RecordStore(folder).load_all(), lab_config("smollm2")
+    every = sorted(named(records, config), key=lambda group: group.config["context"])
+    written = write_outcome(every, into)
+    written += write_pareto(every, into, floors=floors(records, every), bound=read_bound(folder, config.model))
+    return "\n".join(path.name for path in written)
+
+
 def bars(group: Group) -> str:
-    """Ours against their bars, and against the best peer of about their size, pair by pair."""
+    """Those of ours that were measured against their bars, and against the best peer of about their size, in pairs."""
     rows = {row.method: row for row in group.rows}
     peers = [row for row in group.rows if not row.method.startswith(OURS)]
     lines = [BAR_HEAD]
-    for name, bar in BARS.items():
+    for name, bar in ((name, bar) for name, bar in BARS.items() if name in rows):
         ours = rows[name]
         bits, kld = ours.value("code_bits"), ours.kld
         near = [p for p in peers if int(bits) <= p.value("code_bits") < int(bits) + WIDER]
+        if not near:
+            continue
         best = min(near, key=lambda p: p.value("kld_mean"))
         gap = differences({name: ours.record, **{p.method: p.record for p in near}}, best.method)[name]
         lines.append(
@@ -198,7 +212,7 @@ def cost_table(head_dim: int = 64) -> str:
 
 
 def printed(words: list[str]) -> str:
-    alone = {"costs": cost_table, "elsewhere": elsewhere, "exact": exact, "bound": bound}
+    alone = {"costs": cost_table, "elsewhere": elsewhere, "exact": exact, "bound": bound, "outcome": outcome}
     if words[0] in alone:
         return alone[words[0]]()
     what, text, context = words

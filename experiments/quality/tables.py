@@ -2,7 +2,8 @@
 
 RECIPE is that of the codebooks, pqkv unless `product` is named. A row for each context and number of bits, in three
 ways to run text through the cache; where the noise floor was measured, what rounding alone does. 95% intervals stand
-in brackets. `steps MODEL TEXT` has the modes that go through the real cache step by step, recipe pqkv.
+in brackets. The standard library is another text under another Python, so its rows name theirs and hold cells of no
+other. `steps MODEL TEXT` has the modes that go through the real cache step by step, recipe pqkv.
 """
 
 import sys
@@ -30,8 +31,13 @@ def steps(model: str, text: str, folder: Path = RESULTS) -> str:
         c, m = record.config, record.metrics
         if (c["model"], c["data"]) == (model, text) and c["mode"] in ("token", "chunk", "decode") and "kld_mean" in m:
             errors = [m[name].value for name in ("softmax_mass_error", "lse_mass_error") if name in m]
-            words = [f"{c['context']:,}", f"{c['bits']:.3g}", c["mode"], _percent(m["perplexity_ratio"].value)]
-            words += [_share(record), _nats(record), f"{max(errors):.1e}" if errors else ""]
+            words = [_row(c["context"], _edition(record)), f"{c['bits']:.3g}", c["mode"]]
+            words += [
+                _percent(m["perplexity_ratio"].value),
+                _share(record),
+                _nats(record),
+                f"{max(errors):.1e}" if errors else "",
+            ]
             rows.append(f"| {' | '.join(words)} |")
     return "\n".join(rows)
 
@@ -41,27 +47,37 @@ def table(model: str, text: str, contexts: tuple[int, ...] = (), folder: Path = 
     found = [r for r in load_records(folder) if (r.config["model"], r.config["data"]) == (model, text)]
     found = [r for r in found if r.config.get("floor") or r.config.get("recipe", "product") == recipe]
     cells = {_way(record): record for record in found if record.status == "ok"}
-    contexts = contexts or tuple(sorted({key[0] for key in cells}))
     rows = [HEAD]
-    for context in contexts:
-        for bits in sorted({key[1] for key in cells if key[0] == context and key[1]}, reverse=True):
-            schedule, sinks, coded = (cells.get((context, bits, *way)) for way in WAYS)
+    for context, edition in sorted({key[:2] for key in cells if not contexts or key[0] in contexts}):
+        own = {key[2:]: record for key, record in cells.items() if key[:2] == (context, edition)}
+        for bits in sorted({key[0] for key in own if key[0]}, reverse=True):
+            schedule, *others = (own.get((bits, *way)) for way in WAYS)
             if schedule:
-                words = [f"{context:,}", f"{bits:.3g}", _ratio(schedule), _share(schedule), _nats(schedule)]
-                words += [cell for record in (sinks, coded) for cell in (_ratio(record), _nats(record))]
+                words = [_row(context, edition), f"{bits:.3g}", _ratio(schedule), _share(schedule), _nats(schedule)]
+                words += [cell for record in others for cell in (_ratio(record), _nats(record))]
                 rows.append(f"| {' | '.join(words)} |")
         for kind in ("bfloat16 arithmetic", "bfloat16 cache"):
-            if floor := cells.get((context, 0.0, kind, 0)):
-                words = [f"{context:,}", kind, _ratio(floor), _share(floor), _nats(floor), "", "", "", ""]
+            if floor := own.get((0.0, kind, 0)):
+                words = [_row(context, edition), kind, _ratio(floor), _share(floor), _nats(floor), "", "", "", ""]
                 rows.append(f"| {' | '.join(words)} |")
     return "\n".join(rows)
 
 
-def _way(record: Record) -> tuple[int, float, str, int]:
+def _way(record: Record) -> tuple[int, str, float, str, int]:
     config = record.config
+    where = config["context"], _edition(record)
     if floor := config.get("floor"):
-        return config["context"], 0.0, floor, 0
-    return config["context"], config["bits"], config["mode"], config.get("coded_sinks", 0)
+        return *where, 0.0, floor, 0
+    return *where, config["bits"], config["mode"], config.get("coded_sinks", 0)
+
+
+def _edition(record: Record) -> str:
+    """Whose standard library the text is, 3.11; nothing for other texts."""
+    return ".".join(record.env["python"].split(".")[:2]) if record.config["data"] == "stdlib" else ""
+
+
+def _row(context: int, edition: str) -> str:
+    return f"{context:,}, Python {edition}" if edition else f"{context:,}"
 
 
 def _ratio(record: Record | None) -> str:

@@ -118,17 +118,41 @@ def recipe_name(record: Record) -> str:
     return codec_name(record.config) or f"codebooks of {record.config['bits']:g} bits, {record.config['codebooks']}"
 
 
-def recommended(found: Sequence[Recipe], wanted: Wanted) -> Recipe | None:
-    """The cheapest that was measured wherever the most thoroughly measured one was (in most places, then on most
-    windows), and does what is asked; asked for bits alone, the one that loses least. None if nothing does.
-    """
+def measured_everywhere(found: Sequence[Recipe]) -> list[Recipe]:
+    """Those that were measured wherever the most thoroughly measured one was (in most places, then on most windows)."""
     if not found:
-        return None
+        return []
     thorough = max(found, key=lambda recipe: (len(recipe.places), recipe.windows)).places
-    able = [recipe for recipe in found if recipe.places >= thorough and recipe.does(wanted)]
+    return [recipe for recipe in found if recipe.places >= thorough]
+
+
+def recommended(found: Sequence[Recipe], wanted: Wanted) -> Recipe | None:
+    """The cheapest of those measured everywhere that does what is asked; asked for bits alone, the one that loses
+    least. None if nothing does.
+    """
+    able = [recipe for recipe in measured_everywhere(found) if recipe.does(wanted)]
     if wanted.max_ppl is None and wanted.max_kld is None:
         return min(able, key=lambda recipe: _upper(recipe.worst("kld_mean")), default=None)
     return able[0] if able else None
+
+
+def why_nothing(found: Sequence[Recipe], wanted: Wanted) -> str:
+    """What comes nearest where nothing does what is asked, and what does it where it was measured, if anything does."""
+    everywhere = measured_everywhere(found)
+    nearest = min(everywhere, key=lambda recipe: _upper(recipe.worst("kld_mean")))
+    ppl, kld = nearest.worst("perplexity_ratio"), nearest.worst("kld_mean")
+    places = len(nearest.places)
+    where = f" in all {places} places (text and context)" if places > 1 else ""
+    reason = (
+        f"nothing that was measured{where} has {wanted}; of {len(everywhere)} such recipes {nearest.name} loses least: "
+        f"perplexity up to {_upper(ppl) - 1:+.2%} and KLD up to {_upper(kld):.3g} nats by its intervals, at "
+        f"{nearest.code_bits:.4g} bits"
+    )
+    elsewhere = next((recipe for recipe in found if recipe.does(wanted)), None)
+    if elsewhere is not None:
+        within = len(elsewhere.places & nearest.places)
+        reason += f"; {elsewhere.name} does at {elsewhere.code_bits:.4g} bits, and was measured in {within} of them"
+    return reason
 
 
 def room(recipe: Recipe, memory: int, weights: int, contexts: Sequence[int] = STATED) -> Room:

@@ -57,10 +57,7 @@ def cells(records: Iterable[Record]) -> list[Cell]:
     """The records in report order: by group, most bits first, then mode, context and variant. Each has the figures that
     follow from its own among its metrics.
     """
-    groups: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        groups[_group(record)].append(record)
-    found = []
+    groups, found = _groups(records), []
     for name in sorted(groups):
         members = sorted(groups[name], key=_identity)
         variants = _variants(members)
@@ -119,9 +116,21 @@ def natural(text: str) -> list[str]:
     return [part.zfill(12) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
 
 
-def _group(record: Record) -> str:
-    config = record.config
-    return f"{as_text(config.get('model', '?'))} on {as_text(config.get('data', '?'))}: {record.kind}"
+def _groups(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records by model, text and kind. Texts of one name (each Python has a standard library of its own) are groups of
+    their own, named by their digests, so that no line joins cells of two.
+    """
+    texts: dict[tuple[str, ...], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        config = record.config
+        name = as_text(config.get("model", "?")), as_text(config.get("data", "?")), record.kind
+        texts[name][as_text(config.get("data_sha256", ""))].append(record)
+    found = {}
+    for (model, data, kind), by_text in texts.items():
+        for digest, own in by_text.items():
+            which = f" (text {digest[:8]})" if len(by_text) > 1 and digest else ""
+            found[f"{model} on {data}{which}: {kind}"] = own
+    return found
 
 
 def mode_name(config: dict[str, Any]) -> str:

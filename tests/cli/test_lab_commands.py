@@ -140,8 +140,8 @@ def test_recommend_names_the_smallest_that_does_it(capsys, lab_file, tiny_folder
     assert "pqkv eval --model" in out
     code, out, err = run(capsys, *words, "--max-kld", "0.0000000001")
     assert code == 2
-    assert "nothing that was measured of" in err
-    assert "the one that loses least is" in err
+    assert "nothing that was measured" in err
+    assert "loses least" in err
     code, _, err = run(capsys, *words, "--bits", "4", "--exact", "0/0")
     assert code == 2
     assert "nothing was measured of" in err

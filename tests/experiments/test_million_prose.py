@@ -105,3 +105,18 @@ def test_what_the_log_says_of_listings_and_bins():
     ]  # fmt: skip
     errors = [r.tables["bins"][0]["error"] for r in kinds["million-bins"]]
     assert max(errors) <= numbers(log, r"\(float64 agrees to ([\de.-]+)\)")[0]
+
+
+def test_what_the_log_says_of_a_real_model():
+    changes, opq = {}, {}
+    for row in claims():
+        if found := re.match(r"perplexity change at 4 bits, (\S+) setting, stdlib", row["claim"]):
+            changes.setdefault((found[1], row["model"]), []).append(float(re.match(r"([+-][\d.]+)%", row["ours"])[1]))
+        if row["claim"] == "OPQ loses less than balanced at 4 bits, stdlib test, 4,096 tokens":
+            opq[row["model"]] = float(re.search(r"([\d.]+)x", row["ours"])[1])
+    log = text_of("experiments/LOG.md")
+    told = numbers(log, r"\| \+([\d.]+)% to \+([\d.]+)%, and ours \+([\d.]+)% to \+([\d.]+)%: the same")
+    theirs, ours = changes["MILLION's", "smollm2"], changes["our", "smollm2"]
+    assert told == [round(min(theirs), 1), round(max(theirs), 1), min(ours), max(ours)]
+    assert max(*ours, *changes["our", "reference"]) < 1 < min(*theirs, *changes["MILLION's", "reference"])
+    assert numbers(log, r"at 4 bits OPQ loses ([\d.]+) of balanced") == [opq["reference"]]

@@ -7,6 +7,7 @@ import pytest
 from prose import numbers, script, text_of
 
 from pqkv.lab.bound import bound_losses, modelled_kld
+from pqkv.lab.recommend import Wanted, recipes, recommended
 from pqkv.record import load_records
 
 ROOT = Path(__file__).parents[2]
@@ -226,12 +227,35 @@ def test_what_the_first_page_says(rows):
     assert len(rows) == 35
 
 
-def test_what_is_said_of_4096_tokens(tables):
+def test_the_outcome_is_that_of_the_records(tables, tmp_path):
+    written = tables.outcome(into=tmp_path).splitlines()
+    assert written[:2] == ["methods.csv", "methods.md"]
+    for name in written[:2]:
+        assert (tmp_path / name).read_text() == (tables.RESULTS / name).read_text()
+    assert all((tables.RESULTS / name).exists() for name in written)
+
+
+@pytest.mark.parametrize("readme", ["README.md", "experiments/quality-lab/README.md"])
+def test_recommendations_that_are_asked_for_as_an_example_are_given(tables, readme):
+    found = re.search(r"pqkv recommend --model smollm2 --max-(ppl|kld) ([\d.]+)(%?)", text_of(readme))
+    bound = float(found[2]) / (100 if found[3] else 1)
+    records = load_records(tables.RESULTS)
+    (fingerprint,) = {r.config["model_weights"] for r in records if r.kind == "eval" and r.config["model"] == "smollm2"}
+    measured = recipes(records, fingerprint, "all-coded, 4 sinks")
+    assert recommended(measured, Wanted(**{f"max_{found[1]}": bound})) is not None
+
+
+def test_what_is_said_of_4096_tokens(tables, rows):
     kld = {row.method: row.kld.value for row in tables.found("wikitext2-test.txt", 4096).rows}
     three = r"([\d.]+), ([\d.]+) and ([\d.]+)"
     given = said(rf"as at 1,024\*\*: {three} nats, with predictions {three}\.")
     names = [f"pqkv {bits}{more}" for more in ("", ", predicted") for bits in (4, 3, 2)]
     assert given == [float(f"{kld[name]:.3g}") for name in names]
+    peers = {name for name in kld if not name.startswith(tables.OURS)}
+    near = {name: row.kld.value for name, row in rows.items() if not name.startswith(tables.OURS)
+            and 4 <= row.value("code_bits") < 4 + tables.WIDER}  # fmt: skip
+    assert peers == {"AQUA-KV 4", "KIVI 4"} == set(sorted(near, key=near.get)[:2])
+    assert kld["pqkv 4, predicted"] < kld["AQUA-KV 4"] < min(kld["pqkv 4"], kld["pqkv 3, predicted"])
 
 
 def test_what_is_said_of_other_exact_tokens(tables, rows):
@@ -255,3 +279,25 @@ def test_what_is_said_of_other_exact_tokens(tables, rows):
     compared = ("pqkv 4", "pqkv 3", "KIVI 4", "AQUA-KV 4", "fp8")
     shares = [usual[name] / rows[name].kld.value for name in compared]
     assert (round(min(shares), 2), round(max(shares), 2)) == tuple(said(r"they lose ([\d.]+) to ([\d.]+) of the above"))
+
+
+def test_what_the_log_says_the_bundled_model_had_taught(rows, elsewhere):
+    """The table that sets its conclusions beside SmolLM2's."""
+    log, of = text_of("experiments/LOG.md"), changes()
+    assert numbers(log, r"holds: keys ([\d.]+) times alone, ([\d.]+) times in the recipe; values ([\d.]+) times") == [
+        of["keys alone", "grouping=adjacent"], of["keys", "grouping=adjacent"], of["values alone", "grouping=adjacent"]
+    ]  # fmt: skip
+    assert numbers(log, r"more so: ([\d.]+) of it") == [of["keys alone", "metric=diagonal"]]
+    assert numbers(log, r"only alone \(principal axes ([\d.]+)") == [of["keys alone", "transform=klt"]]
+    assert of["keys", "transform=none"] == pytest.approx(4 / 3, abs=0.02)  # "worth a third"
+    assert numbers(log, r"keys ([\d.]+), in the recipe's metric ([\d.]+) \(.* values ([\d.]+) \(it holds") == [
+        of["keys alone", "transform=opq"], of["keys", "transform=opq"], of["values alone", "transform=opq"]
+    ]  # fmt: skip
+    *_, bundled = elsewhere
+    small = {row.method: row.kld.value for row in bundled.rows}
+    told = numbers(log, r"lose ([\d.]+) of recipe pqkv, int4 ([\d.]+) times .* lose ([\d.]+) times as much, int4 (\d+)")
+    assert told == [
+        round(small["codebooks 4"] / small["pqkv 4"], 2), round(small["int4"] / small["pqkv 4"], 1),
+        round(rows["codebooks 4"].kld.value / rows["pqkv 4"].kld.value, 1),
+        round(rows["int4"].kld.value / rows["pqkv 4"].kld.value),
+    ]  # fmt: skip

@@ -1,5 +1,7 @@
 """Figures in the prose of experiments/quality and of README.md on the real model are those of the records."""
 
+import re
+
 import pytest
 from prose import ROOT, numbers, text_of
 
@@ -10,14 +12,14 @@ QUALITY, README = text_of("experiments/quality/README.md"), text_of("README.md")
 
 @pytest.fixture(scope="module")
 def cells():
-    """SmolLM2's, by (text, recipe, mode, exact first tokens, context, whole bits)."""
+    """SmolLM2's, by (text, recipe, mode, exact first tokens, context, whole bits, digest of the text)."""
     found = {}
     for record in load_records(ROOT / "results/quality"):
         c = record.config
         if c["model"] == "smollm2" and record.kind == "eval" and c.get("bits") and record.status == "ok":
             sinks = c.get("coded_sinks") or 0
             key = (c["data"].split(".")[0], c.get("recipe", "product"), c["mode"], sinks, c["context"], int(c["bits"]))
-            found[key] = record.metrics
+            found[*key, c["data_sha256"]] = record.metrics  # each Python has a standard library of its own
     return found
 
 
@@ -32,7 +34,7 @@ def spread(cells, metric, text, recipe, mode, sinks, bits, contexts=None):
 
 
 def test_how_little_a_short_context_shrinks(cells):
-    bits = cells["wikitext2-test", "pqkv", "exact-schedule", 0, 512, 4]["effective_bits"].value
+    bits, _ = spread(cells, "effective_bits", "wikitext2-test", "pqkv", "exact-schedule", 0, 4, (512,))
     assert numbers(README, r"4 bits take ([\d.]+) an element with float32 exact parts") == [round(bits, 1)]
 
 
@@ -119,3 +121,39 @@ def test_codebooks_learnt_anew():
     assert all(r.env["gpus"] and r.config["codebooks"] != before[k].config["codebooks"] for k, r in anew.items())
     times = [r.metrics["kld_mean"].value / before[k].metrics["kld_mean"].value for k, r in anew.items()]
     assert numbers(QUALITY, r"those lose ([\d.]+) to ([\d.]+) times") == [round(min(times), 2), round(max(times), 2)]
+
+
+def test_what_conversations_lose():
+    found = {record.config["mode"]: record for record in load_records(ROOT / "results/quality-chat")}
+    for mode, sinks, pattern in (
+        ("exact-schedule", None, r"cost {ppl} of perplexity, at [\d.]+% top-1 and {kld} nats \["),
+        ("all-coded", 4, r"all coded but four {kld} nats and {ppl}"),
+    ):
+        c, m = found[mode].config, found[mode].metrics
+        assert c["chat"]
+        assert (c["bits"] // 1, c["context"], c["windows"], c.get("coded_sinks")) == (4, 1024, 8, sinks)
+        ppl = [f"{100 * (value - 1):.2f}" for value in astuple(m["perplexity_ratio"])]
+        kld = f"{m['kld_mean'].value:.2g}"
+        told = pattern.format(ppl=r"\+{}% \[\+{}%, \+{}%\]".format(*map(re.escape, ppl)), kld=re.escape(kld))
+        assert re.search(told, QUALITY), told
+        plain = {key: c[key] for key in ("model", "data", "recipe", "mode", "context", "bits")} | {"windows": 16}
+        (beside,) = (
+            r for r in load_records(ROOT / "results/quality")
+            if plain.items() <= r.config.items() and r.config.get("coded_sinks") == sinks
+        )  # fmt: skip
+        later = beside.tables["by_position"][-1]
+        assert later["start"] == 512
+        (lost,) = numbers(QUALITY, r"from position 512 on\) lose ([\d.]+)" if sinks is None else
+                          r"from position 512 on\) lose [\d.]+ and ([\d.]+) nats")  # fmt: skip
+        assert lost == float(f"{later['kld_mean']:.2g}")
+    m = found["exact-schedule"].metrics
+    told = numbers(QUALITY, r"at ([\d.]+)% top-1 and [\d.]+ nats \[([\d.]+), ([\d.]+)\]")
+    assert told == [
+        round(100 * m["agreement_at_1"].value, 1),
+        round(m["kld_mean"].low, 4),
+        round(m["kld_mean"].high, 4),
+    ]
+
+
+def astuple(metric):
+    return metric.value, metric.low, metric.high

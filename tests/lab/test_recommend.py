@@ -4,7 +4,7 @@ import pytest
 from made_records import HEADS, LAYERS, D, record
 
 from pqkv.errors import ConfigError
-from pqkv.lab.recommend import Wanted, exact_bytes, recipes, recommended, room
+from pqkv.lab.recommend import Wanted, exact_bytes, recipes, recommended, room, why_nothing
 
 MEASURED = [
     record(2, 0.2, 0.2), record(3, 0.03, 0.05), record(4, 0.01, 0.01), record(8, 0.001, 0.0001),
@@ -35,6 +35,16 @@ def test_the_upper_end_of_every_interval_decides(wanted, bits):
 def test_what_was_measured_in_fewer_places_is_not_taken_for_better():
     lucky = record(2, 0.0001, 0.0001, codec="kivi")
     assert best(Wanted(max_ppl=0.034), [*MEASURED, lucky]).code_bits == 3
+
+
+def test_where_nothing_does_it_is_said_what_comes_nearest_and_what_does_elsewhere():
+    """Never that nothing has 1% beside one that has: that one was measured in fewer places."""
+    found = recipes([*MEASURED, record(6, 0.0, 0.0, codec="kivi")], "m", MODE)
+    assert recommended(found, Wanted(max_kld=1e-6)) is None
+    said = why_nothing(found, Wanted(max_kld=1e-6))
+    assert "in all 2 places (text and context) has KLD within 1e-06 nats; of 4 such recipes int:bits=8 loses" in said
+    assert "kivi:bits=6 does at 6 bits, and was measured in 1 of them" in said
+    assert "does at" not in why_nothing(recipes(MEASURED, "m", MODE), Wanted(max_kld=1e-6))
 
 
 def test_a_place_that_was_measured_twice_is_one_place():

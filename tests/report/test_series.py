@@ -29,6 +29,16 @@ def test_cells_of_equal_config_are_told_apart_by_machine_or_commit(make):
     assert {cell.variant for cell in commits} == {"commit=aaaaaaaa", "commit=bbbbbbbb"}
 
 
+def test_no_group_has_cells_of_two_texts_of_one_name(make):
+    """The standard library of another Python is another text; where there is one, its digest says nothing."""
+    one = [make(context=n, data="stdlib", data_sha256="1" * 64) for n in (512, 1024)]
+    other = make(context=2048, data="stdlib", data_sha256="2" * 64)
+    assert {cell.group for cell in cells(one)} == {"reference on stdlib: eval"}
+    found = {cell.context: cell.group for cell in cells([*one, other])}
+    assert found[512] == found[1024] == "reference on stdlib (text 11111111): eval"
+    assert found[2048] == "reference on stdlib (text 22222222): eval"
+
+
 def test_a_failure_beside_its_success_is_no_variant(make):
     assert {cell.variant for cell in cells([make(), make(error="broken")])} == {""}
 
