@@ -56,3 +56,12 @@ def test_instructions_of_the_log():
     assert instructions(key_loops(Avx512, Shape(8, 2, 4), "znver4"), parts=True) == pytest.approx(
         table.loc[("znver4", 8, 2), "keys"], rel=0.1
     )
+
+
+def test_what_rounding_to_bytes_costs_a_model():
+    said = numbers(
+        text_of("experiments/bench/README.md"),
+        r"loses ([\d.]+) nats where backend `cpu` loses ([\d.]+) \(`results/byte",
+    )
+    found = {r.config["backend"]: r.metrics["kld_mean"].value for r in load_records(ROOT / "results/byte-centroids")}
+    assert said == [round(found[name], 6) for name in ("cpu-bytes", "cpu")]
