@@ -78,10 +78,15 @@ def ratio(record: Record | None) -> str:
     return f"{m.value:.2f} [{m.low:.2f}, {m.high:.2f}]"
 
 
+TABLES = {"bytes": bytes_, "exact": exact, "instructions": instructions}
+
+
 def printed(words: list[str]) -> str:
-    """What the command with these arguments prints."""
-    return {"bytes": bytes_, "exact": exact, "instructions": instructions}[words[0]]()
+    """The table named on the command line."""
+    return TABLES[words[0]]()
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == [] or sys.argv[1] not in TABLES:
+        sys.exit(__doc__)
     print(printed(sys.argv[1:]))

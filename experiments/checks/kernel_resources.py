@@ -135,9 +135,8 @@ def rows(kernels: tuple[str, ...], only: str = "") -> Iterator[Row]:
             yield row
 
 
-def asked_for(kernel: str, variant: Any, capability: tuple[int, int], ptx: str, blocks: int) -> Row:  # noqa: ANN401 - as above
-    """What ptxas makes of a kernel of which so many blocks are to fit, whatever its registers have to give up."""
-    block = block_of(kernel, variant)
+def asked_for(block: int, capability: tuple[int, int], ptx: str, blocks: int) -> Row:
+    """What ptxas makes of a kernel of which so many blocks of `block` threads are to fit, whatever that costs it."""
     bounds = f".maxntid {block}, 1, 1\n.minnctapersm {blocks}\n"
     cubin, report = compiling.assemble(re.sub(r"\)\s*\{", f")\n{bounds}{{", ptx, count=1), capability)
     return {
@@ -158,12 +157,11 @@ def bounded(before: Path) -> Iterator[Row]:
                 ptx, blocks = compile_one(variant, capability).ptx, int(had[key]["blocks"])
                 row: Row = dict(zip(("kernel", "variant", "sm"), key, strict=True)) | {"blocks_before": blocks}
                 row |= {f"{one}_now": have[key][one] for one in ("registers", "blocks", "code")}
-                yield row | {
-                    f"{one}_asked": value for one, value in asked_for(kernel, variant, capability, ptx, blocks).items()
-                }
+                asked = asked_for(block_of(kernel, variant), capability, ptx, blocks)
+                yield row | {f"{one}_asked": value for one, value in asked.items()}
 
 
-def name_of(name: str, variant: Any) -> str:  # noqa: ANN401 - as above
+def name_of(name: str, variant: object) -> str:
     return name + (" beside" if getattr(variant, "turning", False) else "")
 
 

@@ -45,5 +45,5 @@ class SweepCell:
         return replace(self, settings=self.settings | {"seed": seed} if seed else self.settings)
 
 
-def _text(value: Any) -> str:  # noqa: ANN401 - any value of a TOML file
+def _text(value: object) -> str:
     return ",".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)

@@ -14,6 +14,7 @@ from pqkv.errors import ConfigError
 from pqkv.sweep.cells import SweepCell
 
 if TYPE_CHECKING:
+    from pqkv.lab.config import LabConfig
     from pqkv.quality.cell_run import Shared
     from pqkv.record import Record, RecordStore
 
@@ -99,7 +100,7 @@ def _evaluate(config: EvalConfig, store: RecordStore, kept: Kept, report: Report
     return evaluate(config, store, report=lambda now: report(now.stage, now.done, now.total), shared=kept.model(config))
 
 
-def _lab(config: Any, store: RecordStore, kept: Kept, report: Report) -> Iterator[Record]:  # noqa: ANN401 - LabConfig
+def _lab(config: LabConfig, store: RecordStore, kept: Kept, report: Report) -> Iterator[Record]:
     from pqkv.lab.run import run_lab
 
     return (record for _, record in run_lab(config, store, report=report, shared=kept.model(config)))
@@ -130,7 +131,7 @@ def _eval_size(config: EvalConfig) -> tuple[int, int]:
     return max(config.context), sum(config.context) * (config.windows or 8) * ways * (1 + config.control)
 
 
-def _lab_size(config: Any) -> tuple[int, int]:  # noqa: ANN401 - LabConfig
+def _lab_size(config: LabConfig) -> tuple[int, int]:
     one = sum(e.context[0] * (e.windows or 8) for e in config.evaluations())
     return max(config.context), one * len(config.all_methods())
 
@@ -167,7 +168,7 @@ COMMANDS: dict[str, Command] = {
 }  # fmt: skip
 
 
-def _as_tuple(kind: type[Settings], name: str, value: Any) -> Any:  # noqa: ANN401 - any setting
+def _as_tuple(kind: type[Settings], name: str, value: object) -> object:
     """One value of a setting that takes several stands for a list of it."""
     known = kind.model_fields.get(name)
     if known is None or isinstance(value, list | tuple | dict) or value is None:
@@ -176,5 +177,5 @@ def _as_tuple(kind: type[Settings], name: str, value: Any) -> Any:  # noqa: ANN4
     return (value,) if any(typing.get_origin(one) is tuple for one in kinds) else value
 
 
-def _is_union(annotation: Any) -> bool:  # noqa: ANN401 - any annotation
+def _is_union(annotation: object) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)

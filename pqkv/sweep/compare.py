@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pqkv.config import digest_of
 from pqkv.errors import RecordError
@@ -137,5 +136,5 @@ def _label(record: Record) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _text(value: Any) -> str:  # noqa: ANN401 - any JSON value
+def _text(value: object) -> str:
     return "" if value is None else str(value)

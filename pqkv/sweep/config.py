@@ -62,12 +62,12 @@ class SweepConfig(Settings):
 
     @field_validator("zip", mode="before")
     @classmethod
-    def _one_zip(cls, given: Any) -> Any:  # noqa: ANN401 - not validated yet
+    def _one_zip(cls, given: object) -> object:
         return (given,) if isinstance(given, dict) else given
 
     @field_validator("product", "zip", mode="before")
     @classmethod
-    def _lists(cls, given: Any) -> Any:  # noqa: ANN401 - not validated yet
+    def _lists(cls, given: object) -> object:
         for table in given if isinstance(given, list | tuple) else (given,):
             for name, values in table.items() if isinstance(table, dict) else ():
                 if not isinstance(values, list | tuple):

@@ -23,7 +23,7 @@ from pqkv.sweep.cells import SweepCell
 from pqkv.sweep.ledger import Claim, Ledger, Running
 from pqkv.sweep.placed import local_files, packed
 from pqkv.sweep.ray_task import Sent, record_of, run_cell
-from pqkv.sweep.run import Terms
+from pqkv.sweep.run import Terms, drive
 
 _POLL = 0.5
 _LOST = 5  # times that a cell may lose the worker it was given to: a cell that kills its worker is one of them
@@ -64,18 +64,7 @@ def run_on_ray(cells: Iterable[SweepCell], ledger: Ledger, terms: Terms) -> None
     """As `run.run_sweep`, on the cluster this process is connected to; `terms.jobs` is not asked: as many cells run at
     once as the cluster has room for.
     """
-    pool = _Cluster(ledger, terms)
-    waiting: list[SweepCell] = []
-    try:
-        for cell in cells:
-            pool.offer(cell, waiting)
-        while waiting or pool.tasks:
-            held, waiting = waiting, []
-            for cell in held:
-                pool.offer(cell, waiting)
-            pool.wait(len(waiting))
-    finally:
-        ledger.close()
+    drive(cells, _Cluster(ledger, terms), ledger)
 
 
 class _Cluster:
@@ -86,6 +75,13 @@ class _Cluster:
         self.tasks: dict[Any, _Task] = {}
         self._placed: dict[tuple[Path, ...], Any] = {}
         self._remote = ray.remote(run_cell)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.tasks)
+
+    def close(self) -> None:
+        """Nothing: tasks end with the connection."""
 
     def offer(self, cell: SweepCell, waiting: list[SweepCell]) -> None:
         while len(self.tasks) >= self._room(cell):
@@ -129,7 +125,7 @@ class _Cluster:
         reference = options.remote(cell, terms.threads, terms.own_process, terms.limits, self._placed[files])
         self.tasks[reference] = task
 
-    def _receive(self, reference: Any, task: _Task) -> None:  # noqa: ANN401 - Ray's own
+    def _receive(self, reference: object, task: _Task) -> None:
         claim = task.claim
         try:
             sent: Sent = self._ray.get(reference)

@@ -21,7 +21,7 @@ def local_files(settings: dict[str, Any]) -> list[Path]:
     """
     found: list[Path] = []
 
-    def look(value: Any) -> None:  # noqa: ANN401 - any JSON value
+    def look(value: object) -> None:
         if isinstance(value, dict):
             for inner in value.values():
                 look(inner)

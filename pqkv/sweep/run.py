@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pqkv.lock import Holder
 from pqkv.sweep.cells import SweepCell
@@ -14,7 +15,6 @@ from pqkv.sweep.ledger import Claim, Ledger, Running
 from pqkv.sweep.process import Limits, Over, Process
 
 _TICK = 0.1  # seconds between two looks at resident memory
-_POLL = 0.5  # seconds between two looks at cells that another sweep runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,32 @@ def run_sweep(cells: Iterable[SweepCell], ledger: Ledger, terms: Terms) -> None:
     """Run every cell that is not over. Returns when all are, those that another sweep holds included: what it leaves
     behind is taken over. Cells are asked for as processes become free, and none is kept.
     """
-    pool = _Pool(ledger, terms)
+    drive(cells, _Pool(ledger, terms), ledger)
+
+
+class Pool(Protocol):
+    """What runs cells: processes here, or a cluster."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a cell is under way."""
+        ...
+
+    def offer(self, cell: SweepCell, waiting: list[SweepCell]) -> None:
+        """Run a cell unless it is over; one that another sweep runs is put with those `waiting`."""
+        ...
+
+    def wait(self, elsewhere: int) -> None:
+        """Listen for a moment, and look after what runs; `elsewhere` cells are held by other sweeps."""
+        ...
+
+    def close(self) -> None:
+        """Stop what runs."""
+        ...
+
+
+def drive(cells: Iterable[SweepCell], pool: Pool, ledger: Ledger) -> None:
+    """Offer every cell, and those that another sweep holds again until they are over; see `run_sweep`."""
     waiting: list[SweepCell] = []
     try:
         for cell in cells:
@@ -40,7 +65,7 @@ def run_sweep(cells: Iterable[SweepCell], ledger: Ledger, terms: Terms) -> None:
             held, waiting = waiting, []
             for cell in held:
                 pool.offer(cell, waiting)
-            pool.wait(_POLL)
+            pool.wait(len(waiting))
     finally:
         pool.close()
         ledger.close()
@@ -51,17 +76,14 @@ class _Pool:
         self._ledger, self._terms = ledger, terms
         self._claims: dict[Process, Claim | None] = {}
         self._selector = selectors.DefaultSelector()
-        self._elsewhere = 0
 
     @property
     def busy(self) -> bool:
         return any(process.busy for process in self._claims)
 
     def offer(self, cell: SweepCell, waiting: list[SweepCell]) -> None:
-        """Run a cell unless it is over; one that another sweep runs is put with those `waiting`."""
-        self._elsewhere = len(waiting)
         while not self._free():  # before the lock: a cell that is locked is begun
-            self.wait(_TICK)
+            self.wait(len(waiting))
         claim = self._ledger.claim(cell)
         if isinstance(claim, Holder):
             waiting.append(cell)
@@ -70,9 +92,8 @@ class _Pool:
             self._claims[process] = claim
             process.give(cell, claim.folder, claim.log, claim.lock)
 
-    def wait(self, seconds: float) -> None:
-        """Listen for so long, or until something was heard; look after limits and locks."""
-        self._selector.select(min(seconds, _TICK))
+    def wait(self, elsewhere: int) -> None:
+        self._selector.select(_TICK)
         for process in list(self._claims):
             if over := process.poll(self._terms.limits):
                 self._end(process, over)
@@ -84,7 +105,7 @@ class _Pool:
                 for process, claim in self._claims.items()
                 if claim is not None
             ],
-            self._elsewhere,
+            elsewhere,
         )
 
     def close(self) -> None:

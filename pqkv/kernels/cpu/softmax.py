@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,11 @@ def fold_scores(typing_context, partial, scores, count, heads, d_sub):
 
 
 # 2**f - 1 on [-1/2, 1/2] in powers of f, from the series of exp(f ln 2); the next term is below 2e-8
-_POWERS = [float(np.log(2) ** k / np.prod(range(1, k + 1))) for k in range(7, 0, -1)]
+POWERS = [float(np.log(2) ** k / np.prod(range(1, k + 1))) for k in range(7, 0, -1)]
 
 
-def _exp2(builder: Any, x: Any, lanes: int) -> Any:
-    """2**x of a vector of numbers at most 0; below -126 it is 0."""
+def exp2(builder: Any, x: Any, lanes: int, add: Callable[..., Any] = add_product) -> Any:
+    """2**x of a vector of numbers at most 0; below -126 it is 0. `add(builder, a, b, c)` is a b + c."""
     wholes = ir.VectorType(I32, lanes)
 
     def same(value: float) -> Any:
@@ -52,9 +53,9 @@ def _exp2(builder: Any, x: Any, lanes: int) -> Any:
     magic = same(12582912.0)
     shifted = builder.fadd(x, magic)
     fraction = builder.fsub(x, builder.fsub(shifted, magic))
-    power = same(_POWERS[0])
-    for coefficient in [*_POWERS[1:], 1.0]:
-        power = add_product(builder, power, fraction, same(coefficient))
+    power = same(POWERS[0])
+    for coefficient in [*POWERS[1:], 1.0]:
+        power = add(builder, power, fraction, same(coefficient))
     exponent = builder.shl(builder.bitcast(shifted, wholes), constant(wholes, [23] * lanes))
     result = builder.bitcast(builder.add(builder.bitcast(power, wholes), exponent), x.type)
     return builder.select(tiny, same(0.0), result)
@@ -75,7 +76,7 @@ def soften(typing_context, scores, top, sums, count, heads, unit):
         total = variable(builder, constant(floats(L), [0.0] * L))
         with cgutils.for_range(builder, arguments[3]) as loop:
             place = builder.mul(loop.index, I64(L))
-            mass = _exp2(builder, builder.fsub(vector(builder, scores, place, L), highest), L)
+            mass = exp2(builder, builder.fsub(vector(builder, scores, place, L), highest), L)
             store(builder, mass, scores, place)
             builder.store(builder.fadd(builder.load(total), mass), total)
         store(builder, builder.load(total), sums, I64(0))

@@ -3,7 +3,7 @@
 import numpy as np
 from ptx.rounding import fma32
 
-from pqkv.kernels.cpu.byte_lookups.weights import POWERS
+from pqkv.kernels.cpu.softmax import POWERS
 
 F32 = np.float32
 MAGIC = F32(12_582_912.0)

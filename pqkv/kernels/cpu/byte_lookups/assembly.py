@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from pqkv.kernels.cpu.byte_lookups.instructions import I8, I64, Portable
+from pqkv.kernels.cpu.byte_lookups.instructions import I8, Portable, Value
 from pqkv.kernels.cpu.byte_lookups.keys import score_block
 from pqkv.kernels.cpu.byte_lookups.shapes import Shape
 from pqkv.kernels.cpu.byte_lookups.values import mix_span
+from pqkv.vector_code import I64
 
-Value = Any  # of llvmlite's
 TRIPLE = "x86_64-unknown-linux-gnu"
 _POINTER = I8.as_pointer()
 

@@ -6,14 +6,12 @@ sixteen shuffles a component and are not served.
 
 from __future__ import annotations
 
-from typing import Any
-
 from llvmlite import ir
 
 from pqkv.kernels.cpu.byte_lookups.instructions import (
     I8,
-    I16,
     Portable,
+    Value,
     at,
     called,
     keep,
@@ -22,8 +20,7 @@ from pqkv.kernels.cpu.byte_lookups.instructions import (
     same,
     vector_of,
 )
-
-Value = Any
+from pqkv.vector_code import I16
 
 
 class Avx2(Portable):

@@ -7,8 +7,6 @@ would take twice the accumulators.
 
 from __future__ import annotations
 
-from typing import Any
-
 import llvmlite.binding as llvm
 from llvmlite import ir
 
@@ -16,9 +14,8 @@ from pqkv.kernels.cpu.byte_lookups.avx2 import interleaved
 from pqkv.kernels.cpu.byte_lookups.instructions import (
     BLOCK,
     I8,
-    I16,
-    I32,
     Portable,
+    Value,
     at,
     called,
     keep,
@@ -27,8 +24,8 @@ from pqkv.kernels.cpu.byte_lookups.instructions import (
     same,
     vector_of,
 )
+from pqkv.vector_code import I16, I32
 
-Value = Any
 _BYTES = vector_of(I8, BLOCK)
 _SINCE_21 = llvm.llvm_version_info[0] >= 21  # byte operands of vpdpbusd are bytes, words of vpdpwssd words
 

@@ -15,11 +15,13 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+from pqkv.vector_code import FLOAT, I16, I32, I64
+
+I8, F32 = ir.IntType(8), FLOAT
 BLOCK = 64  # tokens
 WEIGHT_BYTES = 2 * BLOCK  # of the weights of a block for one head
 
-Value = Any
+Value = Any  # of llvmlite, which has no types: a value, a builder or a pointer
 
 
 def vector_of(kind: ir.Type, lanes: int) -> ir.VectorType:
@@ -53,12 +55,6 @@ def pick(builder: Value, a: Value, b: Value | None, lanes: Sequence[int]) -> Val
     """A vector of the lanes named, of a and behind it b."""
     mask = ir.Constant(vector_of(I32, len(lanes)), list(lanes))
     return builder.shuffle_vector(a, ir.Constant(a.type, ir.Undefined) if b is None else b, mask)
-
-
-def splat(builder: Value, value: Value, lanes: int) -> Value:
-    """One number in every lane."""
-    one = builder.insert_element(ir.Constant(vector_of(value.type, 1), ir.Undefined), value, I32(0))
-    return pick(builder, one, None, [0] * lanes)
 
 
 def joined(builder: Value, parts: Sequence[Value]) -> Value:

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from llvmlite import ir
 from numba.core import cgutils
 
 from pqkv.kernels.cpu.byte_lookups.instructions import (
     BLOCK,
     F32,
-    I32,
-    I64,
     Portable,
+    Value,
     align_stack,
     at,
     joined,
     keep,
     load,
     pick,
-    splat,
     vector_of,
 )
 from pqkv.kernels.cpu.byte_lookups.shapes import Shape
-
-Value = Any
+from pqkv.vector_code import I32, I64, splat
 
 
 def score_block(

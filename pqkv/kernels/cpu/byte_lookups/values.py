@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from llvmlite import ir
 from numba.core import cgutils
 
 from pqkv.kernels.cpu.byte_lookups.instructions import (
     F32,
-    I32,
-    I64,
     WEIGHT_BYTES,
     Portable,
+    Value,
     align_stack,
     at,
     called,
     keep,
     load,
-    splat,
     vector_of,
 )
 from pqkv.kernels.cpu.byte_lookups.shapes import Shape
-
-Value = Any
+from pqkv.vector_code import I32, I64, splat
 
 
 def mix_span(

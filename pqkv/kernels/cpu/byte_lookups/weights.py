@@ -6,37 +6,30 @@ same on every path: vectors of sixteen floats, fused products where they are wri
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 from numba.core import cgutils
 
 from pqkv.kernels.cpu.byte_lookups.instructions import (
     BLOCK,
     F32,
-    I16,
-    I32,
-    I64,
     WEIGHT_BYTES,
     Portable,
+    Value,
     at,
     called,
     joined,
     keep,
     load,
     same,
-    splat,
     vector_of,
 )
+from pqkv.kernels.cpu.softmax import exp2
+from pqkv.vector_code import I16, I32, I64, splat
 
-Value = Any
 LANES = 16
 _VECTORS = BLOCK // LANES  # of a block
 _KIND = vector_of(F32, LANES)
 _MAGIC = 12_582_912.0  # 1.5 * 2**23: added to a number it leaves the nearest whole one in the lowest bits
 _LEAST = 2.0**-100  # a block whose largest weight, against the stretch's largest, is below adds nothing
-# 2**f - 1 on [-1/2, 1/2] in powers of f, from the series of exp(f ln 2); the next term is below 2e-8
-POWERS = [float(np.float32(np.log(2) ** k / np.prod(range(1, k + 1)))) for k in range(7, 0, -1)]
 
 
 def _floats(value: float) -> Value:
@@ -45,21 +38,6 @@ def _floats(value: float) -> Value:
 
 def _fma(builder: Value, a: Value, b: Value, c: Value) -> Value:
     return called(builder, f"llvm.fma.v{LANES}f32", _KIND, [a, b, c])
-
-
-def exp2(builder: Value, x: Value) -> Value:
-    """2**x of numbers at most 0; below -126 it is 0."""
-    whole = vector_of(I32, LANES)
-    tiny = builder.fcmp_ordered("<", x, _floats(-126.0))
-    x = builder.select(tiny, _floats(-126.0), x)
-    shifted = builder.fadd(x, _floats(_MAGIC))
-    fraction = builder.fsub(x, builder.fsub(shifted, _floats(_MAGIC)))
-    power = _floats(POWERS[0])
-    for coefficient in [*POWERS[1:], 1.0]:
-        power = _fma(builder, power, fraction, _floats(coefficient))
-    exponent = builder.shl(builder.bitcast(shifted, whole), same(I32, LANES, 23))
-    result = builder.bitcast(builder.add(builder.bitcast(power, whole), exponent), _KIND)
-    return builder.select(tiny, _floats(0.0), result)
 
 
 def largest(builder: Value, scores: Value, blocks: Value, heads: int, top: Value) -> None:
@@ -94,7 +72,7 @@ def weigh(
             number = builder.add(builder.mul(group.index, I64(path.scaled)), I64(block))
             for i in range(_VECTORS):
                 place = _score(builder, number, heads, head.index, i)
-                row = exp2(builder, builder.fsub(load(builder, scores, place, _KIND), highest))
+                row = exp2(builder, builder.fsub(load(builder, scores, place, _KIND), highest), LANES, _fma)
                 total = builder.fadd(total, row)
                 if gained:
                     gain = load(builder, gains, _token(builder, number, i), _KIND)
