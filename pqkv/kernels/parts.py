@@ -11,7 +11,7 @@ from pqkv.errors import KernelError
 from pqkv.kernels.types import Part
 
 if TYPE_CHECKING:
-    from pqkv.kernels.cpu.decode import Way
+    from pqkv.kernels.cpu.sides import Way
 
 _CPU_WAYS: dict[str, Way] = {"cpu": "auto", "cpu-centroids": "centroids", "cpu-tables": "tables"}
 

@@ -22,7 +22,7 @@ from pqkv.kernels.types import AttentionBackend, ExactTokens, PagedTokens
 from pqkv.reasons import reason
 
 if TYPE_CHECKING:
-    from pqkv.kernels.cpu.decode import Way
+    from pqkv.kernels.cpu.sides import Way
 
 AUTO = "auto"
 

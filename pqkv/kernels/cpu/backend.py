@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pqkv.errors import KernelError
 from pqkv.kernels.checks import check_inputs, check_lengths
-from pqkv.kernels.cpu.decode import Way, decode
+from pqkv.kernels.cpu.decode import decode
 from pqkv.kernels.cpu.prefill import prefill
+from pqkv.kernels.cpu.sides import Way
 from pqkv.kernels.types import ExactTokens, PagedTokens
 
 _FEW = 4  # queries of a sequence that cost less one by one than decoding its keys and values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,34 +14,26 @@ from pqkv.cpu_path import PATHS, cpu_path
 from pqkv.kernels.cpu.byte_lookups.attend import VALUES, attend_bytes
 from pqkv.kernels.cpu.byte_lookups.intrinsics import EMITTERS
 from pqkv.kernels.cpu.byte_lookups.prepare import byte_side, serves_bytes
-from pqkv.kernels.cpu.coded import CENTROID, TABLE, attend_coded
+from pqkv.kernels.cpu.coded import attend_coded
 from pqkv.kernels.cpu.exact import attend_exact_pages, merge
-from pqkv.kernels.cpu.exact_form import BFLOAT16, FLOAT16, FLOAT32, FORMS, host_form, orders
+from pqkv.kernels.cpu.exact_form import FORMS, host_form, orders
 from pqkv.kernels.cpu.exact_vectors import form_tags
-from pqkv.kernels.cpu.lookups import ROW, TRANSPOSED, TRANSPOSED_64
 from pqkv.kernels.cpu.paging import Side
+from pqkv.kernels.cpu.sides import Array, Way, channels_of, coded_side, exact_parts, exact_sides
 from pqkv.kernels.turns import BLOCK, POLYNOMIALS, turns
-from pqkv.kernels.types import ExactTokens, PagedSide, PagedTokens
-from pqkv.packing import packed_size
+from pqkv.kernels.types import ExactTokens, PagedTokens
 from pqkv.parallel import run_units
 from pqkv.vector_code import tag
 
+_REGISTER = 8  # floats of one vector register
+_MOST_KEY_LANES, _MOST_VALUE_LANES = _REGISTER, 2 * _REGISTER  # with more, tables and bins cost less than centroids
 _STRETCH = 8192  # tokens of one unit of work: their scores stay in the second-level cache, tables come often from it
 _SPAN = 64  # tokens that stretches of exact pages are multiples of
 _SHORTEST = 256  # a unit this short pays for being handed to a thread
-_REGISTER = 8  # floats of one vector register
-_MOST_KEY_LANES, _MOST_VALUE_LANES = _REGISTER, 2 * _REGISTER  # with more, tables and bins cost less than centroids
-_LANES = 64  # floats of the centroid rows under way: eight vector registers of eight
 # rough costs of a token on a thread: of a code, of a number of an exact vector in a page, of a product in exact parts
 _US_CODE, _US_EXACT_NUMBER, _US_PRODUCT = 4e-4, 1.5e-4, 4e-5
-_KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 
-Array = np.ndarray
 Turning = tuple[Array, float, Array, Array, Array]
-
-
-Way = Literal["auto", "centroids", "tables"]
-_WAYS: dict[Way, int] = {"centroids": CENTROID, "tables": TABLE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +116,8 @@ class Step:
         assert self.pages is not None
         P, G = self.pages.page_size, self.group
         return (
-            _side(self.pages.keys, P, G, self.ways[0], _MOST_KEY_LANES),
-            _side(self.pages.values, P, G, self.ways[1], _MOST_VALUE_LANES),
+            coded_side(self.pages.keys, P, G, self.ways[0], _MOST_KEY_LANES),
+            coded_side(self.pages.values, P, G, self.ways[1], _MOST_VALUE_LANES),
         )
 
     def gains(self) -> tuple[Array, Array]:
@@ -146,7 +138,7 @@ class Step:
         if self.pages is None or not self.stretches:
             return
         if self.pages.keys.centroids is None:
-            kind, sides = _exact_sides(self.pages)
+            kind, sides = exact_sides(self.pages)
             exact = self.query, *self.exact_paging(), *sides, *self.partial, *self.exact_tags(kind)
             run_units(attend_exact_pages, self.units, self.page_work(), *exact)
             return
@@ -173,7 +165,7 @@ class Step:
         """`attend_pages` by look-ups in byte tables, up to a phase (`attend_bytes`)."""
         assert self.pages is not None
         sides = (
-            byte_side(side, self.pages.page_size, _channels(side), keys=side is self.pages.keys)
+            byte_side(side, self.pages.page_size, channels_of(side), keys=side is self.pages.keys)
             for side in (self.pages.keys, self.pages.values)
         )
         keys, values = sides
@@ -234,7 +226,7 @@ def step_of(
     G = Hq // Hkv
     out = np.empty((B, Hkv, stretches, G, D), np.float32)
     top, total = (np.empty((B, Hkv, stretches, G), np.float32) for _ in range(2))
-    kind, exact = _exact_parts(sinks, residual, Hkv, D, torch.float32 if pages is None else pages.keys.pages.dtype)
+    kind, exact = exact_parts(sinks, residual, Hkv, D, torch.float32 if pages is None else pages.keys.pages.dtype)
     starts, partial = _starts(lengths, window), (out, top, total)
     return Step(
         scaled, coded_query, turning, pages, longest, lengths, starts, Hkv, partial, kind, exact, ways, rounded
@@ -320,67 +312,3 @@ def _stretches(longest: int, rows: int) -> int:
         return 0
     wanted = max(-(-longest // _STRETCH), -(-2 * torch.get_num_threads() // rows))
     return max(1, min(wanted, longest // _SHORTEST))
-
-
-def _side(side: PagedSide, page_size: int, G: int, way: Way, most_lanes: int) -> Side:
-    assert side.centroids is not None
-    M, _, d_sub = side.centroids.shape[1:]
-    transposed = side.layout == "transposed"
-    block = next(j for j in (8, 4, 2, 1) if M % j == 0 and (j == 1 or j * G * d_sub <= _LANES))
-    in_place = side.nbits == 8
-    if way == "auto":
-        way = "tables" if G * d_sub > most_lanes else "centroids"
-    order = ROW if not transposed else TRANSPOSED_64 if page_size == 64 or not in_place else TRANSPOSED
-    return Side(
-        pages=side.pages.reshape(-1).numpy(),
-        line=packed_size(page_size if transposed else M, side.nbits),
-        centroids=side.float_centroids().detach().float().contiguous().numpy(),
-        channels=_channels(side),
-        unpacked=tag(0 if in_place else 1 if side.nbits < 8 else 2),
-        d_sub=tag(d_sub),
-        block=tag(block),
-        nbits=tag(8 if in_place else 0),
-        order=tag(order),
-        way=tag(_WAYS[way]),
-    )
-
-
-def _channels(side: PagedSide) -> Array:
-    assert side.centroids is not None
-    if side.channels is not None:
-        return side.channels.numpy()
-    H, M, _, d_sub = side.centroids.shape
-    return np.broadcast_to(np.arange(M * d_sub), (H, M * d_sub)).copy()
-
-
-def _exact_sides(pages: PagedTokens) -> tuple[int, list[Array]]:
-    """Which kind of number keys and values are, and where they lie."""
-    dtype = pages.keys.pages.dtype if pages.keys.pages.dtype in _KINDS else torch.float32
-    return _KINDS[dtype], [_flat(side.pages.to(dtype)) for side in (pages.keys, pages.values)]
-
-
-def _flat(tensor: Tensor) -> Array:
-    return _array(tensor).reshape(-1)
-
-
-def _array(tensor: Tensor) -> Array:
-    tensor = tensor.contiguous()
-    return tensor.numpy() if tensor.dtype == torch.float32 else tensor.view(torch.uint16).numpy()
-
-
-def _exact_parts(
-    sinks: ExactTokens | None, residual: ExactTokens | None, Hkv: int, D: int, of_pages: torch.dtype
-) -> tuple[int, list[tuple[Array, Array]]]:
-    """Keys and values of both parts, and which kind of number they hold; an absent part has no capacity. Where both are
-    absent the kind is that of pages: nothing else need be compiled.
-    """
-    dtypes = {part.keys.dtype for part in (sinks, residual) if part is not None} or {of_pages}
-    dtype = dtypes.pop() if len(dtypes) == 1 and dtypes <= set(_KINDS) else torch.float32
-    nothing = torch.empty(0, Hkv, 0, D, dtype=dtype)
-    parts = [
-        (_array(nothing), _array(nothing))
-        if part is None
-        else (_array(part.keys.detach().to(dtype)), _array(part.values.detach().to(dtype)))
-        for part in (sinks, residual)
-    ]
-    return _KINDS[dtype], parts

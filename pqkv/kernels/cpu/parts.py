@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pqkv.kernels.cpu.byte_lookups.attend import SCORES, VALUES, WEIGHTS
 from pqkv.kernels.cpu.coded import TABLE, scores_size
-from pqkv.kernels.cpu.decode import Step, Way, step_of
+from pqkv.kernels.cpu.decode import Step, step_of
+from pqkv.kernels.cpu.sides import Way
 from pqkv.kernels.cpu.stages import look_up_all, mix_all, prepare_all, soften_all
 from pqkv.kernels.types import ExactTokens, PagedTokens, Part
 from pqkv.parallel import run_units
