@@ -64,6 +64,8 @@ def measure(command: str, settings: dict[str, Any], folder: Path, kept: Kept, te
     """Run one cell into `folder`; return status, reason, seconds, loading, peak_rss, measured and records as JSON holds
     them. An error of the cell's own is its outcome; so is any other, whose traceback goes to standard error.
     """
+    from pqkv.quality.memory import peak_resident  # brings torch, which `main` has loaded by now
+
     _reset_peak()
     loaded, clock = kept.loading, time.perf_counter()
     store = CountedStore(folder)
@@ -85,21 +87,10 @@ def measure(command: str, settings: dict[str, Any], folder: Path, kept: Kept, te
         "reason": failures[0] if failures else None if digests else "the command made no record",
         "seconds": time.perf_counter() - clock - loading,
         "loading": loading,
-        "peak_rss": peak_since_reset(),
+        "peak_rss": peak_resident(),
         "measured": store.wrote > 0,
         "records": digests,
     }
-
-
-def peak_since_reset() -> int | None:
-    """The most resident bytes of this process since the last cell began; None where /proc does not tell."""
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
 
 
 class CountedStore(RecordStore):
