@@ -87,8 +87,8 @@ def measure(rounds: int, batch: int = 8, context: int = 32768) -> list[dict[str,
             ratios = sorted(own / of for own, of in zip(timing.seconds, base, strict=True))
             found.append(
                 {
-                    "kernel": kernel, "codes": f"{shape[0]} of {shape[1]} bits" if shape else "", "dtype": dtype, "heads": heads,
-                    "blocks": int(name),
+                    "kernel": kernel, "codes": f"{shape[0]} of {shape[1]} bits" if shape else "", "dtype": dtype,
+                    "heads": heads, "blocks": int(name),
                     "step_us": round(1e6 * statistics.median(timing.seconds), 2),
                     "times": round(statistics.median(ratios), 4), "low": round(ratios[len(ratios) // 20], 4),
                     "high": round(ratios[-1 - len(ratios) // 20], 4),
