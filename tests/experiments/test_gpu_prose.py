@@ -1,22 +1,13 @@
 """Figures in the prose of experiments/gpu, and of README.md on a GPU, are those of the records."""
 
 import csv
-import re
-from dataclasses import replace
 
 import pytest
 from prose import ROOT, numbers, script, text_of
 
-from pqkv.kernels.cuda.bounds import launch_bounds
-from pqkv.kernels.cuda.coded import Codes, coded_variant
-from pqkv.kernels.cuda.compile import compile_coded, compile_exact
-from pqkv.kernels.cuda.exact import ExactVariant, fitting
-from pqkv.kernels.cuda.plain import PlainVariant
-from pqkv.kernels.cuda.splits import choose_splits
 from pqkv.record import load_records
 
 TEXT, README = text_of("experiments/gpu/README.md"), text_of("README.md")
-LOG = text_of("experiments/LOG.md")
 
 
 @pytest.fixture(scope="module")
@@ -73,79 +64,6 @@ def test_what_bounds_a_step(tables):
     exact = next(row for row in rows if row["bits"] == "0" and row["kernel"] == "exact")
     said = numbers(TEXT, r"\((\d+) registers, (\d+)% of the places\) to keep memory busy: (\d+)%")
     assert said == [round(float(exact[name])) for name in ("registers", "warps_percent", "dram_percent")]
-
-
-def measured_bounds(tables):
-    """(variant, blocks where nothing is asked, rows that ask) of each kernel of the check `launch_bounds`."""
-    (record,) = load_records(tables.FOLDER / "checks")
-    assert (record.env["gpus"][0]["name"], record.git["dirty"]) == ("NVIDIA H200", False)
-    for alone, asking in tables.of_kernels(record.tables["launch_bounds"]):
-        group = alone["heads"] // 8
-        if alone["codes"]:
-            subspaces, nbits = map(int, re.findall(r"\d+", alone["codes"]))
-            codes = Codes(subspaces, nbits, 128 // subspaces, "transposed")
-            variant = (coded_variant if alone["kernel"] == "coded" else PlainVariant)(group, codes, codes)
-        else:
-            variant = fitting(ExactVariant(alone["dtype"], 128, group))
-        yield variant, alone["blocks"], asking
-
-
-def test_blocks_are_asked_for_where_it_pays(tables):
-    """Where the interval says so, and as many as took the least time; nowhere else."""
-    paid = 0
-    for variant, _, asking in measured_bounds(tables):
-        best = min(asking, key=lambda row: row["times"])
-        pays = best["high"] < 0.99
-        assert launch_bounds(variant, (9, 0)) == ((variant.block, best["blocks"]) if pays else None)
-        paid += pays
-    assert paid == 2
-
-
-def test_what_asking_for_blocks_does(tables):
-    rows = list(measured_bounds(tables))
-    coded, plain, four, two, exact, eight = rows
-    (half, _), (five,) = exact[2], four[2]
-    assert numbers(TEXT, r"takes ([\d.]+) of the time with four blocks, and the one of 4 bits ([\d.]+);") == [
-        round(half["times"], 2), round(five["times"], 3),
-    ]  # fmt: skip
-    assert numbers(LOG, r"A block more makes exact pages ([\d.]+) times as fast") == [round(1 / half["times"], 2)]
-    told = r"\(([\d.]+) of the step's time with 4 blocks in place of (\d)\) and the kernel of 4 bits \(([\d.]+)\)"
-    assert numbers(LOG, told) == [round(half["times"], 2), exact[1], round(five["times"], 3)]
-    assert sum(len(asking) for _, _, asking in rows) == 9
-    assert all(row["low"] > 1 for row in (*coded[2], *plain[2]))  # the two that had lost a block
-    assert two[2][0]["low"] < 1 < two[2][0]["high"]
-    assert all(row["low"] > 1.8 for row in eight[2])
-    assert numbers(LOG, r"the plain kernel, ([\d.]+) times as slow here") == [round(plain[2][0]["times"], 2)]
-    blocks = 64 * choose_splits(64, 32768, 132)
-    told = r"exact pages are (\d+) blocks, of which 132 multiprocessors run (\d+) with three each, while (\d+) wait"
-    assert numbers(TEXT, told) == [blocks, 3 * 132, blocks - 3 * 132]
-    told = r": (\d+) blocks of exact pages, and (\d+) places with three blocks a multiprocessor, (\d+) with four"
-    assert numbers(LOG, told) == [blocks, 3 * 132, 4 * 132]
-
-
-@pytest.mark.slow
-def test_what_the_assembler_makes_of_what_is_asked():
-    """Registers and spills of kernels that a GPU has not timed, and of those that took too much."""
-
-    def report(variant, blocks):
-        compile_one = compile_exact if isinstance(variant, ExactVariant) else compile_coded
-        return compile_one(replace(variant, blocks=blocks), (9, 0)).report
-
-    codes, eight = Codes(64, 8, 2, "transposed"), fitting(ExactVariant("float16", 128, 8))
-    assert numbers(TEXT, r"3 or 4 blocks spill ([\d,]+) or ([\d,]+) bytes") == [
-        report(eight, blocks).spill_bytes for blocks in (3, 4)
-    ]
-    brain = ExactVariant("bfloat16", 128, 4, query="bfloat16")
-    alone, asked = (report(brain, blocks) for blocks in (0, 4))
-    assert numbers(LOG, r"same registers, (\d+), and would have (\d+) with (\d+) bytes spilled") == [
-        alone.registers, asked.registers, asked.spill_bytes,
-    ]  # fmt: skip
-    of_recipe = coded_variant(4, codes, codes, turning=True, gains=True, query="float32")
-    assert numbers(LOG, r"the kernel of recipe pqkv has (\d+) and would have (\d+)") == [
-        report(of_recipe, blocks).registers for blocks in (0, 5)
-    ]
-    registers = [report(coded_variant(4, codes, codes), blocks).registers for blocks in (0, 5)]
-    assert numbers(LOG, r"It has (\d+) registers either way") * 2 == registers
 
 
 def test_the_bundled_model_on_a_gpu(tables):
