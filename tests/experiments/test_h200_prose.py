@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from prose import numbers, script, text_of
 
+from pqkv.config import BenchConfig
 from pqkv.kernels.cuda.bounds import launch_bounds
 from pqkv.kernels.cuda.coded import Codes, coded_variant
 from pqkv.kernels.cuda.compile import compile_coded, compile_exact
@@ -13,7 +14,7 @@ from pqkv.kernels.cuda.exact import ExactVariant, fitting
 from pqkv.kernels.cuda.plain import PlainVariant
 from pqkv.kernels.cuda.splits import choose_splits
 from pqkv.record import load_records
-from pqkv.speed.static import GPUS
+from pqkv.speed.static import GPUS, examine, predict
 
 TEXT, README, LOG = map(text_of, ("experiments/gpu/README.md", "README.md", "experiments/LOG.md"))
 
@@ -181,6 +182,32 @@ def test_what_asking_for_blocks_does(tables):
     assert numbers(TEXT, told) == [blocks, 3 * 132, blocks - 3 * 132]
     told = r": (\d+) blocks of exact pages, and (\d+) places with three blocks a multiprocessor, (\d+) with four"
     assert numbers(LOG, told) == [blocks, 3 * 132, 4 * 132]
+
+
+@pytest.mark.slow
+def test_eight_heads_in_one_block_or_in_two(tables):
+    eight, four = (fitting(ExactVariant("float16", 128, group)) for group in (8, 4))
+    config, gpu = BenchConfig(heads=64, kv_heads=8, head_dim=128, dtype="float16"), GPUS["h200"]
+    one, two = examine(eight, gpu), examine(four, gpu)
+    places = [gpu.multiprocessors * kernel.occupancy.blocks for kernel in (one, two)]
+    blocks = [units * choose_splits(units, 32768, gpu.multiprocessors) for units in (64, 128)]
+    assert numbers(LOG, r"have (\d+) registers a thread, so two blocks a multi") == [one.report.registers]
+    fewer = [compile_exact(replace(eight, tokens=tokens), (9, 0)).report.registers for tokens in (1, 2)]
+    assert numbers(LOG, r"\((\d+) registers with one, (\d+) with two, in place of four\)") == fewer
+    assert numbers(LOG, r"queries and sums are (\d+) of them") == [2 * 8 * eight.own]
+    told = r"would have (\d+) registers and their (\d+) blocks run at once, where (\d+) take (\d+) places"
+    assert numbers(LOG, told) == [two.report.registers, blocks[1], blocks[0], places[0]]
+    assert blocks[1] <= places[1]
+    assert numbers(LOG, r"model (\d+) microseconds in place of (\d+) on an H200") == [
+        round(1e3 * predict(config, kernel, gpu, 8, 32768)) for kernel in (two, one)
+    ]
+    *_, (_, _, (asked, _)), _ = measured_bounds(tables)
+    (record,) = load_records(tables.FOLDER / "checks")
+    alone, _ = tables.of_kernels(record.tables["launch_bounds"])[-1]
+    assert numbers(LOG, r"twice the ([\d.]+) that four heads take is more than the ([\d.]+) of eight") == [
+        round(asked["step_us"], 1), round(alone["step_us"], 1),
+    ]  # fmt: skip
+    assert 2 * asked["step_us"] > alone["step_us"]
 
 
 @pytest.mark.slow
