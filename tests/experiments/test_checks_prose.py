@@ -54,6 +54,20 @@ def test_the_exact_perplexity_is_that_of_plain_transformers(checks, model, conte
     assert own == pytest.approx(row["perplexity"], abs=1e-3)
 
 
+def test_ties_and_the_memory_of_a_large_vocabulary(checks):
+    log = text_of("experiments/LOG.md")
+    (row,) = checks["code_ties", "smollm2", None]
+    assert numbers(log, r"SmolLM2\*\*: ([\d,]+) of ([\d,]+) codes differ") == [row["differ"], row["codes"]]
+    small = sorted(checks["code_ties", "reference", None], key=lambda r: -r["bits"])
+    told = numbers(
+        log, r"on the bundled model (\d+), (\d+) and (\d+) of ([\d,]+), ([\d,]+) and ([\d,]+) at 4, 3 and 2 bits"
+    )
+    assert told == [r["differ"] for r in small] + [r["codes"] for r in small]
+    (row,) = checks["memory_of_a_cell", "gemma3-shaped", 8192]
+    told = numbers(log, r"262,144\*\* take ([\d.]+) GiB beside the weights, ([\d.]+) in all; the plan said ([\d.]+)")
+    assert told == [round(row["more_gib"], 2), round(row["peak_gib"], 1), round(row["estimated_gib"], 2)]
+
+
 def test_what_device_functions_cost():
     def table(name):
         with (ROOT / "experiments/checks" / name).open(newline="") as file:
