@@ -32,6 +32,10 @@ class PQKVCache(Cache):
         cache = PQKVCache(model.config, codebooks)
         model.generate(ids, cache=cache)  # past_key_values=cache before transformers 5.24
 
+    So do `pipeline`, assisted decoding and `torch.compile(model.forward)`, whose graph is cut around the cache. What
+    assisted decoding proposes in its first step is attended to exactly, with the prompt. `cache_implementation` knows
+    transformers' own names only.
+
     Batches may be left-padded: padding never enters the cache. Layers with sliding-window attention keep
     transformers' own exact layer; `coded_layers` says which ones pqkv serves. With a `window` in `config` these see
     through it as well, and its pages come back; with `keep` a share of the first step's tokens stays (`pqkv.lm.keep`).
@@ -153,6 +157,7 @@ class _Layer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
+    @torch.compiler.disable
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[View, View]:
         self.lazy_initialization(key_states, value_states)
         if self.index == 0:

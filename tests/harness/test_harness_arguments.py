@@ -89,6 +89,22 @@ def test_the_command_hands_its_options_on_in_their_order(monkeypatch):
     assert seen.count("--include_path") == 1
 
 
+def test_what_the_harness_refuses_is_told_in_one_line(monkeypatch, capsys):
+    import lm_eval.__main__ as harness
+
+    def refuse():
+        raise ValueError("Tasks not found: no_such_task")
+
+    monkeypatch.setattr(harness, "cli_evaluate", refuse)
+    from pqkv_cli.main import main
+
+    with pytest.raises(SystemExit) as caught:
+        main(["lm-eval", "--tasks", "no_such_task"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: lm-eval: Tasks not found: no_such_task (see lm_eval")
+
+
+@pytest.mark.timeout(1200)
 @pytest.mark.slow  # the harness reads the 14,000 files of its own tasks first
 def test_the_command_runs_a_task_and_keeps_what_was_coded(four, tmp_path, capfd):
     from json import loads
@@ -109,7 +125,3 @@ def test_the_command_runs_a_task_and_keeps_what_was_coded(four, tmp_path, capfd)
     assert about["control"] is True
     assert about["coded_columns"]["loglikelihood"]["pqkv_needle_10"]["requests"] == 2
     assert len(list(tmp_path.rglob("samples_*.jsonl"))) == 5
-    with pytest.raises(SystemExit) as caught:
-        main(["lm-eval", "--tasks", "no_such_task"])
-    assert caught.value.code == 2
-    assert "error: lm-eval: Tasks not found: no_such_task" in capfd.readouterr().err
