@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -162,7 +163,8 @@ class _Layer(CacheLayerMixin):
         self.lazy_initialization(key_states, value_states)
         if self.index == 0:
             self.owner.check_even()
-        layer = self.owner.core(key_states).place(self.index, key_states.device)
+        with _outliving_inference():
+            layer = self.owner.core(key_states).place(self.index, key_states.device)
         view = _StepView(self, layer, key_states, value_states)
         return view, view
 
@@ -213,7 +215,10 @@ class _StepView(View):
                 "the attention mask of this step hides tokens that were cached as real; pass the same padding"
             )
         else:
-            out = self.layer.attend(query.transpose(1, 2), self.new_keys, self.new_values, scale=scale, window=window)
+            with _outliving_inference():
+                out = self.layer.attend(
+                    query.transpose(1, 2), self.new_keys, self.new_values, scale=scale, window=window
+                )
         owner.columns += new
         self.attended.saw(before, coded, rows, self.layer.window, owner.owner.cache_config.sink_tokens)
         return out
@@ -228,11 +233,22 @@ class _StepView(View):
         else:
             out = windowed_prefill(query, keys, values, padding, layer.window, scale)
         keeper = Keeper.of(self.owner.owner.cache_config)
-        if keeper is None:
-            layer.append(keys, values, padding)
-        else:
-            layer.append(*keeper(query, keys, values, padding, scale, self.owner.index))
+        with _outliving_inference():
+            if keeper is None:
+                layer.append(keys, values, padding)
+            else:
+                layer.append(*keeper(query, keys, values, padding, scale, self.owner.index))
         return out
+
+
+@contextmanager
+def _outliving_inference() -> Iterator[None]:
+    """What a step in inference mode keeps is changed in place by later ones, which may not be in that mode."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def _left_padding(mask: Tensor | None, columns: int, shape: Sequence[int], window: int | None) -> list[int]:
