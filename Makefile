@@ -29,7 +29,7 @@ demo: $(READY)
 	set -ex; \
 	$(BIN)/pqkv eval --model $$model --bits 4 --context 1024 --windows 3 --control --metrics perplexity,agreement,kld \
 		-o build/demo; \
-	$(BIN)/python experiments/checks/generate_text.py --model $$model --bits 4 --tokens 64 -o build/demo; \
+	$(BIN)/pqkv generate --model $$model --bits 4 --prompt "The history of the book begins long before printing." -o build/demo; \
 	$(BIN)/pqkv report build/demo -o build/demo
 
 test: $(READY)

@@ -15,6 +15,7 @@ from pqkv_cli.codecs import codecs
 from pqkv_cli.compare import compare
 from pqkv_cli.env import env
 from pqkv_cli.evaluate import evaluate
+from pqkv_cli.generate import generate
 from pqkv_cli.lab import lab
 from pqkv_cli.merge import merge
 from pqkv_cli.models import models
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.command("train-codebooks")(train_codebooks)
 app.command("eval")(evaluate)
+app.command("generate")(generate)
 app.command("lab")(lab)
 app.command("codecs")(codecs)
 app.command("recommend")(recommend)
