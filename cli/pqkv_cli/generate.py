@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pqkv_cli.flags import layered, option, split_list
 from pqkv_cli.options import (
     CACHE,
+    PROMPT,
     Bos,
+    Chat,
     Config,
     Device,
     DeviceMap,
@@ -21,12 +22,15 @@ from pqkv_cli.options import (
     Model,
     PageSize,
     ParseSpecial,
+    Prompt,
+    PromptFile,
     RecordFolder,
     Residual,
     Rope,
     RopeFactor,
     SinkTokens,
 )
+from pqkv_cli.prompt import read_prompt
 from pqkv_cli.records import RecordFormat, gather, print_records, raise_if_failed
 
 if TYPE_CHECKING:
@@ -36,26 +40,21 @@ if TYPE_CHECKING:
     from pqkv.record import Record, RecordStore
     from pqkv_cli.progress import ProgressBar
 
-_PROMPT, _CODES = "Prompt", "Codes"
+_CODES = "Codes"
 
 
 def generate(
-    prompt: Annotated[
-        str | None, option("The text to go on from.", _PROMPT, "standard input", "-p", "--prompt")
-    ] = None,
-    prompt_file: Annotated[Path | None, option("A file with it.", _PROMPT, False)] = None,
-    chat: Annotated[
-        bool | None,
-        option("It is a message: the model's chat template is put around it.", _PROMPT, "off", "--chat/--no-chat"),
-    ] = None,
-    tokens: Annotated[int | None, option("Tokens to write, at most.", _PROMPT, "256")] = None,
+    prompt: Prompt = None,
+    prompt_file: PromptFile = None,
+    chat: Chat = None,
+    tokens: Annotated[int | None, option("Tokens to write, at most.", PROMPT, "256")] = None,
     ignore_end: Annotated[
-        bool | None, option("Go on past the token with which the model ends.", _PROMPT, False, "--ignore-end")
+        bool | None, option("Go on past the token with which the model ends.", PROMPT, False, "--ignore-end")
     ] = None,
     temperature: Annotated[
-        float | None, option("0: the likeliest token; above: drawn, by the same numbers on every cache.", _PROMPT, "0")
+        float | None, option("0: the likeliest token; above: drawn, by the same numbers on every cache.", PROMPT, "0")
     ] = None,
-    seed: Annotated[int | None, option("Of what is drawn.", _PROMPT, "0")] = None,
+    seed: Annotated[int | None, option("Of what is drawn.", PROMPT, "0")] = None,
     codebooks: Annotated[
         str | None,
         option("Codebook files, by commas; absent: the default ones, trained once and kept.", _CODES, False),
@@ -134,33 +133,11 @@ def generate(
     from pqkv.config import GenerateConfig
 
     wanted = GenerateConfig.parse(values, source=source)
-    asked = _prompt(prompt, prompt_file)
+    asked = read_prompt(prompt, prompt_file)
     session = _prepared(wanted, asked)
     records = _told(session, output, force) if format is RecordFormat.table else _silent(session, output, force)
     print_records(records, format, output, lambda found: _tables(session, found))
     raise_if_failed(records)
-
-
-def _prompt(text: str | None, file: Path | None) -> str:
-    """The prompt from where it was given, without the line end that files and pipes close with."""
-    from pqkv.errors import ConfigError
-
-    if text is not None and file is not None:
-        raise ConfigError("--prompt and --prompt-file are two prompts; give one of them")
-    if text is not None:
-        return text
-    if file is not None:
-        try:
-            return file.read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            cause = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise ConfigError(f"cannot read the prompt {file}: {cause}; name a file of text") from error
-    if sys.stdin is None or sys.stdin.isatty():
-        raise ConfigError("no prompt; give a text with --prompt, a file with --prompt-file, or pipe one in")
-    try:
-        return sys.stdin.read().rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise ConfigError("the prompt on standard input is not text in this locale's encoding; give UTF-8") from error
 
 
 def _prepared(wanted: Any, prompt: str) -> Session:  # noqa: ANN401 - a GenerateConfig, imported late

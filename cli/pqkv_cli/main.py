@@ -15,6 +15,7 @@ from pqkv_cli.codecs import codecs
 from pqkv_cli.compare import compare
 from pqkv_cli.env import env
 from pqkv_cli.evaluate import evaluate
+from pqkv_cli.export import export
 from pqkv_cli.generate import generate
 from pqkv_cli.lab import lab
 from pqkv_cli.merge import merge
@@ -43,6 +44,7 @@ app = typer.Typer(
 app.command("train-codebooks")(train_codebooks)
 app.command("eval")(evaluate)
 app.command("generate")(generate)
+app.command("export")(export)
 app.command("lab")(lab)
 app.command("codecs")(codecs)
 app.command("recommend")(recommend)

@@ -2,11 +2,14 @@
 
 import io
 import json
+import re
 import sys
 from unicodedata import category
 
 import pytest
 from pqkv_cli.main import main
+
+from pqkv.cache.plain import load_export
 
 PROMPT = "def wrap(text, width):"
 SMALL = ("--page-size", "8", "--residual", "16")
@@ -124,3 +127,17 @@ def test_the_fewest_tokens_that_are_named_are_coded(capsys, asked):
     code, out, err = run(capsys, *asked[:-1], least, "--prompt", PROMPT, "--format", "json")
     assert code == 0, err
     assert json.loads(out)[1]["metrics"]["coded_share"]["value"] > 0
+
+
+def test_export_writes_the_cache_of_a_prompt(capsys, asked, tmp_path):
+    words = ["export", *asked[1:-2], "--prompt", PROMPT * 8, "-o", tmp_path / "cache.safetensors"]
+    code, out, err = run(capsys, *words)
+    assert code == 0, err
+    plain = load_export(tmp_path / "cache.safetensors")
+    tokens, sinks, in_pages, after = map(int, re.findall(r"\d+", out.splitlines()[0]))
+    keys = plain.vectors(0, 1, "keys")
+    assert keys.shape[1] == tokens == sinks + in_pages + after
+    assert in_pages == 8 * int(plain.tensors["kv_indptr"][1]) > 0
+    line = refused(capsys, *words[:-1], tmp_path)
+    assert "cannot write" in line
+    assert "leave nothing coded" in refused(capsys, *words[:-4], "--prompt", "a", *words[-2:])
