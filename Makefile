@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo smollm2 test test-slow test-ci test-versions test-lowest test-newest gpu lint format clean
+.PHONY: demo smollm2 test test-slow test-ci test-wheel test-versions test-lowest test-newest gpu lint format clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,10 @@ test-slow: $(READY)
 # the slow tests that CI runs as well
 test-ci: $(READY)
 	$(BIN)/python -m pytest -m "slow and ci" -n auto --dist loadgroup
+
+# sdist and wheel, installed into an empty environment and used there
+test-wheel: $(READY)
+	$(BIN)/python -m pytest -m slow tests/test_wheel.py
 
 # what meets transformers, with the lowest and the newest one that pyproject.toml allows, each in a folder of its own;
 # what is marked `once` says why it meets no more of it than its neighbours do
