@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo smollm2 test test-slow test-ci test-wheel test-versions test-lowest test-newest gpu lint format clean
+.PHONY: demo smollm2 test test-slow test-ci test-wheel docs test-versions test-lowest test-newest gpu lint format clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,10 @@ test-slow: $(READY)
 # the slow tests that CI runs as well
 test-ci: $(READY)
 	$(BIN)/python -m pytest -m "slow and ci" -n auto --dist loadgroup
+
+# the site, into build/site; links and anchors are checked
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # sdist and wheel, installed into an empty environment and used there
 test-wheel: $(READY)
