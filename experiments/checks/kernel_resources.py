@@ -3,13 +3,12 @@
 .venv/bin/python experiments/checks/kernel_resources.py [--kernels coded exact] [-o after.csv] [--against before.csv]
 
 `code` counts all instructions of a kernel, `key_loop` and `value_loop` those of a look-up and query head; `blocks` run
-on a multiprocessor at a time, as far as registers and shared memory go. With `--against` it prints rows that differ
-from a table written before, the old number first.
+on a multiprocessor at a time, as far as registers and shared memory go, and `asked` were asked of ptxas. With
+`--against` it prints rows that differ from a table written before, the old number first.
 """
 
 import argparse
 import csv
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pqkv.kernels.cuda import compile as compiling
+from pqkv.kernels.cuda.bounds import launch_bounds
 from pqkv.kernels.cuda.coded import Codes, coded_variant
 from pqkv.kernels.cuda.encoding import EncodeVariant
 from pqkv.kernels.cuda.exact import ExactVariant, fitting
@@ -122,7 +122,7 @@ def rows(kernels: tuple[str, ...], only: str = "") -> Iterator[Row]:
                 "sm": f"{capability[0]}{capability[1]}", "registers": report.registers, "spill": report.spill_bytes,
                 "stack": report.stack_bytes, "shared": report.shared_bytes, "code": len(parse(text)[0]),
                 "blocks": occupancy(report, block_of(kernel, variant), CAPABILITIES[capability]).blocks,
-                "key_loop": "", "value_loop": "",
+                "key_loop": "", "value_loop": "", "asked": (launch_bounds(variant, capability) or ("", ""))[1],
             }  # fmt: skip
             if kernel == "coded":
                 seen = phases(text)
@@ -135,13 +135,12 @@ def rows(kernels: tuple[str, ...], only: str = "") -> Iterator[Row]:
             yield row
 
 
-def asked_for(block: int, capability: tuple[int, int], ptx: str, blocks: int) -> Row:
-    """What ptxas makes of a kernel of which so many blocks of `block` threads are to fit, whatever that costs it."""
-    bounds = f".maxntid {block}, 1, 1\n.minnctapersm {blocks}\n"
-    cubin, report = compiling.assemble(re.sub(r"\)\s*\{", f")\n{bounds}{{", ptx, count=1), capability)
+def asked_for(compiled: compiling.Compiled, block: int, capability: tuple[int, int]) -> Row:
+    """Of a kernel of which so many blocks of `block` threads are to fit, whatever that costs it."""
+    report = compiled.report
     return {
         "registers": report.registers, "blocks": occupancy(report, block, CAPABILITIES[capability]).blocks,
-        "spill": report.spill_bytes, "code": len(parse(compiling.disassemble(cubin) or "")[0]),
+        "spill": report.spill_bytes, "code": len(parse(compiling.disassemble(compiled.cubin) or "")[0]),
     }  # fmt: skip
 
 
@@ -154,10 +153,11 @@ def bounded(before: Path) -> Iterator[Row]:
         for (name, variant, compile_one), capability in product(chosen(kernel), CAPABILITIES):
             key = kernel, name_of(name, variant), f"{capability[0]}{capability[1]}"
             if key in lost:
-                ptx, blocks = compile_one(variant, capability).ptx, int(had[key]["blocks"])
+                blocks = int(had[key]["blocks"])
                 row: Row = dict(zip(("kernel", "variant", "sm"), key, strict=True)) | {"blocks_before": blocks}
                 row |= {f"{one}_now": have[key][one] for one in ("registers", "blocks", "code")}
-                asked = asked_for(block_of(kernel, variant), capability, ptx, blocks)
+                compiled = compile_one(replace(variant, blocks=blocks), capability)
+                asked = asked_for(compiled, block_of(kernel, variant), capability)
                 yield row | {f"{one}_asked": value for one, value in asked.items()}
 
 
@@ -178,7 +178,11 @@ def differences(table: list[Row], before: Path) -> list[str]:
         if was is None:
             lines.append(f"{row['kernel']} {row['variant']} sm_{row['sm']}: new")
             continue
-        moved = [f"{name} {was[name]} -> {row[name]}" for name in list(row)[3:] if str(row[name]) != was[name]]
+        moved = [
+            f"{name} {was.get(name, '')} -> {row[name]}"
+            for name in list(row)[3:]
+            if str(row[name]) != was.get(name, "")
+        ]
         if moved:
             lines.append(f"{row['kernel']} {row['variant']} sm_{row['sm']}: {', '.join(moved)}")
     return lines

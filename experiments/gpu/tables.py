@@ -1,17 +1,20 @@
-"""The tables of experiments/gpu/README.md: python experiments/gpu/tables.py speed|parts|kernels|tokens
+"""The tables of experiments/gpu/README.md: python experiments/gpu/tables.py speed|recipe|bounds|parts|kernels|tokens
 
-speed: a decoding step beside the fastest exact attention; parts: what a step consists of; kernels: what a profiler says
-of each launch; tokens: time per token of a whole model. All from results/gpu.
+speed: a decoding step beside the fastest exact attention, on an H100; recipe: the same of product codes and of recipe
+pqkv, on an H200; bounds: kernels that are asked for more blocks; parts: what a step consists of; kernels: what a
+profiler says of each launch; tokens: time per token of a whole model. All from results/gpu.
 """
 
 import csv
 import sys
 from pathlib import Path
+from typing import Any
 
 from pqkv.record import Record, load_records
 
 FOLDER = Path(__file__).parents[2] / "results/gpu"
 BITS = (0, 4, 3, 2)
+KERNEL = "kernel", "codes", "recipe", "dtype", "heads"  # what tells the rows of `launch_bounds` apart
 SPEED_HEAD = """\
 | query heads on KV heads | batch | tokens | fastest exact, ms | exact pages | 4 bits | 3 bits | 2 bits |
 |---|---|---|---|---|---|---|---|"""
@@ -34,6 +37,49 @@ def speed(folder: Path = FOLDER) -> str:
         exact = of[4].metrics["exact_latency_ms"].value
         ratios = " | ".join(f"{of[bits].metrics['speedup'].value:.2f}" for bits in BITS)
         lines.append(f"| {heads} on {kv_heads} | {batch} | {context:,} | {exact:.3f} | {ratios} |")
+    return "\n".join(lines)
+
+
+def recipe(folder: Path = FOLDER) -> str:
+    """Speed-ups of product codes alone and of all that recipe pqkv adds to them."""
+    found = load_records(folder / "bench-h200")
+    alone, whole = (by_cell([r for r in found if ("served" in r.config) == served]) for served in (False, True))
+    lines = [
+        "| query heads on KV heads | batch | tokens | fastest exact, ms | product codes, 4 bits | 2 bits | "
+        "recipe pqkv, 4 bits | 2 bits |",
+        "|---" * 8 + "|",
+    ]
+    for (heads, kv_heads, batch, context), of in alone.items():
+        exact = of[4].metrics["exact_latency_ms"].value
+        both = of, whole[heads, kv_heads, batch, context]
+        ratios = " | ".join(f"{one[bits].metrics['speedup'].value:.2f}" for one in both for bits in (4, 2))
+        lines.append(f"| {heads} on {kv_heads} | {batch} | {context:,} | {exact:.3f} | {ratios} |")
+    return "\n".join(lines)
+
+
+def of_kernels(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Rows of the check `launch_bounds` by kernel: the one of which nothing is asked, and those that ask."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row.get(name) for name in KERNEL), []).append(row)
+    return [(alone, asking) for alone, *asking in found.values()]
+
+
+def bounds(folder: Path = FOLDER) -> str:
+    """Steps whose kernel is asked for more blocks, as times of the step whose kernel is not."""
+    (record,) = (r for r in load_records(folder / "checks") if r.config["check"] == "launch_bounds")
+    lines = [
+        "| kernel | codes | type | query heads on KV heads | blocks | step, us | asked for | times | interval |",
+        "|---" * 9 + "|",
+    ]
+    for alone, asking in of_kernels(record.tables["launch_bounds"]):
+        codes = alone["codes"] + (", recipe pqkv" if alone.get("recipe") else "")
+        first = f"{alone['kernel']} | {codes} | {alone['dtype']} | {alone['heads']} on 8 | {alone['blocks']}"
+        lines += [
+            f"| {first} | {alone['step_us']:.1f} | {row['blocks']} | {row['times']:.3f} | "
+            f"[{row['low']:.3f}, {row['high']:.3f}] |"
+            for row in asking
+        ]
     return "\n".join(lines)
 
 
@@ -85,7 +131,7 @@ def tokens(folder: Path = FOLDER) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"speed": speed, "parts": parts, "kernels": kernels, "tokens": tokens}
+TABLES = {"speed": speed, "recipe": recipe, "bounds": bounds, "parts": parts, "kernels": kernels, "tokens": tokens}
 
 
 def printed(words: list[str]) -> str:

@@ -89,17 +89,19 @@ def _group(by_name: dict[str, Record], against: str | None) -> Group:
 
 
 def floors(records: Sequence[Record], found: Sequence[Group]) -> dict[str, float]:
-    """KLD of bfloat16 arithmetic by the name of a group, where a record has it of the same text, context and windows
-    (`pqkv eval --noise-floor`): under it nothing can be told.
+    """KLD of bfloat16 arithmetic by the name of a group, where a record has it of the same text and context: on the
+    same windows, else on the most (`pqkv eval --noise-floor`). Under it nothing can be told.
     """
-    keys = ("model", "data", "split", "context", "windows")
-    known = {
-        tuple(record.config.get(key) for key in keys): record.metrics["kld_mean"].value
-        for record in records
-        if record.status == "ok" and record.config.get("floor") == _FLOOR
-    }
-    own = {group.name: known.get(tuple(group.config[key] for key in keys)) for group in found}
-    return {name: kld for name, kld in own.items() if kld is not None}
+    measured = [r for r in records if r.status == "ok" and r.config.get("floor") == _FLOOR]
+    own: dict[str, float] = {}
+    for group in found:
+        config, keys = group.config, ("model", "data", "split", "context")
+        near = [r for r in measured if all(r.config.get(key) == config[key] for key in keys)]
+        if near:
+            best = max(near, key=lambda r: (r.config["windows"] == config["windows"], r.config["windows"]))
+            kld = best.metrics["kld_mean"].value
+            own |= {} if kld is None else {group.name: kld}
+    return own
 
 
 def write_outcome(found: Sequence[Group], folder: Path) -> list[Path]:
@@ -115,7 +117,8 @@ def markdown(group: Group, methods: Sequence[str] | None = None) -> str:
     told = group.against is not None
     header = ["bits", "keys", "values", "method", "KLD, nats", "perplexity", "top-1"]
     header += [f"KLD less that of {group.against}"] if told else []
-    lines = [f"{group.title} ({machine_of(group.rows[0].record)})", ""]
+    machines = sorted({machine_of(row.record) for row in group.rows})
+    lines = [f"{group.title} ({'; '.join(machines)})", ""]
     lines += ["| " + " | ".join(header) + " |", "|" + "|".join([" --- "] * len(header)) + "|"]
     for row in group.rows:
         if methods is None or row.method in methods:

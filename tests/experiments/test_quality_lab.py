@@ -246,16 +246,63 @@ def test_recommendations_that_are_asked_for_as_an_example_are_given(tables, read
 
 
 def test_what_is_said_of_4096_tokens(tables, rows):
-    kld = {row.method: row.kld.value for row in tables.found("wikitext2-test.txt", 4096).rows}
+    longer = {row.method: row for row in tables.found("wikitext2-test.txt", 4096).rows}
+    kld = {name: row.kld.value for name, row in longer.items()}
     three = r"([\d.]+), ([\d.]+) and ([\d.]+)"
     given = said(rf"as at 1,024\*\*: {three} nats, with predictions {three}\.")
     names = [f"pqkv {bits}{more}" for more in ("", ", predicted") for bits in (4, 3, 2)]
     assert given == [float(f"{kld[name]:.3g}") for name in names]
-    peers = {name for name in kld if not name.startswith(tables.OURS)}
-    near = {name: row.kld.value for name, row in rows.items() if not name.startswith(tables.OURS)
-            and 4 <= row.value("code_bits") < 4 + tables.WIDER}  # fmt: skip
-    assert peers == {"AQUA-KV 4", "KIVI 4"} == set(sorted(near, key=near.get)[:2])
-    assert kld["pqkv 4, predicted"] < kld["AQUA-KV 4"] < min(kld["pqkv 4"], kld["pqkv 3, predicted"])
+    assert [kld[name] <= bar for name, bar in zip(names, (0.012, 0.045, 0.16) * 2, strict=True)] == [
+        True, True, False, True, True, True
+    ]  # fmt: skip
+    peers = {name for name in rows if not name.startswith(tables.OURS)}
+    assert peers <= set(kld)
+
+    def below(name):
+        bits = int(longer[name].value("code_bits"))
+        near = (m for m in peers if bits <= longer[m].value("code_bits") < bits + tables.WIDER)
+        return {m for m in near if kld[m] < kld[name]}
+
+    assert [below(name) for name in names[:4]] == [
+        {"AQUA-KV 4"}, {"AQUA-KV 3", "AQUA-KV 4", "CQ 2c8b"}, {"AQUA-KV 2", "AQUA-KV 3"}, set()
+    ]  # fmt: skip
+    assert said(r"alone below it at 4 bits \(([\d.]+) of its loss") == [round(kld["AQUA-KV 4"] / kld["pqkv 4"], 2)]
+    times = {name: kld[name] / rows[name].kld.value for name in kld}
+    told = said(r"scale a layer ([\d.]+) times what it loses at 1,024 tokens, mxfp4's powers of two ([\d.]+) times, "
+                r"MILLION's one codebook ([\d.]+) times")  # fmt: skip
+    worst = ("fp8", "mxfp4", "MILLION 4")
+    assert told == [round(times[name], 1) for name in worst]
+    others = [round(t, 1) for name, t in times.items() if name not in worst]
+    assert said(r"all others ([\d.]+) to ([\d.]+) times") == [min(others), max(others)]
+    assert kld["fp8"] > kld["pqkv 4"] > rows["fp8"].kld.value
+    again = {}
+    for record in load_records(ROOT / "results/device-check"):
+        again[record.config["codec"]["keys"]["codec"], record.config["device"]] = record.metrics["kld_mean"].value
+    assert again["composed", "cuda"] == pytest.approx(kld["pqkv 4"], rel=0.005)
+    assert said(r"on a processor fp8 loses ([\d.]+) nats and mxfp4 ([\d.]+) on the") == [
+        round(again["fp8", "cpu"], 4), round(again["mxfp4", "cpu"], 3)
+    ]  # fmt: skip
+    longest = {row.method: row.kld.value for row in tables.found("wikitext2-test.txt", 8192).rows}
+    for who, pattern in (
+        ("pqkv", r"At 8,192 ours loses ([\d.]+) to ([\d.]+)"),
+        ("AQUA", r"AQUA-KV ([\d.]+) to ([\d.]+) t"),
+    ):
+        own = [longest[m] / rows[m].kld.value for m in longest if m.startswith(who)]
+        assert said(pattern) == [round(min(own), 2), round(max(own), 2)]
+
+
+def test_what_is_said_of_recall(tables):
+    found = {
+        r.config["codec"]["keys"]["codec"] + f"{r.config['bits']:.0f}": r for r in load_records(ROOT / "results/recall")
+    }
+    assert len(found) == 6
+    missed = {name: r.metrics["recall"] for name, r in found.items() if r.metrics["recall"].value < 1}
+    (least,) = missed.values()
+    assert set(missed) == {"aqua2"}
+    assert (least.n * (1 - least.value), f"{least.low:.0%} to {least.high:.0%}") == (
+        pytest.approx(1), re.search(r"of 20 \(interval ([^)]*)\)", TEXT)[1],
+    )  # fmt: skip
+    assert all(r.metrics["recall_exact"].value == 1 and r.metrics["recall_control"].value == 0 for r in found.values())
 
 
 def test_what_is_said_of_other_exact_tokens(tables, rows):

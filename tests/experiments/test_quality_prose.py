@@ -61,13 +61,29 @@ def test_the_bundled_model_with_the_same_recipe():
     assert numbers(QUALITY, r"recipe pqkv loses ([\d.]+) of what the product codes") == [round(times, 2)]
 
 
-def test_what_arithmetic_alone_does():
-    floors = {
-        r.config["context"]: r.metrics["kld_mean"].value for r in load_records(ROOT / "results/quality")
-        if r.config.get("floor") == "bfloat16 arithmetic" and r.config["model"] == "smollm2"
-    }  # fmt: skip
-    told = numbers(QUALITY, r"in the schedule \(([\d.]+) and ([\d.]+) nats\)")
-    assert told == [round(floors[512], 4), round(floors[1024], 4)]
+def test_what_arithmetic_alone_does(cells):
+    floors = {}
+    for r in load_records(ROOT / "results/quality"):
+        c = r.config
+        if c.get("floor") and c["model"] == "smollm2":
+            floors[c["floor"], c["data"].split(".")[0], c["context"]] = r.metrics["kld_mean"].value
+    found = [kld for (floor, *_), kld in floors.items() if floor == "bfloat16 arithmetic"]
+    assert len(found) == 10
+    assert numbers(QUALITY, r"float32 loses ([\d.]+) to ([\d.]+) nats at every") == [
+        float(f"{kld:.2g}") for kld in (min(found), max(found))
+    ]
+    four = {
+        (key[0], key[4]): m["kld_mean"].value
+        for key, m in cells.items()
+        if key[1:4] == ("pqkv", "exact-schedule", 0) and key[5] == 4
+    }
+    share = {place: floors["bfloat16 arithmetic", *place] / kld for place, kld in four.items()}
+    assert len(share) == 10
+    assert min(share["wikitext2-test", 512], share["stdlib", 512]) > 0.8  # "most of"
+    assert share["wikitext2-test", 8192] == pytest.approx(1 / 3, abs=0.1)
+    assert 0.5 < share["stdlib", 8192] < 0.65
+    alone = [kld / floors["bfloat16 arithmetic", *place] for (floor, *place), kld in floors.items() if "cache" in floor]
+    assert max(alone) < 0.06
 
 
 def test_what_the_default_costs_in_the_schedule(cells):
@@ -157,3 +173,19 @@ def test_what_conversations_lose():
 
 def astuple(metric):
     return metric.value, metric.low, metric.high
+
+
+def test_where_drawn_texts_part():
+    text = text_of("experiments/generation/README.md")
+    drawn = {}
+    for r in load_records(ROOT / "results/generation"):
+        if r.config["mode"] == "drawn":
+            drawn[r.config["cache"]] = r.samples["token_ids"]
+
+    def same(a, b):
+        return next(i for i, pair in enumerate(zip(drawn[a], drawn[b], strict=True)) if pair[0] != pair[1])
+
+    first = {same("DynamicCache", "4 bits"), same("DynamicCache", "2 bits")}
+    (told,) = numbers(text, r"at the same word, their (\d+)th")
+    assert first == {told - 1}
+    assert numbers(text, r"each other at the (\d+)th") == [same("4 bits", "2 bits") + 1]

@@ -91,13 +91,14 @@ def test_a_picture_for_each_group_of_more_than_one(group, tmp_path):
     assert write_pareto(alone, tmp_path) == []
 
 
-def test_the_floor_is_that_of_the_same_windows(group):
+def test_the_floor_is_that_of_the_same_windows_or_else_of_the_same_text(group):
     own = {key: group.config[key] for key in ("model", "data", "split", "context", "windows")}
     made = [
         floor({**own, **change}, kld) for change, kld in (({}, 0.0013), ({"context": 512}, 0.5), ({"windows": 9}, 0.6))
     ]
     assert floors(made, [group]) == {group.name: 0.0013}
-    assert floors(made[1:], [group]) == {}
+    assert floors(made[1:], [group]) == {group.name: 0.6}
+    assert floors(made[1:2], [group]) == {}
 
 
 def floor(config, kld):

@@ -38,6 +38,17 @@ def test_codes_of_8_bits_in_transposed_pages(device):
     assert device.names == ["rows_kernel", "coded_kernel", "merge_kernel"]
 
 
+@pytest.mark.parametrize(("spec", "asked"), [
+    (EXACT.but(dtype=torch.float16, group=4, head_dim=128, context=(65,)), (128, 4)),
+    (CODED.but(head_dim=128, heads=1, subspaces=(64, 64), context=(65,), sinks=None, residual=None), (128, 5)),
+], ids=["exact", "coded"])  # fmt: skip
+def test_kernels_that_the_assembler_is_asked_for_blocks_of(spec, asked, device):
+    """What is executed is what runs, with what it asks for."""
+    attend(spec)
+    threads, blocks = asked
+    assert f".maxntid {threads}, 1, 1\n.minnctapersm {blocks}\n" in device.asked[0](device.capability)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_queries_and_outputs_of_any_type_and_a_group_in_two_uneven_blocks(dtype, device):
     attend(EXACT.but(dtype=dtype, group=11, context=(0, 65), sinks=(1, 4), residual=(2, 3)))

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 from pqkv.errors import KernelError
+from pqkv.kernels.cuda.bounds import launch_bounds
 from pqkv.kernels.cuda.coded import CodedVariant, coded_kernel
 from pqkv.kernels.cuda.device import SIMULATED
 from pqkv.kernels.cuda.encoding import EncodeVariant, encode_kernel
@@ -74,7 +75,7 @@ def compile_coded(variant: CodedVariant, capability: Capability) -> Compiled:
         _numbers(variant.query), words, values, words, words, types.int64, types.int64, types.int32, types.int32,
         types.float32,
     ]  # fmt: skip
-    return _compile(coded_kernel(variant), arrays, _CODED_NUMBERS, capability, _beside(variant, words))
+    return _compile(coded_kernel, variant, arrays, _CODED_NUMBERS, capability, _beside(variant, words))
 
 
 def compile_plain(variant: PlainVariant, capability: Capability) -> Compiled:
@@ -86,7 +87,7 @@ def compile_plain(variant: PlainVariant, capability: Capability) -> Compiled:
         _numbers(variant.query), numbers, numbers, types.float32, types.float32, types.int64, types.int64, types.int32,
         types.int32, types.float32,
     ]  # fmt: skip
-    return _compile(plain_kernel(variant), arrays, _CODED_NUMBERS, capability, _beside(variant, numbers))
+    return _compile(plain_kernel, variant, arrays, _CODED_NUMBERS, capability, _beside(variant, numbers))
 
 
 def _numbers(dtype: str) -> Any:  # noqa: ANN401 - a type of Numba
@@ -118,8 +119,8 @@ def compile_exact(variant: ExactVariant, capability: Capability) -> Compiled:
     query, words = _numbers(variant.query), types.int32
     if variant.paged:
         arrays = [query, words, words, types.int32, types.int32, types.float32]
-        return _compile(exact_kernel(variant), arrays, _EXACT_NUMBERS, capability)
-    return _compile(rows_kernel(variant), [query, *[words] * 4, types.int32, types.float32], _ROWS_NUMBERS, capability)
+        return _compile(exact_kernel, variant, arrays, _EXACT_NUMBERS, capability)
+    return _compile(rows_kernel, variant, [query, *[words] * 4, types.int32, types.float32], _ROWS_NUMBERS, capability)
 
 
 def compile_naive(variant: NaiveVariant, capability: Capability) -> Compiled:
@@ -129,7 +130,7 @@ def compile_naive(variant: NaiveVariant, capability: Capability) -> Compiled:
     arrays = [
         types.float32, types.int32, types.int32, types.int32, types.int32, types.float32, types.float32,
     ]  # fmt: skip
-    return _compile(naive_kernel(variant), arrays, _NAIVE_NUMBERS, capability)
+    return _compile(naive_kernel, variant, arrays, _NAIVE_NUMBERS, capability)
 
 
 def compile_warp(variant: WarpVariant, capability: Capability) -> Compiled:
@@ -137,7 +138,7 @@ def compile_warp(variant: WarpVariant, capability: Capability) -> Compiled:
     from numba import types
 
     arrays = [*[types.float32] * 3, *[types.int32] * 3, *[types.float32] * 2]
-    return _compile(warp_kernel(variant), arrays, _WARP_NUMBERS, capability)
+    return _compile(warp_kernel, variant, arrays, _WARP_NUMBERS, capability)
 
 
 def compile_merge(variant: MergeVariant, capability: Capability) -> Compiled:
@@ -146,7 +147,7 @@ def compile_merge(variant: MergeVariant, capability: Capability) -> Compiled:
 
     outputs = (types.Array(kind, 1, "C") for kind in (_numbers(variant.dtype), types.float32))
     uneven = types.UniTuple(types.int64, 3) if variant.uneven else types.Tuple(())
-    return _compile(merge_kernel(variant), [types.float32], 0, capability, [types.int64, *outputs, uneven])
+    return _compile(merge_kernel, variant, [types.float32], 0, capability, [types.int64, *outputs, uneven])
 
 
 def compile_encode(variant: EncodeVariant, capability: Capability, *, id_bits: int = 64) -> Compiled:
@@ -160,7 +161,7 @@ def compile_encode(variant: EncodeVariant, capability: Capability, *, id_bits: i
         vectors, types.float32, types.int64 if variant.permuted else types.float32, types.float32,
         types.int64 if id_bits == 64 else types.int32, types.int32 if variant.unit == 4 else types.uint8,
     ]  # fmt: skip
-    return _compile(encode_kernel(variant), arrays, _ENCODE_NUMBERS, capability)
+    return _compile(encode_kernel, variant, arrays, _ENCODE_NUMBERS, capability)
 
 
 def compile_slots(bits: int, capability: Capability) -> Compiled:
@@ -170,7 +171,7 @@ def compile_slots(bits: int, capability: Capability) -> Compiled:
     from numba import types
 
     elements = types.int32 if bits == 32 else types.int16
-    return _compile(slots_kernel(None), [*[elements] * 4, types.int32], _SLOTS_NUMBERS, capability)
+    return _compile(slots_kernel, None, [*[elements] * 4, types.int32], _SLOTS_NUMBERS, capability)
 
 
 def find_ptxas() -> Path:
@@ -242,7 +243,12 @@ def assemble(ptx: str, capability: Capability) -> tuple[bytes, Report]:
 
 
 def _compile(
-    kernel: Callable[..., Any], arrays: list[Any], scalars: int, capability: Capability, more: Sequence[Any] = ()
+    factory: Callable[[Any], Callable[..., Any]],
+    variant: Hashable,
+    arrays: list[Any],
+    scalars: int,
+    capability: Capability,
+    more: Sequence[Any] = (),
 ) -> Compiled:
     if SIMULATED:
         raise KernelError("the simulator of numba compiles nothing; remedy: unset NUMBA_ENABLE_CUDASIM")
@@ -253,7 +259,9 @@ def _compile(
 
     signature = types.void(*(types.Array(kind, 1, "C") for kind in arrays), *[types.int64] * scalars, *more)
     with _device_of(capability):
-        ptx: str = cuda.compile_ptx(kernel, signature, cc=capability)[0]
+        ptx: str = cuda.compile_ptx(
+            factory(variant), signature, cc=capability, launch_bounds=launch_bounds(variant, capability)
+        )[0]
     return Compiled(ptx, *assemble(ptx, capability))
 
 

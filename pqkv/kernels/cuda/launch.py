@@ -18,6 +18,7 @@ from numba import cuda
 from torch import Tensor
 
 from pqkv.errors import KernelError
+from pqkv.kernels.cuda.bounds import launch_bounds
 from pqkv.kernels.cuda.device import SIMULATED
 from pqkv.reasons import reason
 
@@ -42,12 +43,15 @@ class FlatArray:
 
 @cache
 def compiled(factory: Factory, variant: Hashable) -> Kernel:
-    """The dispatcher of `factory(variant)`; it compiles when first launched and never again in this process."""
-    if not SIMULATED:
-        from numba.cuda.core import config
+    """The dispatcher of `factory(variant)`; it compiles when first launched and never again in this process. The
+    current device says what is asked of the assembler (`bounds.py`): of other devices too, whose numbers are the same.
+    """
+    if SIMULATED:
+        return cuda.jit(factory(variant))
+    from numba.cuda.core import config
 
-        config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # grids of a few blocks are what short contexts have
-    return cuda.jit(factory(variant))
+    config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # grids of a few blocks are what short contexts have
+    return cuda.jit(factory(variant), launch_bounds=launch_bounds(variant, torch.cuda.get_device_capability()))
 
 
 def array(tensor: Tensor) -> DeviceArray:

@@ -28,7 +28,7 @@ class CodedVariant:
 
     `turning`: scores get a bias by position, from phasors that turn. `gains`: so do weights of values a factor.
     `query`: the type of the query that coded keys are scored with. `uneven`: blocks of `group` heads do not divide
-    those of a KV head.
+    those of a KV head. `blocks`: as `ExactVariant` has it.
     """
 
     group: int
@@ -40,6 +40,7 @@ class CodedVariant:
     gains: bool = False
     query: str = "float16"
     uneven: bool = False
+    blocks: int | None = None
 
     @property
     def decodes(self) -> bool:

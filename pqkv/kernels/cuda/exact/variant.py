@@ -12,7 +12,8 @@ SHARED_BYTES = 48 << 10  # what Numba can give a block
 class ExactVariant:
     """What the kernel is compiled for. `dtype` is that of the vectors, `query` of the queries: float32, float16 or
     bfloat16. Vectors lie in pages, or, not `paged`, in a row a sequence. `uneven`: blocks of `group` heads do not
-    divide those of a KV head.
+    divide those of a KV head. `blocks`: that a multiprocessor is to have room for, whatever that costs; 0: as many as
+    the assembler likes, None: what was measured to pay (`bounds.py`).
     """
 
     dtype: str
@@ -23,6 +24,7 @@ class ExactVariant:
     query: str = "float16"
     paged: bool = True
     uneven: bool = False
+    blocks: int | None = None
 
     @property
     def vector(self) -> int:

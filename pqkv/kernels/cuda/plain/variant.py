@@ -23,6 +23,7 @@ class PlainVariant:
     gains: bool = False
     query: str = "float32"
     uneven: bool = False
+    blocks: int | None = None
 
     @property
     def head_dim(self) -> int:
