@@ -20,8 +20,6 @@ def lm_eval(
 ) -> None:
     """Run tasks of lm-evaluation-harness on coded caches; other options are those of `lm_eval run`.
 
-    pqkv lm-eval --model_args pretrained=reference,bits=4 --tasks pqkv_needle
-
     Model arguments: pretrained; codebooks (a file), bits (0: the exact cache)
     or codec; mode (exact-schedule, or all-coded with coded_sinks); page_size,
     residual, sink_tokens, dtype, device, max_length.
