@@ -166,6 +166,9 @@ def test_what_the_product_of_kernels_found():
     told = numbers(log, r"\*\*(\d+) of \d+ cells, (\d+) launches, ([\d,]+) statements of warps: no fault")
     assert told == [len(rows), *(sum(int(row[name]) for row in rows) for name in ("launches", "statements"))]
     assert {row["outcome"] for row in rows} == {"ok"}
+    assert numbers(log, r"no fault\.\*\* ([\d.]+) hours") == [
+        round(sum(float(row["seconds"]) for row in rows) / 3600, 1)
+    ]
     assert {row["executed"] for row in rows} == {"1"}  # the PTX of both capabilities is the same
 
 
