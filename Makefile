@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo smollm2 test test-slow test-ci test-versions test-lowest test-newest gpu lint format clean
+.PHONY: demo smollm2 test test-slow test-ci test-wheel docs test-versions test-lowest test-newest gpu lint format clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,7 +29,7 @@ demo: $(READY)
 	set -ex; \
 	$(BIN)/pqkv eval --model $$model --bits 4 --context 1024 --windows 3 --control --metrics perplexity,agreement,kld \
 		-o build/demo; \
-	$(BIN)/python experiments/checks/generate_text.py --model $$model --bits 4 --tokens 64 -o build/demo; \
+	$(BIN)/pqkv generate --model $$model --bits 4 --prompt "The history of the book begins long before printing." -o build/demo; \
 	$(BIN)/pqkv report build/demo -o build/demo
 
 test: $(READY)
@@ -41,6 +41,14 @@ test-slow: $(READY)
 # the slow tests that CI runs as well
 test-ci: $(READY)
 	$(BIN)/python -m pytest -m "slow and ci" -n auto --dist loadgroup
+
+# the site, into build/site; links and anchors are checked
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# sdist and wheel, installed into an empty environment and used there
+test-wheel: $(READY)
+	$(BIN)/python -m pytest -m slow tests/test_wheel.py
 
 # what meets transformers, with the lowest and the newest one that pyproject.toml allows, each in a folder of its own;
 # what is marked `once` says why it meets no more of it than its neighbours do

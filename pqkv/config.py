@@ -378,6 +378,61 @@ class EvalConfig(VisibleTokens):
         return CacheConfig(**{name: getattr(self, name) for name in names})
 
 
+class GenerateConfig(VisibleTokens):
+    """`pqkv generate`: what one model writes after one prompt on the exact cache and on coded ones."""
+
+    model: str = "reference"
+    dtype: Dtype = "float32"
+    device: str = "cpu"
+    device_map: str | None = Field(None, description="auto, balanced ...: layers spread over all devices")
+    rope: Rope = Field("default", description="rotary embedding: the model's own, or one that reaches further")
+    rope_factor: float | None = Field(None, gt=1, description="times the trained positions that it reaches")
+    bos: Bos = Field("auto", description="a beginning-of-sequence token in front of the prompt")
+    parse_special: bool = Field(False, description="control tokens where the prompt spells them")
+    chat: bool = Field(False, description="the prompt is a user's message in the model's chat template")
+    codebooks: tuple[str, ...] = ()
+    bits: tuple[float, ...] = (4,)
+    recipe: Recipe = Field("pqkv", description="of the codebooks that are trained for these bits")
+    scope: Scope = "head"
+    codec: tuple[str, ...] = Field((), description="ways of coding by name, in place of codebooks; see pqkv codecs")
+    calibration: CodecCalibration = Field(CodecCalibration(), description="the text that codecs learn from")
+    tokens: int = Field(256, ge=1, description="tokens to write, at most")
+    ignore_end: bool = Field(False, description="go on past the token with which the model ends")
+    temperature: float = Field(0.0, ge=0, description="0 takes the most likely token; above it tokens are drawn")
+    seed: int = Field(0, ge=0, lt=2**31)
+    paged: bool = True
+    page_size: int = Field(64, ge=1, le=4096)
+    residual: int = Field(128, ge=1)
+    sink_tokens: int = Field(SINK_TOKENS, ge=0)
+    key_layout: Layout = "transposed"
+    value_layout: Layout = "transposed"
+    max_pages: int | None = Field(None, ge=1)
+    backend: str = Field("auto", description="cpu, reference, ... or auto, the fastest that can serve the model")
+    fallback: bool = Field(True, description="take the next choice where a backend cannot run or pages run out")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_rope_factor(self.rope, self.rope_factor)
+        self.evaluation()
+        self.cache()
+        return self
+
+    @property
+    def codes_anything(self) -> bool:
+        """Whether any cache beside the exact one holds codes."""
+        return bool(self.codebooks or self.codec or any(self.bits))
+
+    def evaluation(self) -> EvalConfig:
+        """An evaluation that codes with the same codebooks or codecs: what trains or loads them takes one."""
+        names = ("model", "dtype", "device", "device_map", "rope", "rope_factor", "bos", "parse_special")
+        codes = ("codebooks", "bits", "recipe", "scope", "codec", "calibration", "sink_tokens", "page_size", "residual")
+        return EvalConfig(**{name: getattr(self, name) for name in (*names, *codes)}, mode=("decode",))
+
+    def cache(self) -> CacheConfig:
+        """The cache these settings describe."""
+        return CacheConfig(**{name: getattr(self, name) for name in CacheConfig.model_fields})
+
+
 LARGEST_CELL = 2**26  # tokens of a sequence, or sequences: numbers of pages stay far below 32 bits
 
 

@@ -1,4 +1,4 @@
-"""Which instructions this processor gives to look-ups in byte tables, by name."""
+"""Which instructions of this processor are used, by name: for look-ups in byte tables, and for pages of vectors."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ class CpuPath:
 
     name: str
     reason: str
+    forced: bool = False
+
+    def allowed(self, features: Mapping[str, bool]) -> dict[str, bool]:
+        """The features of a processor that pages of vectors may use: all of them, or where "portable" or "avx2" is
+        forced none that another processor of that name could lack.
+        """
+        if not self.forced or self.name not in ("portable", "avx2"):
+            return dict(features)
+        kept = self.name == "avx2"
+        return {name: here and kept and not name.startswith("avx512") for name, here in features.items()}
 
     def serves(self, nbits: int) -> bool:
         """Whether codes of so many bits are looked up in bytes here."""
@@ -45,7 +55,7 @@ def choose_path(forced: str | None, features: Mapping[str, bool]) -> CpuPath:
                 f"{FORCED}={forced} cannot run: this processor has no {', '.join(missing)}; "
                 f"it has {', '.join(_available(lacking))}"
             )
-        return CpuPath(forced, f"{FORCED} is set")
+        return CpuPath(forced, f"{FORCED} is set", forced=True)
     if not lacking["avx512"]:
         return CpuPath("avx512", "the processor has VBMI and VNNI")
     if not lacking["avx2"]:

@@ -103,9 +103,6 @@ def bench(
 
     Every combination of shape, batch and length is a cell: first checked against the float64 reference, then timed with
     cold caches, all contestants in turn. --breakdown, --end-to-end and --static are other kinds of bench.
-
-    Examples: pqkv bench --bits 4,2 --lengths 4096,32768 -o results/bench; pqkv bench --end-to-end --model tinyllama
-    --lengths 1024; pqkv bench --static --gpu h200
     """
     flags: dict[str, Any] = {
         "lengths": split_list(lengths, int, "--lengths"),

@@ -44,7 +44,7 @@ _CODES, _MEASURE = "Codes", "Measuring"
 def evaluate(
     codebooks: Annotated[
         str | None,
-        option("Codebook files, by commas; absent: the default ones, trained once and kept.", _CODES, False),
+        option("Codebook files, folders or hub ids, by commas; absent: the default ones, trained once.", _CODES, False),
     ] = None,
     bits: Annotated[str | None, option("Default codebooks of these bits; 0 is the exact cache.", _CODES, "4")] = None,
     codec: Annotated[

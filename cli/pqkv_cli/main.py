@@ -15,6 +15,10 @@ from pqkv_cli.codecs import codecs
 from pqkv_cli.compare import compare
 from pqkv_cli.env import env
 from pqkv_cli.evaluate import evaluate
+from pqkv_cli.examples import EXAMPLES
+from pqkv_cli.export import export
+from pqkv_cli.generate import generate
+from pqkv_cli.harness import HANDED_ON, lm_eval
 from pqkv_cli.lab import lab
 from pqkv_cli.merge import merge
 from pqkv_cli.models import models
@@ -35,23 +39,29 @@ _INTERRUPTED_LINE = (
 app = typer.Typer(
     name="pqkv",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="What it costs to product-quantize and page a KV cache: quality, memory and speed, measured.",
 )
-app.command("train-codebooks")(train_codebooks)
-app.command("eval")(evaluate)
-app.command("lab")(lab)
-app.command("codecs")(codecs)
-app.command("recommend")(recommend)
-app.command("bench")(bench)
-app.command("sweep")(sweep)
-app.command("merge")(merge)
-app.command("compare")(compare)
-app.command("report")(report)
-app.command("reproduce")(reproduce)
-app.command("models")(models)
-app.command("env")(env)
+for name, command in {
+    "train-codebooks": train_codebooks,
+    "eval": evaluate,
+    "lm-eval": lm_eval,
+    "generate": generate,
+    "export": export,
+    "lab": lab,
+    "codecs": codecs,
+    "recommend": recommend,
+    "bench": bench,
+    "sweep": sweep,
+    "merge": merge,
+    "compare": compare,
+    "report": report,
+    "reproduce": reproduce,
+    "models": models,
+    "env": env,
+}.items():
+    given = HANDED_ON if command is lm_eval else None
+    app.command(name, epilog=f"Example: {EXAMPLES[name]}", context_settings=given)(command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -8,8 +8,14 @@ from typing import Annotated
 from pqkv_cli.flags import option
 from pqkv_cli.records import RecordFormat
 
-CACHE, TEXT, OUTPUT = "Cache", "Model and text", "Output"
+CACHE, TEXT, OUTPUT, PROMPT = "Cache", "Model and text", "Output", "Prompt"
 
+Prompt = Annotated[str | None, option("The text to begin with.", PROMPT, "standard input", "-p", "--prompt")]
+PromptFile = Annotated[Path | None, option("A file with it.", PROMPT, False)]
+Chat = Annotated[
+    bool | None,
+    option("It is a message: the model's chat template is put around it.", PROMPT, "off", "--chat/--no-chat"),
+]
 PageSize = Annotated[int | None, option("Tokens in a page.", CACHE, "64")]
 Residual = Annotated[int | None, option("Capacity of the exact window of newest tokens.", CACHE, "128")]
 SinkTokens = Annotated[int | None, option("First tokens that stay exact.", CACHE, "4")]

@@ -155,6 +155,10 @@ class CodedLayer:
         residual, sinks = (sum(b.numel() * b.element_size() for b in bs) for bs in (self._residual, self._sinks))
         return residual, sinks
 
+    def exact_parts(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Keys and values of the sinks, and of the residual window, (B, Hkv, capacity, D); values lie turned."""
+        return (self._sinks[0], self._sinks[1]), (self._residual[0], self._residual[1])
+
     def page_bytes(self) -> tuple[int, int]:
         """Bytes of pages in use, shared ones once, and of pages that wait for tokens."""
         return self.store.page_bytes(self.page_counts())

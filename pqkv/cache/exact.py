@@ -165,6 +165,10 @@ class PagedExactLayer:
         """The first page of each sequence that the next query sees."""
         return list(map(self._first_page, self.lengths))
 
+    def pages(self, side: int) -> Tensor:
+        """All pages of keys (0) or values (1), (num_pages, Hkv, page_size, D)."""
+        return self._pages[side]
+
     def exact_bytes(self) -> tuple[int, int]:
         """Of no residual, and of the first tokens that stay visible beside a window."""
         return 0, sum(buffer.numel() * buffer.element_size() for buffer in self._sinks)

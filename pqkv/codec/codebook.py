@@ -146,21 +146,25 @@ class Codebook:
         table = self.float_centroids().reshape(H * M * C, d_sub)
         coded = table.index_select(0, index.reshape(-1)).reshape(*codes.shape[:3], M * d_sub)
         if self.rotation is not None:
-            coded = coded @ self.rotation.to(coded.dtype)  # (H, D, D) against (B, Hkv, T, D)
-            return coded if self.weights is None else coded / self.weights.to(coded.dtype)[:, None]
+            return self.undone(coded)
         if self.channels is not None:
             coded = coded.gather(-1, self.channels.argsort(-1)[None, :, None].expand_as(coded))
         if stored is not None:
             coded = coded * self.gain_of(stored, coded.dtype)[..., None]
-        if self.hadamard:
-            coded = turned_by_hadamard(coded)
-        if self.back is not None:
-            coded = coded @ self.back.to(coded.dtype).mT
+        coded = self.undone(coded)
         if self.mean is not None:
             coded = coded + self.mean.to(coded.dtype)[:, None]
         if self.turning is not None:
             coded = coded + self._turned(positions, codes.shape[2]).to(coded.dtype)
         return coded
+
+    def undone(self, framed: Tensor) -> Tensor:
+        """F^-1 of rows (..., H or 1, T, D) that F turned, means aside."""
+        if self.rotation is not None:
+            turned = framed @ self.rotation.to(framed.dtype)  # (H, D, D) against (B, Hkv, T, D)
+            return turned if self.weights is None else turned / self.weights.to(turned.dtype)[:, None]
+        turned = turned_by_hadamard(framed) if self.hadamard else framed
+        return turned if self.back is None else turned @ self.back.to(turned.dtype).mT
 
     def gain_of(self, stored: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """What bytes (..., Hkv, T) stand for."""

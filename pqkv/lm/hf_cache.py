@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,6 +32,10 @@ class PQKVCache(Cache):
         attach(model)
         cache = PQKVCache(model.config, codebooks)
         model.generate(ids, cache=cache)  # past_key_values=cache before transformers 5.24
+
+    So do `pipeline`, assisted decoding and `torch.compile(model.forward)`, whose graph is cut around the cache. What
+    assisted decoding proposes in its first step is attended to exactly, with the prompt. `cache_implementation` knows
+    transformers' own names only.
 
     Batches may be left-padded: padding never enters the cache. Layers with sliding-window attention keep
     transformers' own exact layer; `coded_layers` says which ones pqkv serves. With a `window` in `config` these see
@@ -153,11 +158,13 @@ class _Layer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
+    @torch.compiler.disable
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[View, View]:
         self.lazy_initialization(key_states, value_states)
         if self.index == 0:
             self.owner.check_even()
-        layer = self.owner.core(key_states).place(self.index, key_states.device)
+        with _outliving_inference():
+            layer = self.owner.core(key_states).place(self.index, key_states.device)
         view = _StepView(self, layer, key_states, value_states)
         return view, view
 
@@ -208,7 +215,10 @@ class _StepView(View):
                 "the attention mask of this step hides tokens that were cached as real; pass the same padding"
             )
         else:
-            out = self.layer.attend(query.transpose(1, 2), self.new_keys, self.new_values, scale=scale, window=window)
+            with _outliving_inference():
+                out = self.layer.attend(
+                    query.transpose(1, 2), self.new_keys, self.new_values, scale=scale, window=window
+                )
         owner.columns += new
         self.attended.saw(before, coded, rows, self.layer.window, owner.owner.cache_config.sink_tokens)
         return out
@@ -223,11 +233,22 @@ class _StepView(View):
         else:
             out = windowed_prefill(query, keys, values, padding, layer.window, scale)
         keeper = Keeper.of(self.owner.owner.cache_config)
-        if keeper is None:
-            layer.append(keys, values, padding)
-        else:
-            layer.append(*keeper(query, keys, values, padding, scale, self.owner.index))
+        with _outliving_inference():
+            if keeper is None:
+                layer.append(keys, values, padding)
+            else:
+                layer.append(*keeper(query, keys, values, padding, scale, self.owner.index))
         return out
+
+
+@contextmanager
+def _outliving_inference() -> Iterator[None]:
+    """What a step in inference mode keeps is changed in place by later ones, which may not be in that mode."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def _left_padding(mask: Tensor | None, columns: int, shape: Sequence[int], window: int | None) -> list[int]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from pqkv.cache.window import Window
@@ -128,10 +129,18 @@ def _attention(
 ) -> tuple[Tensor, None]:
     if isinstance(key, View):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        window = effective_window(module.config, sliding_window)
-        out = key.attend(module, query, attention_mask, scale=scale, window=window)
-        key.attended.calls += 1
-        return out, None
+        return _through_view(key, module, query, attention_mask, scale, sliding_window), None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+@torch.compiler.disable
+def _through_view(
+    view: View, module: nn.Module, query: Tensor, mask: Tensor | None, scale: float, sliding_window: int | None
+) -> Tensor:
+    """What is compiled ends before it and goes on after it: pages change in place, kernels are not torch's."""
+    window = effective_window(module.config, sliding_window)
+    out = view.attend(module, query, mask, scale=scale, window=window)
+    view.attended.calls += 1
+    return out

@@ -10,6 +10,7 @@ from typing import Any
 from pqkv.codec import CodebookSet
 from pqkv.codec.catalog import CodecSpec
 from pqkv.codec.codebook_file import Calibration, CodebookHeader, load_codebooks
+from pqkv.codec.hub import find_codebooks
 from pqkv.codec.interface import Codec
 from pqkv.codec.sizes import nominal_bits
 from pqkv.config import SINK_TOKENS, STEPWISE, EvalConfig, Mode, TrainConfig
@@ -72,8 +73,10 @@ class Cell:
 
 
 def named_codings(config: EvalConfig) -> list[Coding]:
-    """The codebook files the configuration names, read and checked; for which model is not asked yet."""
-    return [_coding(*load_codebooks(Path(path)), Path(path)) for path in config.codebooks]
+    """The codebooks the configuration names, files, folders or hub ids, read and checked; for which model is not asked
+    yet.
+    """
+    return [_coding(*load_codebooks(path), path) for path in map(find_codebooks, config.codebooks)]
 
 
 def default_codings(config: EvalConfig, lm: LanguageModel, progress: Progress | None) -> list[Coding]:

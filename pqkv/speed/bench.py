@@ -165,9 +165,13 @@ def _describe(config: BenchConfig, cell: Cell, mode: str, backend: str, threads:
 
 
 def _byte_path(config: BenchConfig, cell: Cell, backend: str) -> str | None:
-    """How this processor looks codes up in byte tables, or None where it does not."""
-    if cell.shape is None or backend not in ("cpu", "cpu-bytes"):
+    """How this processor looks codes up in byte tables, or None where it does not; of pages of vectors the path that is
+    forced.
+    """
+    if backend not in ("cpu", "cpu-bytes"):
         return None
+    if cell.shape is None:
+        return cpu_path().name if cpu_path().forced and cpu_path().name != "float" else None
     of_bytes = "int8" in config.served and "universal" not in config.served
     transposed = config.key_layout == config.value_layout == "transposed"
     path, d_sub, group = cpu_path(), config.head_dim // cell.shape[0], config.heads // config.kv_heads

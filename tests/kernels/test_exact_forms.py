@@ -2,7 +2,10 @@
 here.
 """
 
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from batches import Spec, brute_force, build
 from exact_modules import Compiled, assembly, loops_of, module_of
 from llvmlite.binding import get_host_cpu_features
 
+from pqkv.cpu_path import PATHS, CpuPath
 from pqkv.kernels.cpu import decode as decode_module
 from pqkv.kernels.cpu.backend import attention
 from pqkv.kernels.cpu.exact_form import (
@@ -214,6 +218,17 @@ def test_the_form_is_what_the_processor_and_llvm_have():
     assert form_of({**wide, "avx512bf16": True}, 22) == "avx512-bf16"
     assert form_of({**wide, "avx512bf16": True}, 15) == "avx512"
     assert host_form() == form_of(get_host_cpu_features(), 22)
+
+
+def test_a_forced_path_leaves_instructions_out():
+    wide = dict.fromkeys(("avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512bf16", "avx2", "fma", "f16c"), True)
+    forms = {name: form_of(CpuPath(name, "", forced=True).allowed(wide), 22) for name in PATHS}
+    assert forms == {"float": "avx512-bf16", "portable": "portable", "avx2": "avx2", "avx512": "avx512-bf16"}
+    assert form_of(CpuPath("avx2", "the processor has no VBMI").allowed(wide), 22) == "avx512-bf16"
+    script = "from pqkv.kernels.cpu.exact_form import host_form; print(host_form())"
+    env = {**os.environ, "PQKV_CPU_PATH": "portable"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "portable"
 
 
 @pytest.mark.parametrize("form", FORMS)

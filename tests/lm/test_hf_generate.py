@@ -117,3 +117,17 @@ def test_a_forward_that_keeps_gradients_can_be_cached(tiny, books):
     )
     assert gap(torch.cat(logits, 1), expected) <= 1e-12
     assert not any(buffer.requires_grad for layer in cache.kv.layers for buffer in (*layer._residual, *layer._sinks))
+
+
+@pytest.mark.parametrize(("paged", "kind"), [(True, "coded"), (False, "coded"), (True, "exact")])
+def test_a_cache_filled_in_inference_mode_serves_steps_outside_of_it(tiny, books, paged, kind):
+    """torch forbids changing in place what was made in that mode, and `generate` is not in it."""
+    ids, own = random_ids(40), books if kind == "coded" else None
+    cache, plain = (coded(tiny, own, SMALL.model_copy(update={"paged": paged})) for _ in range(2))
+    with torch.inference_mode():
+        tiny.model(ids[:, :30], **cache_argument(tiny.model, cache))
+        tiny.model(ids[:, 30:39], **cache_argument(tiny.model, cache))
+    with torch.no_grad():
+        tiny.model(ids[:, :30], **cache_argument(tiny.model, plain))
+        tiny.model(ids[:, 30:39], **cache_argument(tiny.model, plain))
+    assert torch.equal(generate(tiny.model, cache, ids, new=40), generate(tiny.model, plain, ids, new=40))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from llvmlite.binding import get_host_cpu_features, llvm_version_info
 
+from pqkv.cpu_path import cpu_path
+
 FLOAT32, BFLOAT16, FLOAT16 = range(3)  # lengths of a `kind`: what numbers are
 
 
@@ -55,8 +57,8 @@ def form_of(features: Mapping[str, bool], llvm: int) -> str:
 
 @functools.cache
 def host_form() -> str:
-    """The form of this machine."""
-    return form_of(get_host_cpu_features(), llvm_version_info[0])
+    """The form of this process: the fastest of this machine, or of what `PQKV_CPU_PATH` leaves of it."""
+    return form_of(cpu_path().allowed(get_host_cpu_features()), llvm_version_info[0])
 
 
 def uses_dots(kind: int, form: Form) -> bool:
