@@ -96,7 +96,8 @@ def brute_force(batch: Batch, scale: float, window: int | None = None):
         (cosines, sines), thetas = coded.phasors[b, t, h].double().numpy().T, np.array(coded.frequencies)
 
         def bias(j):
-            return np.array([(cosines * np.cos(thetas * n) + sines * np.sin(thetas * n)).sum() for n in j])
+            angles = np.outer(j, thetas)
+            return np.cos(angles) @ cosines + np.sin(angles) @ sines
 
         return coded.query[b, t, h].double().numpy(), bias
 

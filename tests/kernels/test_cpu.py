@@ -3,11 +3,12 @@
 import itertools
 from dataclasses import replace
 
+import numba
 import numpy as np
 import pytest
 import torch
 from batches import Spec, brute_force, build
-from served import PARTS, SERVED
+from served import PARTS, SERVED, TURNING
 
 from pqkv.errors import KernelError
 from pqkv.kernels import ExactTokens
@@ -42,33 +43,60 @@ def check(spec, *, window=None, rtol=2e-5, scale=None):
     np.testing.assert_allclose(lse.double().numpy(), expected_lse, atol=1e-5, rtol=1e-6)
 
 
-def later(*values):
+def in_ci(*cases):
     """Cases that compile kernels of their own: they run in `make test-ci`, which CI calls too."""
-    return [pytest.param(value, marks=[pytest.mark.slow, pytest.mark.ci]) for value in values]
+    return [pytest.param(*case, marks=[pytest.mark.slow, pytest.mark.ci]) for case in cases]
 
 
-@pytest.mark.parametrize("group", [1, 4, *later(2, 8)])
-@pytest.mark.parametrize("layouts", [("transposed", "transposed"), *later(("row", "row"))])
-def test_every_group_and_length_equals_brute_force(group, layouts):
+def later(*values):
+    """`in_ci`, of cases that are one value."""
+    return in_ci(*((value,) for value in values))
+
+
+def seldom(*values):
+    """Cases each of whose settings others have too, in another pair: `make test-slow` alone runs them."""
+    return [pytest.param(*value, marks=pytest.mark.slow) for value in values]
+
+
+TRANSPOSED, ROW = ("transposed", "transposed"), ("row", "row")
+
+
+@pytest.mark.parametrize(
+    ("layouts", "group"),
+    [
+        *((TRANSPOSED, 1), (TRANSPOSED, 4)),
+        *in_ci((TRANSPOSED, 2), (TRANSPOSED, 8), (ROW, 1), (ROW, 4), (ROW, 8)),
+        *seldom((ROW, 2)),
+    ],
+)
+def test_every_group_and_length_equals_brute_force(layouts, group):
     check(SINGLE.but(group=group, layouts=layouts))
 
 
-@pytest.mark.parametrize("group", [1, 4, *later(3, 8)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_exact_pages_equal_brute_force_at_every_length(group, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "group"),
+    [
+        *((torch.float32, 1), (torch.float32, 4), (torch.bfloat16, 4), (torch.float16, 1)),
+        *in_ci((torch.bfloat16, 3), (torch.float16, 8)),
+        *seldom((torch.bfloat16, 1), (torch.float16, 4)),
+        *seldom((torch.float32, 3), (torch.float32, 8), (torch.bfloat16, 8), (torch.float16, 3)),
+    ],
+)
+def test_exact_pages_equal_brute_force_at_every_length(dtype, group):
+    """`test_exact_forms` runs the vector code of every dtype for every group."""
     check(SINGLE.but(nbits=None, group=group, dtype=dtype), rtol=2e-5 if dtype == torch.float32 else 8e-3)
 
 
 @pytest.mark.parametrize("nbits", [1, 4, 6, 12, *later(3, 9)])
 @pytest.mark.parametrize("layout", ["transposed", *later("row")])
 def test_every_width_is_read_packed(nbits, layout):
-    check(SMALL.but(nbits=nbits, layouts=(layout, layout), group=2, subspaces=(8, 4), head_dim=16, heads=1))
+    check(SMALL.but(nbits=nbits, layouts=(layout, layout), group=4, heads=1))
 
 
 @pytest.mark.parametrize("page_size", [5, *later(1, 16, 48, 700)])
 def test_pages_of_any_size(page_size):
     for nbits, layout in ((8, "transposed"), (6, "transposed"), (8, "row")):
-        check(SMALL.but(page_size=page_size, nbits=nbits, layouts=(layout, layout), head_dim=16, subspaces=(8, 8)))
+        check(SMALL.but(page_size=page_size, nbits=nbits, layouts=(layout, layout), group=4))
 
 
 @pytest.mark.parametrize("subspaces", [(16, 8), *later((64, 64), (8, 4), (4, 2))])
@@ -114,7 +142,7 @@ def test_a_corrupted_page_entry_is_noticed():
 @pytest.mark.parametrize("nbits", [None, 8, 5])
 @pytest.mark.parametrize("window", [None, 33])
 def test_several_queries_are_causal(queries, nbits, window):
-    spec = SMALL.but(nbits=nbits, group=2, queries=queries, head_dim=16, subspaces=(8, 4))
+    spec = SMALL.but(nbits=nbits, group=4, queries=queries)
     check(spec, window=window)
     check(spec.but(residual=(40, 41, 42, 128, 70, 50, 64)), window=window)
 
@@ -231,9 +259,17 @@ def test_what_is_served_beside_codes_follows_its_formulas(part, group):
     check(SMALL.but(group=group, page_size=5, layouts=("row", "row"), **part), window=70, rtol=5e-5)
 
 
+def test_frequencies_in_any_order_are_no_other_type_to_compile_for():
+    types = []
+    for turning in ((), TURNING, (0.0, *TURNING)):  # the slow ones, 0 among them, are moved behind the fast ones
+        step = decode_module.step_of(*build(SMALL.but(group=4, turning=turning)).inputs, scale=0.2)
+        types.append([numba.typeof(part) for part in step.turning])
+    assert types[0] == types[1] == types[2]
+
+
 def test_the_bias_does_not_drift_at_131072_tokens():
     """Phases are made in float64, and restarted every 64 tokens: in float32 angles of 131,072 would be off by 0.01."""
-    served = Spec(context=(131_072,), residual=(1,), dtype=torch.float32, head_dim=16, subspaces=(2, 2), **SERVED)
+    served = Spec(context=(131_072,), residual=(1,), dtype=torch.float32, head_dim=16, subspaces=(8, 4), **SERVED)
     batch = build(served)
     far = replace(batch.pages.query, phasors=batch.pages.query.phasors * 10)
     batch = replace(batch, pages=replace(batch.pages, query=far))

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.xdist_group("attention-variants-models")  # one process
 
 GIVEN = Settings(
     text_context=256, text_windows=1, windows=(32,), window_bits=(0,), trained=64, reach_times=(1, 2),
-    reach_windows=2, kept_context=256, kept_windows=4, keep_shares=(0.25,), kept_bits=(), decode_tokens=8,
+    reach_windows=2, kept_context=128, kept_windows=4, keep_shares=(0.25,), kept_bits=(), decode_tokens=8,
     pooled_context=64, heads=8, head_dim=64, stacked_lengths=(256,), stacked_window=64, repeats=3,
 )  # fmt: skip
 

@@ -271,7 +271,7 @@ def _as_codes_meet(query: Array, pages: PagedTokens | None, scale: float) -> tup
     found = turns(coded.frequencies, pages.page_table.shape[1] * pages.page_size, coded.query.device)
     phasors: Array = np.ascontiguousarray(coded.phasors[:, 0].detach().float().numpy())
     if not found.in_order:
-        phasors = phasors[:, :, list(found.order)]
+        phasors = np.take(phasors, found.order, 2)  # in a row: of strided ones kernels would be compiled once more
     return _scaled(coded.query, scale), (phasors, scale, found.middles.numpy(), found.rows.numpy(), found.slow.numpy())
 
 

@@ -3,6 +3,7 @@
 Small cases run under the simulator too; those that name `gpu_only` are the full list of lengths and shapes.
 """
 
+import os
 from dataclasses import replace
 from functools import partial
 
@@ -35,6 +36,9 @@ LONG = SMALL.but(
     head_dim=128, heads=2, subspaces=(64, 64), nbits=8,
 )  # fmt: skip
 BESIDE = [SMALL.but(**SERVED), SMALL.but(dtype=torch.float16, **SERVED)]
+too_long = pytest.mark.skipif(
+    os.environ.get("NUMBA_ENABLE_CUDASIM") == "1", reason="seconds under the simulator; its neighbours run there"
+)
 beside = pytest.mark.parametrize("spec", BESIDE, ids=["plain", "coded"])
 kinds = pytest.mark.parametrize(
     "spec", [EXACT, SMALL, SMALL.but(dtype=torch.float16), *BESIDE],
@@ -214,7 +218,10 @@ def test_all_of_it_in_every_layout_for_every_group(spec, group, layouts, device)
     check(spec.but(group=group, layouts=layouts, heads=2 if group == 1 else 1), device)
 
 
-@pytest.mark.parametrize(("group", "of_block"), [(10, 5), (11, 6)])  # the second block of 11 has one of the first's
+@pytest.mark.parametrize(("group", "of_block"), [
+    pytest.param(10, 5, marks=too_long),
+    (11, 6),  # the second block has one of the first's
+])  # fmt: skip
 @beside
 def test_all_of_it_where_a_group_takes_several_blocks_and_heads_share_centroids(spec, group, of_block, device):
     assert backend.heads_of_block(group) == of_block
@@ -227,7 +234,9 @@ def test_a_group_takes_as_few_blocks_as_can_be(group, of_block):
     assert -(-group // of_block) == -(-group // 8)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [
+    torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=too_long),
+])  # fmt: skip
 def test_exact_pages_of_groups_in_uneven_blocks(dtype, device):
     check(EXACT.but(group=11, heads=2, dtype=dtype), device)
 
