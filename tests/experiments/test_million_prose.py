@@ -128,21 +128,11 @@ def test_what_a_real_model_says_of_opq():
         found = re.match(r"(.*) at (\d) bits, stdlib test, 4,096 tokens", row["claim"])
         if found and row["part"] == "h":
             times[found[1], int(found[2]), row["model"]] = float(re.search(r"([\d.]+)x", row["ours"])[1])
-    text, rotated = text_of("experiments/million/README.md"), "MILLION with OPQ loses less than MILLION"
-    both = [times[rotated, 2, model] for model in ("smollm2", "reference")]
-    assert (
-        numbers(
-            text,
-            r"at 2 bits OPQ loses\s+([\d.]+) times what neighbours do on SmolLM2, where the bundled model says ([\d.]+)",
-        )
-        == both
-    )
-    assert (
-        numbers(
-            text_of("experiments/LOG.md"), r"at 2 bits it loses ([\d.]+) times what\s+neighbours do there, ([\d.]+) on"
-        )
-        == both
-    )
+    text, log = text_of("experiments/million/README.md"), text_of("experiments/LOG.md")
+    both = [times["MILLION with OPQ loses less than MILLION", 2, model] for model in ("smollm2", "reference")]
+    told = r"at 2 bits OPQ loses\s+([\d.]+) times what neighbours do on SmolLM2, where the bundled model says ([\d.]+)"
+    assert numbers(text, told) == both
+    assert numbers(log, r"at 2 bits it loses ([\d.]+) times what\s+neighbours do there, ([\d.]+) on") == both
     balanced = [times["OPQ loses less than balanced", bits, "smollm2"] for bits in (4, 2)]
     assert numbers(text, r"be\s+told \(([\d.]+) at 4 bits\) or loses \(([\d.]+) at 2\)") == balanced
     near = [times["OPQ loses less than neighbours", bits, "smollm2"] for bits in (4, 2)]
