@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo smollm2 test test-slow test-ci test-wheel docs test-versions test-lowest test-newest gpu lint format clean
+.PHONY: demo smollm2 test test-slow test-ci test-harness test-wheel docs test-versions test-lowest test-newest gpu lint format clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,11 @@ docs: $(READY)
 # sdist and wheel, installed into an empty environment and used there
 test-wheel: $(READY)
 	$(BIN)/python -m pytest -m slow tests/test_wheel.py
+
+# tasks of lm-evaluation-harness on coded caches; what they need takes a minute to install, so CI leaves them out
+test-harness: $(READY)
+	$(BIN)/pip install --quiet --editable ".[lm-eval]"
+	$(BIN)/python -m pytest -m "slow or not slow" -n auto --dist loadgroup tests/harness
 
 # what meets transformers, with the lowest and the newest one that pyproject.toml allows, each in a folder of its own;
 # what is marked `once` says why it meets no more of it than its neighbours do
