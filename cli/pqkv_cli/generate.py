@@ -36,6 +36,7 @@ from pqkv_cli.records import RecordFormat, gather, print_records, raise_if_faile
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pqkv.config import GenerateConfig
     from pqkv.generation import Session
     from pqkv.record import Record, RecordStore
     from pqkv_cli.progress import ProgressBar
@@ -140,7 +141,7 @@ def generate(
     raise_if_failed(records)
 
 
-def _prepared(wanted: Any, prompt: str) -> Session:  # noqa: ANN401 - a GenerateConfig, imported late
+def _prepared(wanted: GenerateConfig, prompt: str) -> Session:
     from pqkv_cli.progress import ProgressBar
 
     with ProgressBar() as bar:

@@ -97,7 +97,8 @@ def load_export(path: Path) -> PlainCache:
     try:
         with safe_open(str(path), framework="np") as file:
             header = json.loads((file.metadata() or {})[_KEY])
-            return PlainCache({name: file.get_tensor(name) for name in file.keys()}, header)  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            return PlainCache(tensors, header)
     except KeyError as error:
         raise CacheError(f"{path} is a safetensors file but no exported cache; make one with pqkv export") from error
     except (SafetensorError, OSError, ValueError) as error:
