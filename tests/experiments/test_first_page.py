@@ -26,8 +26,8 @@ def test_ways_of_coding_beside_each_other():
     rows = {row.method: row for row in lab.found("wikitext2-test.txt", 1024).rows}
     told = numbers(
         README,
-        r"default codes lose ([\d.]+) nats at ([\d.]+) bits, product codes ([\d.]+) at 4, KIVI ([\d.]+) at 5, int4 ([\d.]+) "
-        r"at 4\.5",
+        r"default codes lose ([\d.]+) nats at ([\d.]+) bits, product codes ([\d.]+) at 4, "
+        r"KIVI ([\d.]+) at 5, int4 ([\d.]+) at 4\.5",
     )
     bits = told.pop(1)
     assert bits == round(rows["pqkv 4"].value("code_bits"), 2)
@@ -68,7 +68,8 @@ def test_how_fast_tokens_are_encoded():
             times.setdefault(bits, []).append(rate["pqkv"] / rate["faiss sa_encode"])
     told = numbers(
         SPEED,
-        r"Encoding runs at ([\d,]+) tokens/s at 4 bits, ([\d.]+) times FAISS .*? \(([\d.]+) times at 2 bits, ([\d.]+) at 3;",
+        r"Encoding runs at ([\d,]+) tokens/s at 4 bits, ([\d.]+) times FAISS .*? "
+        r"\(([\d.]+) times at 2 bits, ([\d.]+) at 3;",
     )
     assert told == [round(median(rates[4]), -3), *(round(median(times[bits]), 1) for bits in (4, 2, 3))]
 

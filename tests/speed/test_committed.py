@@ -1,4 +1,4 @@
-"""The commands of experiments/bench find the records that lie in results/bench: a new option must not rename what was measured."""
+"""Commands of experiments/bench find the records in results/bench: a new option must not rename what was measured."""
 
 import re
 import shlex
