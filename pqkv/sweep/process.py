@@ -123,11 +123,7 @@ class Process:
     def _cut(self, cause: Cause, reason: str) -> Over:
         took = time.monotonic() - (self._begun or self.given)
         self.stop()
-        found = {
-            "status": "failed", "reason": reason, "seconds": took, "peak_rss": self._peak or None,
-            "measured": False, "records": [],
-        }  # fmt: skip
-        return Over(found, cause, self._starting, gone=True)
+        return Over(failed(reason, took, self._peak or None), cause, self._starting, gone=True)
 
     def _heard(self) -> list[dict[str, Any]]:
         """What it said since the last call."""
@@ -166,6 +162,13 @@ class Process:
                     one.kill()
         self._channel.close()
         self._child.wait()
+
+
+def failed(reason: str, seconds: float, peak: int | None = None) -> dict[str, Any]:
+    """What `worker.measure` returns, of a cell that came to no end."""
+    return {
+        "status": "failed", "reason": reason, "seconds": seconds, "peak_rss": peak, "measured": False, "records": [],
+    }  # fmt: skip
 
 
 def threads_each(asked: int | None, jobs: int, cores: int) -> int:
