@@ -3,9 +3,9 @@
 python experiments/checks/sweep_scales.py workers [-o results/checks]
 
 A round is a sweep of its own, one thread a process; its rate is counted from where all processes have begun. It starts
-when others left the cores alone for ten seconds, or after a minute of waiting; what they took during it is `others`, in
-cores. The ratio is that of the rounds that others took least from, as many with one process as with two; rounds that
-more was taken from are shown beside them.
+when others left the cores alone for ten seconds, or after a minute of waiting. `driver` is what the sweep's own process
+took of a core beside those that run cells, `others` what everything else took. The ratio is that of the rounds that
+others took least from, as many with one process as with two; rounds that more was taken from are shown beside them.
 """
 
 import os
@@ -34,7 +34,8 @@ def workers(work: Path) -> Rows:
         others = Others(child.pid)
         finish(child)
         first, last, rate = span(folder)
-        rows.append({"jobs": jobs, "cells_per_s": rate, "others": others.between(first, last), "waited_s": waited})
+        driver, away = others.between(first, last)
+        rows.append({"jobs": jobs, "cells_per_s": rate, "driver": driver, "others": away, "waited_s": waited})
         print(rows[-1], flush=True)
     best = {
         jobs: sorted((row for row in rows if row["jobs"] == jobs), key=lambda row: row["others"])[:COUNTED]
@@ -64,7 +65,7 @@ class Others:
     """What everything but a process and its children takes of the processor, sampled as the process runs."""
 
     def __init__(self, process: int) -> None:
-        self._samples: list[tuple[float, float]] = []
+        self._samples: list[tuple[float, float, float]] = []
         threading.Thread(target=self._watch, args=(psutil.Process(process),), daemon=True).start()
 
     def _watch(self, process: psutil.Process) -> None:
@@ -74,14 +75,15 @@ class Others:
                 for one in [process, *process.children(recursive=True)]:
                     with suppress(psutil.Error):
                         ours[one.pid] = sum(one.cpu_times()[:2])
-            self._samples.append((time.time(), busy() - sum(ours.values())))
+            self._samples.append((time.time(), ours.get(process.pid, 0.0), busy() - sum(ours.values())))
             time.sleep(0.25)
 
-    def between(self, first: float, last: float) -> float:
-        """Cores that others took from one time to another, on average."""
+    def between(self, first: float, last: float) -> tuple[float, float]:
+        """Cores that the process itself and that others took from one time to another, on average."""
         inside = [sample for sample in self._samples if first <= sample[0] <= last]
-        (start, before), (end, after) = inside[0], inside[-1]
-        return (after - before) / (end - start)
+        (start, *before), (end, *after) = inside[0], inside[-1]
+        driver, others = ((late - early) / (end - start) for early, late in zip(before, after, strict=True))
+        return driver, others
 
 
 def busy() -> float:
