@@ -1,16 +1,18 @@
 """Whether `pqkv compare` tells a planted loss of 2% in KLD, and how often it tells one where only chance is at work.
 
-python experiments/checks/compare_tells.py compare [-o results/checks]
+python experiments/checks/compare_tells.py PART [-o results/checks]
 
-Planted: the bundled model with centroids moved at random until KLD of 256 windows of 512 tokens is 2% more; the same
-codebooks on 32 windows; and a second run of one commit. Chance: windows drawn from those 256 pairs, the before and the
-after of each exchanged by a coin, so that nothing is worse: how often the interval leaves 0 out, beside percentiles of
-windows drawn with replacement and Student's interval of the mean log ratio, and how far each reaches.
+PART is compare (the bundled model with centroids moved at random until KLD of 256 windows of 512 tokens is 2% more, the
+same codebooks on 32 windows, and a second run of one commit) or chance (windows drawn from the records of quality-lab,
+two ways of coding with nearly the same KLD, a coin for each window says which of them is before: nothing is worse, and
+how often the interval leaves 0 out is counted, beside percentiles of windows drawn with replacement and Student's
+interval of the mean log ratio, and how far each reaches).
 """
 
 import json
 import subprocess
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,13 @@ from pqkv.lm import load_model
 from pqkv.lm.train import train
 from pqkv.quality.cell_run import Shared
 from pqkv.quality.evaluate import evaluate
-from pqkv.record import Metric, Record, RecordStore
+from pqkv.record import Metric, Record, RecordStore, load_records
 from pqkv.sweep.change import change
 from pqkv.sweep.student import t_quantile
 
 WINDOWS, FEW, PLANTED = 256, 32, 0.02
-DRAWS, RESAMPLES = 2000, 2000
+RECORDS, CONTEXT = Path(__file__).parents[2] / "results/quality-lab", 1024
+DRAWS, RESAMPLES = 60, 2000  # of each two ways of coding; of windows for percentiles
 
 
 def planted(work: Path) -> Rows:
@@ -45,7 +48,7 @@ def planted(work: Path) -> Rows:
     plain, moved = work / "plain.safetensors", work / "moved.safetensors"
     settings = TrainConfig(recipe="product", bits=4, iterations=3, samples=4096, calibration_tokens=4096)
     save_codebooks(plain, *train(shared.lm, settings))
-    before, size, tried = run(plain, "before"), 0.01, 0
+    before, size, tried = run(plain, "before"), 0.013, 0
     while True:
         move(plain, moved, size)
         after, tried = run(moved, f"after-{tried}"), tried + 1
@@ -57,12 +60,10 @@ def planted(work: Path) -> Rows:
     run(plain, "again")
     run(plain, "few-before", FEW)
     run(moved, "few-after", FEW)
-    pairs = np.array(before.samples["kld_mean"]), np.array(after.samples["kld_mean"])
     return [
         told("planted", work / "before", work / f"after-{tried - 1}"),
         told("planted, fewer windows", work / "few-before", work / "few-after"),
         told("the same commit", work / "before", work / "again"),
-        *(chance(*pairs, windows, comparisons) for windows in (8, 32, 256) for comparisons in (1, 20)),
     ]
 
 
@@ -85,20 +86,27 @@ def told(name: str, first: Path, second: Path) -> dict[str, Any]:
             "low": found["low"], "high": found["high"], "over": found["how"]}  # fmt: skip
 
 
-def chance(before: np.ndarray, after: np.ndarray, windows: int, comparisons: int) -> dict[str, Any]:
+def chance(_: Path) -> Rows:
+    every = [r for r in load_records(RECORDS) if r.kind == "eval" and r.config["context"] == CONTEXT]
+    every = sorted((r for r in every if len(r.samples.get("kld_mean", ())) == FEW), key=kld)
+    pairs = [[np.array(r.samples["kld_mean"]) / kld(r) for r in two] for two in pairwise(every)]
+    return [by_chance(pairs, windows, comparisons) for windows in (8, 16, 32) for comparisons in (1, 20)]
+
+
+def by_chance(pairs: list[list[np.ndarray]], windows: int, comparisons: int) -> dict[str, Any]:
     """How often 0 is left out where it is the truth, and half the width of intervals, of three kinds of them."""
     random, tail = np.random.default_rng(windows), 0.05 / comparisons / 2
-    left_out, widths = dict[str, int](), dict[str, float]()
-    for _ in range(DRAWS):
-        draw, coin = random.integers(0, len(before), windows), random.random(windows) < 0.5
-        a, b = np.where(coin, before[draw], after[draw]), np.where(coin, after[draw], before[draw])
+    left_out, widths, count = dict[str, int](), dict[str, float](), DRAWS * len(pairs)
+    for first, second in pairs * DRAWS:
+        draw, coin = random.integers(0, len(first), windows), random.random(windows) < 0.5
+        a, b = np.where(coin, first[draw], second[draw]), np.where(coin, second[draw], first[draw])
         for name, low, high in intervals(a, b, tail, comparisons, random):
-            left_out[name] = left_out.get(name, 0) + (low > 0 or high < 0)
-            widths[name] = widths.get(name, 0.0) + (high - low) / 2
+            left_out[name] = left_out.get(name, 0) + int(low > 0 or high < 0)
+            widths[name] = widths.get(name, 0.0) + float(high - low) / 2
     return {
-        "windows": windows, "comparisons": comparisons, "draws": DRAWS,
-        **{f"{name}_tells": count / DRAWS for name, count in left_out.items()},
-        **{f"{name}_reach": width / DRAWS for name, width in widths.items()},
+        "windows": windows, "comparisons": comparisons, "pairs": len(pairs), "draws": count,
+        **{f"{name}_tells": told / count for name, told in left_out.items()},
+        **{f"{name}_reach": width / count for name, width in widths.items()},
     }  # fmt: skip
 
 
@@ -127,4 +135,4 @@ def kld(record: Record) -> float:
     return record.metrics["kld_mean"].value
 
 
-run_part(__doc__, {"compare": planted})
+run_part(__doc__, {"compare": planted, "chance": chance})

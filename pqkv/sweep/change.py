@@ -109,8 +109,8 @@ def _paired(metric: str, first: Record, second: Record) -> tuple[np.ndarray, np.
 
 def _of_windows(a: np.ndarray, b: np.ndarray, logarithms: bool, tail: float) -> tuple[float, float]:
     """Interval of the ratio of two means over the same windows (n,), less 1; of means of logarithms, that of the ratio
-    of what these stand for. Percentiles of windows drawn with replacement are too narrow for few of them: of 8 pairs
-    they miss 12 times of 100 at 95%, where this misses 6 (`experiments/checks/compare_tells.py`).
+    of what these stand for. Percentiles of windows drawn with replacement are too narrow for few windows: they tell
+    what chance did of eight twice as often as they say (`experiments/checks/compare_tells.py`).
     """
     ratio = 0.0 if logarithms else b.mean() / a.mean()
     apart = b - a if logarithms else (b - ratio * a) / a.mean()

@@ -134,6 +134,18 @@ def test_what_sweeps_survive(checks):
     assert told == [many["cells"], round(many["processor_s"], 1), round(many["peak_bytes"] / 1e6)]
 
 
+def test_how_often_compare_tells_what_chance_did(checks):
+    rows = {(row["windows"], row["comparisons"]): row for row in checks["sweep_chance", None, None]}
+    shares = [round(100 * rows[8, of][f"{kind}_tells"], 1) for of in (1, 20) for kind in ("percentiles", "compare")]
+    log = text_of("experiments/LOG.md")
+    told = numbers(log, r"of eight\s+windows apart ([\d.]+) times of 100, Student's interval ([\d.]+)")
+    assert told + numbers(log, r"of 20 figures together each ([\d.]+) and ([\d.]+)") == shares
+    assert numbers(README, r"told ([\d.]+) times of 100 pairs of eight windows") == [shares[1]]
+    gain = 1 - rows[32, 1]["log_ratio_reach"] / rows[32, 1]["compare_reach"]
+    assert numbers(log, r"reaches (\d+)% less far") == [round(100 * gain)]
+    assert {row["draws"] for row in rows.values()} == set(map(int, numbers(log, r"([\d,]+) draws of each size")))
+
+
 @pytest.mark.slow
 def test_what_bytes_for_centroids_would_gain(capsys):
     check = script("experiments/checks/byte_centroids.py")
