@@ -74,10 +74,14 @@ def written(folder: Path) -> dict[str, int]:
 
 
 def run_part(doc: str, parts: dict[str, Callable[[Path], Rows]]) -> None:
-    """The part that the command line names, in a folder of its own; kept where it says -o."""
+    """The part that the command line names, in a folder of its own or in that of --work, where what was measured before
+    is found; kept where it says -o.
+    """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("part", choices=parts)
     parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--work", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pqkv-sweep-") as where:
-        keep(f"sweep_{asked.part}", {"part": asked.part}, asked.output, lambda: parts[asked.part](Path(where)))
+        work = asked.work or Path(where)
+        keep(f"sweep_{asked.part}", {"part": asked.part}, asked.output, lambda: parts[asked.part](work))

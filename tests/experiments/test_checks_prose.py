@@ -8,6 +8,7 @@ from prose import ROOT, numbers, script, text_of
 from pqkv.record import load_records
 
 README = text_of("README.md")
+INTERVAL = r"\[([+-][\d.]+)%, ([+-][\d.]+)%\]"
 
 
 @pytest.fixture(scope="module")
@@ -124,11 +125,15 @@ def test_what_sweeps_survive(checks):
     )
     names = ("whole_time_ratio", "cells", "memory_ratio_least", "memory_ratio_most")
     assert told == [round(plan[name], 2) for name in names]
-    planted, same = rows("compare")
+    planted, few, same = rows("compare")
     assert (same["low"], same["high"], same["exit_code"]) == (0, 0, 0)
-    for text, pattern in ((README, r"at random: \[(-[\d.]+)%, \+([\d.]+)%\]"), (text_of("experiments/LOG.md"),
-                          r"the interval is \[(-[\d.]+)%, \+([\d.]+)%\]")):  # fmt: skip
-        assert numbers(text, pattern) == [round(100 * planted[end], 1) for end in ("low", "high")]
+    assert (planted["windows"], planted["exit_code"], few["windows"], few["exit_code"]) == (256, 1, 32, 0)
+    told = [round(100 * value, 1) for row in (planted, few) for value in (row["low"], row["high"])]
+    assert numbers(README, r"until KLD is ([\d.]+)% worse") == [round(100 * planted["change"], 1)]
+    assert numbers(README, rf"of 512 tokens {INTERVAL} and not with 32\s+{INTERVAL}") == told
+    log = text_of("experiments/LOG.md")
+    assert numbers(log, rf"the interval is {INTERVAL} with 256 windows") == told[:2]
+    assert numbers(log, rf"with the first 32 of them it is\s+{INTERVAL}") == told[2:]
     many = rows("planning")[-1]
     told = numbers(README, r"Planning ([\d,]+) cells takes ([\d.]+) seconds of a processor and (\d+) MB")
     assert told == [many["cells"], round(many["processor_s"], 1), round(many["peak_bytes"] / 1e6)]
