@@ -35,7 +35,9 @@ def spread(cells, metric, text, recipe, mode, sinks, bits, contexts=None):
 
 def test_how_little_a_short_context_shrinks(cells):
     bits, _ = spread(cells, "effective_bits", "wikitext2-test", "pqkv", "exact-schedule", 0, 4, (512,))
-    assert numbers(README, r"4 bits take ([\d.]+) an element with float32 exact parts") == [round(bits, 1)]
+    assert numbers(text_of("docs/limits.md"), r"4 bits take ([\d.]+) an element with float32 exact parts") == [
+        round(bits, 1)
+    ]
 
 
 def change(pair, digits=1):
