@@ -15,7 +15,7 @@ from pqkv_cli.records import RecordFormat
 
 if TYPE_CHECKING:
     from pqkv.sweep.change import Change
-    from pqkv.sweep.compare import Comparison
+    from pqkv.sweep.compare import Comparison, Pair
 
 _HOW = {
     "windows": "pairs of windows",
@@ -63,6 +63,8 @@ def compare(
         _print_rows(found, format)
     if limit is None:
         return
+    if untold := found.untold(limit):
+        echo(_untold(untold, limit), stderr=True)
     if worse := found.worse(limit):
         pair, one = max(worse, key=lambda item: item[1].least_worse or 0.0)
         echo(
@@ -71,6 +73,15 @@ def compare(
             stderr=True,
         )
         raise typer.Exit(1)
+
+
+def _untold(figures: list[tuple[Pair, Change]], limit: float) -> str:
+    """What nothing tells, in a line that says how it could be told."""
+    pair, one = max(figures, key=lambda item: item[1].most_worse or 0.0)
+    said = f"{len(figures)} figures may be worse by more than {limit:.2%} or not; the least certain: {one.metric} of "
+    said += f"{pair.label}, {_interval(one)}"
+    windows = one.windows_for(limit) if limit > 0 else None
+    return said if windows is None else f"{said} of {one.count} windows; some {windows:,} would tell {limit:.2%} from 0"
 
 
 def _print(found: Comparison, first: Path, second: Path) -> None:

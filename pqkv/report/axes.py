@@ -13,10 +13,10 @@ ROOM = 14  # labels that a wide x axis holds side by side
 
 
 def scale_x(axes: Axes, values: list[float], ticks: tuple[float, ...], *, logarithmic: bool, room: int = ROOM) -> None:
-    """Scale the x axis by powers of 2 or linearly, with ticks at `ticks` (powers of 2 without any), of which those
-    are labelled that stand a `room`-th of the axis apart.
+    """Scale the x axis by powers of 2 or linearly, with ticks at `ticks` (without any: at powers of 2, or at round
+    numbers), of which those are labelled that stand a `room`-th of the axis apart.
     """
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     low, high = min(values), max(values)
     if logarithmic:
@@ -28,7 +28,7 @@ def scale_x(axes: Axes, values: list[float], ticks: tuple[float, ...], *, logari
     else:
         margin = max(0.3, 0.06 * (high - low))
         axes.set_xlim(low - margin, high + margin)
-        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_major_locator(FixedLocator(ticks) if ticks else MaxNLocator(min(room, 8)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axes.xaxis.set_minor_locator(NullLocator())
 

@@ -89,11 +89,13 @@ def _draw_interval(axes: Axes, x: float, point: Point, colour: str, plot: Plot) 
 
 
 def _aside(x: float, place: float, count: int, plot: Plot) -> float:
-    """`x` moved a little, so that the intervals of lines that meet at it stand side by side."""
+    """`x` moved a little, so that the intervals of lines that meet at it stand side by side; where there are no ticks
+    that many share, x is a measured figure and stays what it is.
+    """
     step = min(0.05, 0.3 / count)  # the fan of all lines stays within a third of an octave
-    if plot.log_x:
-        return float(x * 2 ** (place * step)) if plot.x_ticks else x
-    return x + place * step
+    if not plot.x_ticks:
+        return x
+    return float(x * 2 ** (place * step)) if plot.log_x else x + place * step
 
 
 def _short(text: str, length: int) -> str:

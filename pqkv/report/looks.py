@@ -9,8 +9,11 @@ from pqkv.report.plot import EXACT, Line, Plot
 from pqkv.report.series import natural
 
 # Okabe and Ito's palette, told apart with every common colour blindness; without yellow, which white swallows, and
-# with two of Tol's for long lists.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933")
+# with five of Tol's for long lists.
+PALETTE = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933", "#332288",
+    "#44AA99", "#661100",
+)  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 GREY = "0.45"
@@ -61,7 +64,7 @@ def legend(plot: Plot, visible: list[Line]) -> list[LegendGroup]:
         examples = {getattr(line, attribute): line for line in visible if line.hue != EXACT}
         samples = []
         for kind in _kinds(plot, attribute):
-            if kind and kind in examples:
+            if kind in examples and kind not in ("", *plot.hues):  # a dash that goes with one colour needs no entry
                 _, marker, dash = look(plot, examples[kind])
                 samples.append(Sample(kind, marker=marker) if attribute == "marker" else Sample(kind, dash=dash))
         if samples:

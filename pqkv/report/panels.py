@@ -21,13 +21,11 @@ _ROOM = 7
 _INK, _GRID, _GREY = "#000000", "#e6e6e6", "#737373"  # the greys are matplotlib's 0.9 and 0.45
 # The light half is what the PNG has; the dark half keeps the hues and raises them from the ground.
 _LIGHT = dict(zip(PALETTE, PALETTE, strict=True)) | {_INK: "#1f2421", _GRID: "#e2e3dd", _GREY: "#6c706b"}
-_DARK = dict(
-    zip(
-        PALETTE,
-        ("#5AA9E6", "#F28B4B", "#35C79C", "#DD9CC3", "#F0B541", "#9BD8F8", "#E4E6E1", "#D46B92", "#C3C35E"),
-        strict=True,
-    )
-) | {_INK: "#e4e6e1", _GRID: "#363a37", _GREY: "#9ea39c"}
+_RAISED = (
+    "#5AA9E6", "#F28B4B", "#35C79C", "#DD9CC3", "#F0B541", "#9BD8F8", "#E4E6E1", "#D46B92", "#C3C35E", "#9A8CF0",
+    "#8ADFD0", "#C98B6B",
+)  # fmt: skip
+_DARK = dict(zip(PALETTE, _RAISED, strict=True)) | {_INK: "#e4e6e1", _GRID: "#363a37", _GREY: "#9ea39c"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,8 +140,9 @@ def _pareto(ran: list[Cell]) -> Plot:
     lines = []
     for panel, ways in points.items():
         if len(ways) > 1:
+            front = _front([point for found in ways.values() for point in found])
+            lines.append(_line((panel, FRONT, "", FRONT), front))  # first, so that what it goes through lies on it
             lines += [_line((panel, way, "", ""), found) for way, found in sorted(ways.items())]
-            lines.append(_line((panel, FRONT, "", "-"), _front([point for found in ways.values() for point in found])))
     ways_drawn = dict.fromkeys(line.hue for line in lines)
     return Plot(
         name="kld_mean_pareto",

@@ -1,12 +1,14 @@
 """How a figure changed between two records of a cell, relative to the first, and an interval of that.
 
-Where both records hold a figure of every window, windows are pairs and are drawn together. Where a cell was run several
-times on both sides, runs are what is drawn; otherwise the figures' own intervals are all there is.
+Where both records hold a figure of every window, windows are pairs: the interval is that of a ratio of two means over
+pairs (Cochran, Sampling Techniques, 1977, 6.4), with Student's quantiles. Where a cell was run several times on both
+sides, runs take their place; otherwise the figures' own intervals are all there is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 from typing import Literal
@@ -18,20 +20,17 @@ from pqkv.record import Record
 from pqkv.sweep.student import t_quantile
 
 _LEVEL = 0.05
-_RESAMPLES, _MOST = 20_000, 200_000
-_IN_TAIL = 20  # resamples beyond the end of an interval, as far as `_MOST` allows
 _WINDOWS_ARE = ("data_sha256", "context", "windows", "score_after", "bos", "chat", "special_tokens", "decode_tokens")
-# metric -> the samples by window, and what their mean means
-_BY_WINDOW: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
-    "perplexity": ("nll", np.exp),
-    "kld_mean": ("kld_mean", lambda mean: mean),
-}
+_BY_WINDOW = {"perplexity": "nll", "kld_mean": "kld_mean"}  # metric -> its samples by window
+_LOGARITHMS = {"perplexity"}  # whose samples are logarithms of the figure
 How = Literal["windows", "runs", "intervals", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`second` over `first` less 1, with its interval: None where nothing says how far a figure scatters."""
+    """`second` over `first` less 1, with its interval: None where nothing says how far a figure scatters. `count` says
+    over how many windows or runs, 0 for neither.
+    """
 
     metric: str
     first: float
@@ -40,6 +39,7 @@ class Change:
     low: float | None
     high: float | None
     how: How
+    count: int = 0
 
     @property
     def told(self) -> bool:
@@ -53,10 +53,23 @@ class Change:
             return None
         return self.low if metric_info(self.metric).direction == "lower" else -self.high
 
+    @property
+    def most_worse(self) -> float | None:
+        """How much worse it may be; None without an interval."""
+        if self.low is None or self.high is None:
+            return None
+        return self.high if metric_info(self.metric).direction == "lower" else -self.low
 
-def change(
-    metric: str, first: Sequence[Record], second: Sequence[Record], *, comparisons: int = 1, seed: int = 0
-) -> Change | None:
+    def windows_for(self, reach: float) -> int | None:
+        """As many windows as these, of which the interval would reach `reach` to each side; None where it is not over
+        windows.
+        """
+        if self.how != "windows" or self.low is None or self.high is None:
+            return None
+        return math.ceil(self.count * ((self.high - self.low) / 2 / reach) ** 2)
+
+
+def change(metric: str, first: Sequence[Record], second: Sequence[Record], *, comparisons: int = 1) -> Change | None:
     """The change of `metric` from the runs `first` to the runs `second` of one cell, its interval at
     1 - 0.05 / `comparisons`. None where the figure is missing, or where the first is 0 and no share of it can be told.
     """
@@ -68,12 +81,12 @@ def change(
     tail = _LEVEL / comparisons / 2
     windows = _paired(metric, first[0], second[0]) if len(first) == len(second) == 1 else None
     if windows is not None:
-        low, high = _of_windows(*windows, _BY_WINDOW[metric][1], tail, seed)
-        return Change(metric, a, b, b / a - 1, low, high, "windows")
+        low, high = _of_windows(*windows, metric in _LOGARITHMS, tail)
+        return Change(metric, a, b, b / a - 1, low, high, "windows", len(windows[0]))
     if min(map(len, known)) > 1:
         reach = t_quantile(tail, min(map(len, known)) - 1)  # as if all runs were as few as the fewer
         low, high = _of_spread(a, _error(known[0]), b, _error(known[1]), reach)
-        return Change(metric, a, b, b / a - 1, low, high, "runs")
+        return Change(metric, a, b, b / a - 1, low, high, "runs", min(map(len, known)))
     errors = [_own_error(side[0], metric) for side in (first, second)]
     if errors[0] is None or errors[1] is None:
         return Change(metric, a, b, b / a - 1, None, None, "none")
@@ -85,7 +98,7 @@ def change(
 
 def _paired(metric: str, first: Record, second: Record) -> tuple[np.ndarray, np.ndarray] | None:
     """Figures by window of both, where the windows are the same and there are at least two."""
-    name = _BY_WINDOW.get(metric, ("", None))[0]
+    name = _BY_WINDOW.get(metric, "")
     a, b = (np.array(record.samples.get(name, ())) for record in (first, second))
     if len(a) != len(b) or len(a) < 2:
         return None
@@ -94,18 +107,17 @@ def _paired(metric: str, first: Record, second: Record) -> tuple[np.ndarray, np.
     return a, b
 
 
-def _of_windows(
-    a: np.ndarray, b: np.ndarray, figure: Callable[[np.ndarray], np.ndarray], tail: float, seed: int
-) -> tuple[float, float]:
-    """Percentile interval of the ratio of two figures over windows drawn with replacement, the same for both."""
-    resamples = int(min(_MOST, max(_RESAMPLES, _IN_TAIL / tail)))
-    random = np.random.default_rng(seed)
-    found = []
-    for start in range(0, resamples, _RESAMPLES):
-        draw = random.integers(0, len(a), (min(_RESAMPLES, resamples - start), len(a)))
-        found.append(figure(b[draw].mean(-1)) / figure(a[draw].mean(-1)) - 1)
-    low, high = np.quantile(np.concatenate(found), [tail, 1 - tail])
-    return float(low), float(high)
+def _of_windows(a: np.ndarray, b: np.ndarray, logarithms: bool, tail: float) -> tuple[float, float]:
+    """Interval of the ratio of two means over the same windows (n,), less 1; of means of logarithms, that of the ratio
+    of what these stand for. Percentiles of windows drawn with replacement are too narrow for few windows: they tell
+    what chance did of eight twice as often as they say (`experiments/checks/compare_tells.py`).
+    """
+    ratio = 0.0 if logarithms else b.mean() / a.mean()
+    apart = b - a if logarithms else (b - ratio * a) / a.mean()
+    reach = t_quantile(tail, len(a) - 1) * _error(apart)
+    if logarithms:
+        return float(np.expm1(apart.mean() - reach)), float(np.expm1(apart.mean() + reach))
+    return float(ratio - 1 - reach), float(ratio - 1 + reach)
 
 
 def _of_spread(a: float, error_a: float, b: float, error_b: float, reach: float) -> tuple[float, float]:
@@ -114,8 +126,8 @@ def _of_spread(a: float, error_a: float, b: float, error_b: float, reach: float)
     return b / a - 1 - reach * error, b / a - 1 + reach * error
 
 
-def _error(values: Sequence[float]) -> float:
-    """Standard error of a mean of runs."""
+def _error(values: Sequence[float] | np.ndarray) -> float:
+    """Standard error of a mean."""
     return float(np.std(values, ddof=1) / len(values) ** 0.5)
 
 

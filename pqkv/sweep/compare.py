@@ -50,10 +50,18 @@ class Comparison:
             if one.least_worse is not None and one.least_worse > threshold
         ]
 
+    def untold(self, threshold: float) -> list[tuple[Pair, Change]]:
+        """Figures whose interval holds `threshold`: whether they are worse by more than that nothing tells."""
+        return [
+            (pair, one)
+            for pair in self.pairs
+            for one in pair.changes
+            if one.least_worse is not None and one.most_worse is not None
+            if one.least_worse <= threshold < one.most_worse
+        ]
 
-def compare(
-    first: Path, second: Path, *, metrics: Sequence[str] = COMPARED, ignore: Iterable[str] = (), seed: int = 0
-) -> Comparison:
+
+def compare(first: Path, second: Path, *, metrics: Sequence[str] = COMPARED, ignore: Iterable[str] = ()) -> Comparison:
     """Match the cells of two folders by their settings and set their figures beside each other.
 
     Settings that are one value throughout a folder and another throughout the second are what is compared, and tell no
@@ -86,7 +94,7 @@ def compare(
     ]
     found: dict[str, list[Change]] = defaultdict(list)
     for key, name in asked:
-        one = change(name, by_key[0][key], by_key[1][key], comparisons=len(asked), seed=seed)
+        one = change(name, by_key[0][key], by_key[1][key], comparisons=len(asked))
         if one is not None:
             found[key].append(one)
     pairs = [

@@ -13,7 +13,7 @@ from pqkv.sweep.cells import SweepCell
 from pqkv.sweep.past import Past
 
 _LIKENESS = ("the same settings", "the same model, mode and metrics", "the same model")
-_FORWARD_TOKENS = 4096  # short windows run together up to so many tokens: memory grows from there on
+_FORWARD_TOKENS = 4096  # short windows run together up to so many tokens: an evaluation's memory grows from there on
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +80,14 @@ def _peak(cell: SweepCell, watched: Sequence[Past]) -> float | None:
     """The peak at this context: between those measured a straight line, past the longest the line through the ends;
     never below the shortest's. A single context is not scaled.
     """
+    least = _FORWARD_TOKENS if cell.command in ("eval", "lab") else 0
     by_size: dict[int, float] = {}
     for one in watched:
-        size = max(one.context, _FORWARD_TOKENS)
+        size = max(one.context, least)
         by_size[size] = max(by_size.get(size, 0.0), float(one.peak or 0))
     if not by_size:
         return None
-    sizes, here = sorted(by_size), max(cell.context, _FORWARD_TOKENS)
+    sizes, here = sorted(by_size), max(cell.context, least)
     if here > sizes[-1] and len(sizes) > 1:
         first, last = sizes[0], sizes[-1]
         slope = max(0.0, (by_size[last] - by_size[first]) / (last - first))

@@ -22,6 +22,7 @@ from pqkv.record import RecordStore, atomic_write
 from pqkv.sweep.cells import SweepCell
 from pqkv.sweep.ledger import Claim, Ledger, Running
 from pqkv.sweep.placed import local_files, packed
+from pqkv.sweep.process import failed
 from pqkv.sweep.ray_task import Sent, record_of, run_cell
 from pqkv.sweep.run import Terms, drive
 
@@ -137,7 +138,8 @@ class _Cluster:
                 self._ledger.listener.say(f"{claim.cell.label}: its worker was lost; given out again")
                 self._submit(task)
                 return
-            self._ledger.settle(claim, _lost(task, error), "died", 0.0)
+            reason = f"it lost its worker {task.lost} times, the last one to {type(error).__name__}"
+            self._ledger.settle(claim, failed(reason, time.monotonic() - task.given), "died", 0.0)
             return
         if sent.log:
             atomic_write(claim.log, sent.log)
@@ -146,11 +148,3 @@ class _Cluster:
             if store.find(record.digest) is None:  # written before a driver that was killed wrote the outcome
                 store.write(record)
         self._ledger.settle(claim, sent.over.found, sent.over.cause, sent.over.starting)
-
-
-def _lost(task: _Task, error: Exception) -> dict[str, Any]:
-    reason = f"it lost its worker {task.lost} times, the last one to {type(error).__name__}"
-    return {
-        "status": "failed", "reason": reason, "seconds": time.monotonic() - task.given, "peak_rss": None,
-        "measured": False, "records": [],
-    }  # fmt: skip

@@ -37,9 +37,11 @@ def local_files(settings: dict[str, Any]) -> list[Path]:
 
 
 def packed(files: list[Path]) -> bytes:
-    """The files as one archive, the same bytes for the same files."""
+    """The files as one archive, the same bytes for the same files; a link is what it leads to, as it leads nowhere on
+    another machine (models in Hugging Face's cache are folders of links).
+    """
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
+    with tarfile.open(fileobj=buffer, mode="w", dereference=True) as archive:
         for path in sorted(files):
             archive.add(path, filter=_plain)
     return buffer.getvalue()

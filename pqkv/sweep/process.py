@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 import pqkv
 from pqkv.amounts import bytes_text, seconds_text
 from pqkv.errors import PqkvError
 from pqkv.lock import Lock
 from pqkv.sweep.cells import SweepCell
+from pqkv.sweep.family import Family
 from pqkv.sweep.outcome import Cause
 
 _STARTING = 600.0  # seconds that a process may take to begin a cell
@@ -47,10 +46,13 @@ class Over:
 
 
 class Process:
-    """One child; `busy` while it has a cell, `stage` says how far that is."""
+    """One child; `busy` while it has a cell, `stage` says how far that is, `resident` what it and its own children had
+    in memory when it was last heard.
+    """
 
     def __init__(self, threads: int, log: Path, cwd: Path | None = None) -> None:
         self.busy, self.stage = False, "starting"
+        self.resident = 0
         self.given = 0.0  # when the cell was, by `time.monotonic`
         self._begun = self._starting = 0.0  # 0 while it starts; seconds that no cell accounts for yet
         self._peak, self._rest, self._ended, self._log = 0, b"", False, log
@@ -67,7 +69,7 @@ class Process:
         theirs.close()
         ours.setblocking(False)
         self._channel = ours
-        self._seen = psutil.Process(self._child.pid)
+        self._family = Family(self._child.pid)
 
     @property
     def alive(self) -> bool:
@@ -106,13 +108,15 @@ class Process:
                 return Over(found, "error" if found["status"] == "failed" else None, starting, gone=False)
         if self._ended:
             return self._cut("died", f"{self._ending()}{_last_words(self._log)}")
+        self.resident = self._family.resident()
+        self._peak = max(self._peak, self.resident)
         return self._beyond(limits) if self.busy else None
 
     def _beyond(self, limits: Limits) -> Over | None:
         """The end of a cell that goes beyond a limit."""
-        resident, now = self.resident(), time.monotonic()
-        if resident > limits.bytes:
-            said = f"{bytes_text(resident)} were resident, and a cell may have {bytes_text(limits.bytes)}"
+        now = time.monotonic()
+        if self.resident > limits.bytes:
+            said = f"{bytes_text(self.resident)} were resident, and a cell may have {bytes_text(limits.bytes)}"
             return self._cut("memory", said)
         if self._begun and now - self._begun > limits.seconds:
             return self._cut("time", f"it ran longer than the {seconds_text(limits.seconds)} that a cell may take")
@@ -123,11 +127,7 @@ class Process:
     def _cut(self, cause: Cause, reason: str) -> Over:
         took = time.monotonic() - (self._begun or self.given)
         self.stop()
-        found = {
-            "status": "failed", "reason": reason, "seconds": took, "peak_rss": self._peak or None,
-            "measured": False, "records": [],
-        }  # fmt: skip
-        return Over(found, cause, self._starting, gone=True)
+        return Over(failed(reason, took, self._peak or None), cause, self._starting, gone=True)
 
     def _heard(self) -> list[dict[str, Any]]:
         """What it said since the last call."""
@@ -141,16 +141,6 @@ class Process:
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [json.loads(line) for line in lines]
 
-    def resident(self) -> int:
-        """Bytes in memory now, of the child and what it started; 0 once it has ended."""
-        total = 0
-        with suppress(psutil.Error):
-            for one in [self._seen, *self._seen.children(recursive=True)]:
-                with suppress(psutil.Error):
-                    total += one.memory_info().rss
-        self._peak = max(self._peak, total)
-        return total
-
     def _ending(self) -> str:
         """How a child that has ended did, in words."""
         code = self._child.wait()
@@ -160,12 +150,16 @@ class Process:
 
     def stop(self) -> None:
         """End it and what it started, at once."""
-        with suppress(psutil.Error):
-            for one in [*self._seen.children(recursive=True), self._seen]:
-                with suppress(psutil.Error):
-                    one.kill()
+        self._family.kill()
         self._channel.close()
         self._child.wait()
+
+
+def failed(reason: str, seconds: float, peak: int | None = None) -> dict[str, Any]:
+    """What `worker.measure` returns, of a cell that came to no end."""
+    return {
+        "status": "failed", "reason": reason, "seconds": seconds, "peak_rss": peak, "measured": False, "records": [],
+    }  # fmt: skip
 
 
 def threads_each(asked: int | None, jobs: int, cores: int) -> int:

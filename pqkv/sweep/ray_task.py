@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import tempfile
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pqkv.reasons import reason
 from pqkv.record import Record, RecordStore
 from pqkv.sweep.cells import SweepCell
 from pqkv.sweep.placed import unpacked
-from pqkv.sweep.process import Limits, Over, Process
+from pqkv.sweep.process import Limits, Over, Process, failed
 
 _TICK = 0.1
 
@@ -28,8 +30,18 @@ class Sent:
 
 def run_cell(cell: SweepCell, threads: int, own_process: bool, limits: Limits, files: bytes) -> Sent:
     """Run `cell` here. The child process stays for the next cell of this worker of Ray, its model loaded, unless every
-    cell has a process of its own.
+    cell has a process of its own. What a node cannot do (a full disk, a file that it does not take) is that cell's
+    failure: an error of its own would reach the driver only where it can be pickled.
     """
+    clock = time.monotonic()
+    try:
+        return _run_cell(cell, threads, own_process, limits, files)
+    except Exception as error:  # noqa: BLE001 - as said above
+        found = failed(f"its node could not run it: {type(error).__name__}: {reason(error)}", time.monotonic() - clock)
+        return Sent(Over(found, "error", 0.0, gone=True), [], traceback.format_exc().encode())
+
+
+def _run_cell(cell: SweepCell, threads: int, own_process: bool, limits: Limits, files: bytes) -> Sent:
     cwd = unpacked(files)
     with tempfile.TemporaryDirectory(prefix="pqkv-cell-") as where:
         folder, log = Path(where) / "records", Path(where) / "log"

@@ -101,7 +101,7 @@ class _Pool:
         now = time.monotonic()
         self._ledger.show(
             [
-                Running(claim.cell.label, process.stage, now - process.given, process.resident())
+                Running(claim.cell.label, process.stage, now - process.given, process.resident)
                 for process, claim in self._claims.items()
                 if claim is not None
             ],

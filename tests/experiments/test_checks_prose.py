@@ -8,6 +8,7 @@ from prose import ROOT, numbers, script, text_of
 from pqkv.record import load_records
 
 SPEED, SWEEPS, MEASURES = (text_of(f"docs/{page}.md") for page in ("how-to/speed", "how-to/sweep", "measures"))
+INTERVAL = r"\[([+-][\d.]+)%, ([+-][\d.]+)%\]"
 
 
 @pytest.fixture(scope="module")
@@ -128,14 +129,30 @@ def test_what_sweeps_survive(checks):
     )
     names = ("whole_time_ratio", "cells", "memory_ratio_least", "memory_ratio_most")
     assert told == [round(plan[name], 2) for name in names]
-    planted, same = rows("compare")
+    planted, few, same = rows("compare")
     assert (same["low"], same["high"], same["exit_code"]) == (0, 0, 0)
-    for text, pattern in ((SWEEPS, r"at random: \[(-[\d.]+)%, \+([\d.]+)%\]"), (text_of("experiments/LOG.md"),
-                          r"the interval is \[(-[\d.]+)%, \+([\d.]+)%\]")):  # fmt: skip
-        assert numbers(text, pattern) == [round(100 * planted[end], 1) for end in ("low", "high")]
+    assert (planted["windows"], planted["exit_code"], few["windows"], few["exit_code"]) == (256, 1, 32, 0)
+    told = [round(100 * value, 1) for row in (planted, few) for value in (row["low"], row["high"])]
+    assert numbers(SWEEPS, r"until KLD is ([\d.]+)% worse") == [round(100 * planted["change"], 1)]
+    assert numbers(SWEEPS, rf"of 512 tokens {INTERVAL} and not with 32\s+{INTERVAL}") == told
+    log = text_of("experiments/LOG.md")
+    assert numbers(log, rf"the interval is {INTERVAL} with 256 windows") == told[:2]
+    assert numbers(log, rf"with the first 32 of them it is\s+{INTERVAL}") == told[2:]
     many = rows("planning")[-1]
     told = numbers(SWEEPS, r"Planning ([\d,]+) cells takes ([\d.]+) seconds of a processor and (\d+) MB")
     assert told == [many["cells"], round(many["processor_s"], 1), round(many["peak_bytes"] / 1e6)]
+
+
+def test_how_often_compare_tells_what_chance_did(checks):
+    rows = {(row["windows"], row["comparisons"]): row for row in checks["sweep_chance", None, None]}
+    shares = [round(100 * rows[8, of][f"{kind}_tells"], 1) for of in (1, 20) for kind in ("percentiles", "compare")]
+    log = text_of("experiments/LOG.md")
+    told = numbers(log, r"of eight\s+windows apart ([\d.]+) times of\s+100, Student's interval ([\d.]+)")
+    assert told + numbers(log, r"of 20 figures together each ([\d.]+) and ([\d.]+)") == shares
+    assert numbers(SWEEPS, r"told ([\d.]+) times of 100 pairs of\s+eight windows") == [shares[1]]
+    gain = 1 - rows[32, 1]["log_ratio_reach"] / rows[32, 1]["compare_reach"]
+    assert numbers(log, r"reaches (\d+)% less far") == [round(100 * gain)]
+    assert {row["draws"] for row in rows.values()} == set(map(int, numbers(log, r"([\d,]+) draws of each size")))
 
 
 @pytest.mark.slow

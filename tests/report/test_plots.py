@@ -4,13 +4,15 @@ from pathlib import Path
 
 import matplotlib as mpl
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from pqkv.errors import RecordError
 from pqkv.record import Metric, load_records
 from pqkv.report import write_plots
 from pqkv.report.axes import tokens
-from pqkv.report.drawing import draw
+from pqkv.report.drawing import draw, draw_panel
+from pqkv.report.looks import legend
 from pqkv.report.plot import Line, Plot, Point
 from pqkv.report.plots import FRONT, plots_of
 
@@ -119,6 +121,13 @@ def test_ways_of_coding_have_a_panel_a_context_with_those_that_nothing_beats(mak
         FRONT: [(2, 0.2), (4, 0.02)],
     }  # fmt: skip
     assert "kld_mean_pareto" in names(write_plots(records, tmp_path))
+    axes = Figure().add_subplot()
+    draw_panel(plot, plot.lines[0].panel, axes)
+    assert sorted(x for line in axes.lines for x in line.get_xdata()) == [2, 2, 2, 3, 4, 4, 4]  # measured: not moved
+    low, high = axes.get_xlim()
+    assert sum(low <= tick <= high for tick in axes.get_xticks()) >= 3
+    (colours,) = legend(plot, list(plot.lines))
+    assert [sample.label for sample in colours.samples] == [FRONT, "int", "kivi", "turboquant"]
 
 
 def test_times_per_token_are_lines_over_length(make, tmp_path):

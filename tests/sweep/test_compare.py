@@ -36,19 +36,53 @@ def test_a_paired_regression_of_2_per_cent_is_told_though_windows_scatter_by_hal
     assert found.worse(0.03) == []
 
 
-def test_the_interval_is_that_of_resampled_pairs():
+def test_the_interval_is_that_of_a_ratio_of_means_over_pairs():
+    """Against leaving out one window after the other, and windows drawn with replacement."""
     a, b = WINDOWS, WINDOWS * np.linspace(0.9, 1.2, 16)
     found = change("kld_mean", [eval_record(a)], [eval_record(b)])
+    assert found.value == pytest.approx(b.mean() / a.mean() - 1)
+    left_out = [(b.sum() - b[i]) / (a.sum() - a[i]) for i in range(16)]
+    reach = 2.1314 * (15 / 16 * sum((one - np.mean(left_out)) ** 2 for one in left_out)) ** 0.5
+    assert (found.low, found.high) == (pytest.approx(found.value - reach, abs=2e-3),
+                                       pytest.approx(found.value + reach, abs=2e-3))  # fmt: skip
     random, ratios = np.random.default_rng(9), []
     for _ in range(4000):
         drawn = [random.integers(16) for _ in range(16)]
         ratios.append(sum(b[i] for i in drawn) / sum(a[i] for i in drawn) - 1)
     low, high = np.quantile(ratios, [0.025, 0.975])
-    assert found.value == pytest.approx(b.mean() / a.mean() - 1)
-    assert (found.low, found.high) == (pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01))
+    assert found.low == pytest.approx(low, abs=0.01)
+    assert found.high == pytest.approx(high, abs=0.01)
+    assert found.low < low < high < found.high  # as it should be of 16: Student's quantile is not the normal one
     wider = change("kld_mean", [eval_record(a)], [eval_record(b)], comparisons=100)
     assert wider.low < found.low
     assert wider.high > found.high
+
+
+@pytest.mark.parametrize("comparisons, most", [(1, 0.075), (20, 0.006)])
+def test_of_pairs_that_only_chance_tells_apart_few_are_told(comparisons, most):
+    """Eight windows, each by chance the first or the second: the share of intervals without 0, of 1,000."""
+    random, told = np.random.default_rng(3), 0
+    for _ in range(1000):
+        first = random.gamma(7.0, 0.0014, 8)
+        second = first * np.exp(0.1 * random.standard_normal(8))
+        swap = random.random(8) < 0.5
+        sides = np.where(swap, second, first), np.where(swap, first, second)
+        one = change("kld_mean", *([eval_record(side)] for side in sides), comparisons=comparisons)
+        told += one.told
+    assert told <= 1000 * most
+
+
+def test_windows_that_would_be_needed_are_those_that_are():
+    random = np.random.default_rng(5)
+    a = random.gamma(7.0, 0.0014, 4000)
+    b = a * 1.01 * np.exp(0.1 * random.standard_normal(4000))
+    few = change("kld_mean", [eval_record(a[:200])], [eval_record(b[:200])])
+    assert few.count == 200
+    wanted = few.windows_for(0.005)
+    found = change("kld_mean", [eval_record(a[:wanted])], [eval_record(b[:wanted])])
+    assert wanted > 800
+    assert (found.high - found.low) / 2 == pytest.approx(0.005, rel=0.2)  # 200 windows know their spread to a tenth
+    assert change("agreement_at_1", [eval_record(a[:9])], [eval_record(b[:9])]).windows_for(0.01) is None
 
 
 def test_perplexity_changes_by_the_exponential_of_the_mean():
@@ -56,6 +90,11 @@ def test_perplexity_changes_by_the_exponential_of_the_mean():
     found = change("perplexity", [eval_record(WINDOWS[:4])], [eval_record(WINDOWS[:4], nll=2.0 + rises)])
     assert found.value == pytest.approx(np.expm1(0.01))
     assert found.low == pytest.approx(found.high)
+    rises = np.array([0.01, 0.03, -0.01, 0.01])
+    found = change("perplexity", [eval_record(WINDOWS[:4])], [eval_record(WINDOWS[:4], nll=2.0 + rises)])
+    reach = 3.1824 * np.std(rises, ddof=1) / 2
+    assert (found.low, found.high) == (pytest.approx(np.expm1(0.01 - reach), abs=1e-5),
+                                       pytest.approx(np.expm1(0.01 + reach), abs=1e-5))  # fmt: skip
 
 
 def test_equal_records_differ_by_nothing(tmp_path):
@@ -150,3 +189,15 @@ def test_the_command_ends_with_1_where_a_figure_is_surely_worse(tmp_path, capsys
     code, _, err = run(a, b, "--fail-above", "some")
     assert (code, err) == (2, "error: --fail-above takes 1% or 0.01, not 'some'\n")
     assert run(a, tmp_path / "none")[0] == 2
+
+
+def test_a_limit_that_windows_cannot_tell_is_said(tmp_path, capsys):
+    noise = 1 + 0.04 * np.random.default_rng(1).standard_normal(16)
+    a, b = folder_of(tmp_path / "a", eval_record(WINDOWS)), folder_of(tmp_path / "b", eval_record(WINDOWS * noise))
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", str(a), str(b), "--metrics", "kld_mean", "--fail-above", "1%"])
+    err = capsys.readouterr().err
+    assert stop.value.code == 0
+    assert "1 figures may be worse by more than 1.00% or not; the least certain: kld_mean of 4 bits" in err
+    windows = int(err.split("of 16 windows; some ")[1].split()[0])
+    assert windows == change("kld_mean", [eval_record(WINDOWS)], [eval_record(WINDOWS * noise)]).windows_for(0.01)

@@ -54,6 +54,13 @@ def test_memory_grows_past_what_forwards_are_filled_to():
     assert [estimator.of(cell).peak for cell in wanted] == [610 * MB, 710 * MB, 1210 * MB]
 
 
+def test_memory_of_timed_cells_grows_from_the_shortest_on():
+    known, wanted = ([*SweepConfig.parse({"command": "bench", "product": {"lengths": lengths}}).cells()]
+                     for lengths in ([512, 2048], [1024, 4096]))  # fmt: skip
+    estimator = Estimator([past(known[0], 1.0, 600 * MB), past(known[1], 1.0, 660 * MB)])
+    assert [estimator.of(cell).peak for cell in wanted] == [620 * MB, 740 * MB]
+
+
 def test_the_closest_likeness_speaks_and_says_which_it_is():
     four, two = cells(context=[512], bits=[4, 2])
     (other_mode,) = cells(context=[512], mode=["token"])

@@ -4,18 +4,15 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from pqkv_cli.main import main
+from sweep_started import CELL, KILL_AT, LOCKING, RECORD, WRITING, lock_in, start
 
 from pqkv.record import RecordStore
 from pqkv.sweep.outcome import Outcomes
 
-ROOT = Path(__file__).parents[2]
 SWEEP = """
 command = "eval"
 threads = 1
@@ -46,16 +43,6 @@ def run(capsys, *words):
         main(["sweep", *map(str, words)])
     out, err = capsys.readouterr()
     return stop.value.code, out, err
-
-
-def start(*words, **environment):
-    """A sweep as a process of its own."""
-    code = "from pqkv_cli.main import main; main()"
-    paths = os.pathsep.join([*environment.pop("first", []), str(ROOT), str(ROOT / "cli")])
-    return subprocess.Popen(
-        [sys.executable, "-c", code, "sweep", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env={**os.environ, "PYTHONPATH": paths, **environment},
-    )  # fmt: skip
 
 
 def outcomes(folder):
@@ -147,13 +134,9 @@ def test_a_sweep_without_a_folder_or_a_file_is_one_line(capsys, sweep_file):
         assert err.count("\n") == 1
 
 
-RECORD, CELL = r"/\.?[0-9a-f]{12}\.json", r"\.cell\.json"
-LOCKS = r"\.lock$"
 KILLED_AT = [
-    *(("opened", pattern) for pattern in (RECORD, CELL)),
-    *((step, pattern) for step in ("written", "synced", "renamed") for pattern in (RECORD, CELL)),
-    *((step, rf"cells/\.[0-9a-f]+{LOCKS}") for step in ("locked", "written", "synced", "unlinking")),
-    *((step, rf"out/\.[0-9a-f]+{LOCKS}") for step in ("locked", "written", "synced", "unlinking")),
+    *((step, pattern) for step in WRITING for pattern in (RECORD, CELL)),
+    *((step, lock_in(folder)) for step in LOCKING for folder in ("cells", "out")),
 ]
 
 
@@ -163,7 +146,7 @@ KILLED_AT = [
 def test_a_kill_at_any_step_of_a_file_loses_nothing(capsys, tmp_path, sweep_file, step, pattern):
     """The driver writes outcomes and locks of cells, its child records and their locks; each is killed in turn."""
     file, folder, mark = sweep_file([48]), tmp_path / "out", tmp_path / "killed"
-    killed = start(file, "-o", folder, first=[str(ROOT / "tests/sweep/kill_at")], KILL_AT=f"{step} {pattern} {mark}")
+    killed = start(file, "-o", folder, first=[KILL_AT], KILL_AT=f"{step} {pattern} {mark}")
     _, said = killed.communicate(timeout=280)
     assert mark.exists()
     in_driver = "cell" in pattern
