@@ -24,7 +24,7 @@ from pqkv.speed.baselines import exact_contestants
 from pqkv.speed.check import check_backend
 from pqkv.speed.encoding import encoding_contestants, tokens_of
 from pqkv.speed.synthetic import DecodeInputs, decode_inputs, lengths_of
-from pqkv.speed.timing import Contestant, Timing, copies_beyond_cache, copy_bandwidth, median_interval, race
+from pqkv.speed.timing import Contestant, Timing, copies_beyond_cache, copy_bandwidth, median_interval, race, ratios
 
 Report = Callable[[str, int, int], None]
 _OURS = "pqkv"
@@ -196,12 +196,12 @@ def _measure(
     timings = race([ours, *exact], config.repeats, always=[_OURS], device=device)
     strongest = min((timings[c.name] for c in exact), key=lambda timing: timing.median)
     mine = timings[_OURS]
-    ratios = [theirs / own for theirs, own in zip(strongest.seconds, mine.seconds, strict=True)]
+    times = ratios(strongest, mine)
     moved = first.read / (mine.median * 1e-3) / 1e9
     metrics = {
         "latency_ms": metric_of(mine.median, [1e3 * s for s in mine.seconds], "ms"),
         "exact_latency_ms": metric_of(strongest.median, [1e3 * s for s in strongest.seconds], "ms"),
-        "speedup": metric_of(statistics.median(ratios), ratios, "x"),
+        "speedup": metric_of(statistics.median(times), times, "x"),
         "bandwidth_gbs": Metric(value=moved, unit="GB/s"),
         "bandwidth_fraction": Metric(value=moved / copied),
         "cache_bytes": Metric(value=float(first.nbytes), unit="B"),

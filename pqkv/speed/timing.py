@@ -12,6 +12,7 @@ import torch
 from pqkv.speed.clock import Call, stopwatch
 
 _CPU = torch.device("cpu")
+_SELDOM = 5  # who decides nothing runs in one round of so many
 _CACHE_BYTES = 64 << 20  # taken for the last-level cache where the machine does not tell
 
 
@@ -67,9 +68,15 @@ def race(
     seconds: dict[str, list[float]] = {c.name: [] for c in contestants}
     for i in range(repeats):
         for c in contestants:
-            if warm[c.name] <= slow * fastest or c.name in always or i % 5 == 0:
+            if warm[c.name] <= slow * fastest or c.name in always or i % _SELDOM == 0:
                 seconds[c.name].append(clocks[c.name].seconds())
     return {name: Timing(name, tuple(found), clocks[name].captured) for name, found in seconds.items()}
+
+
+def ratios(theirs: Timing, own: Timing) -> list[float]:
+    """Their seconds over ours, ours of every round of one `race`, in the rounds that both ran."""
+    both = own.seconds if len(theirs.seconds) == len(own.seconds) else own.seconds[::_SELDOM]
+    return [a / b for a, b in zip(theirs.seconds, both, strict=True)]
 
 
 def median_interval(values: Sequence[float]) -> tuple[float | None, float | None]:

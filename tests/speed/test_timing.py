@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pqkv.speed.clock import WallClock
-from pqkv.speed.timing import Contestant, Timing, copies_beyond_cache, last_level_cache, median_interval, race
+from pqkv.speed.timing import Contestant, Timing, copies_beyond_cache, last_level_cache, median_interval, race, ratios
 
 
 def test_contestants_take_turns_and_rotate_their_buffers(monkeypatch):
@@ -31,6 +31,18 @@ def test_who_is_far_behind_runs_in_every_fifth_round(monkeypatch):
     assert found["slow"].seconds == (9.0,) * 3
     found = race([Contestant("fast", [lambda: 1.0]), Contestant("slow", [lambda: 9.0])], 11, always=["slow"])
     assert len(found["slow"].seconds) == 11
+
+
+def test_who_warmed_up_slowly_is_compared_in_the_rounds_that_it_ran(monkeypatch):
+    """On a loaded machine it can be the fastest in the end: a cell once failed for that."""
+    monkeypatch.setattr(WallClock, "seconds", lambda self: self._calls[0]())
+    ran = iter([9.0, 9.0, *(0.5, 0.25, 0.125)])  # two untimed ones, then rounds 0, 5 and 10
+    of_round = iter([1.0, 1.0, *range(1, 12)])
+    quick = Contestant("quick", [lambda: 1.0])
+    found = race([Contestant("own", [lambda: next(of_round)]), quick, Contestant("late", [lambda: next(ran)])], 11,
+                 always=["own"])  # fmt: skip
+    assert ratios(found["late"], found["own"]) == [0.5 / 1, 0.25 / 6, 0.125 / 11]
+    assert ratios(found["quick"], found["own"]) == [1 / i for i in range(1, 12)]
 
 
 @given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=50))
