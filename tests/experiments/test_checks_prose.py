@@ -150,6 +150,7 @@ def test_how_often_compare_tells_what_chance_did(checks):
     told = numbers(log, r"of eight\s+windows apart ([\d.]+) times of\s+100, Student's interval ([\d.]+)")
     assert told + numbers(log, r"of 20 figures together each ([\d.]+) and ([\d.]+)") == shares
     assert numbers(SWEEPS, r"told ([\d.]+) times of 100 pairs of\s+eight windows") == [shares[1]]
+    assert numbers(text_of("docs/limits.md"), r"drawn anew told ([\d.]+) of 100 pairs") == [shares[0]]
     gain = 1 - rows[32, 1]["log_ratio_reach"] / rows[32, 1]["compare_reach"]
     assert numbers(log, r"reaches (\d+)% less far") == [round(100 * gain)]
     assert {row["draws"] for row in rows.values()} == set(map(int, numbers(log, r"([\d,]+) draws of each size")))
