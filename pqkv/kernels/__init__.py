@@ -10,13 +10,14 @@ from pqkv.kernels.registry import (
     register_backend,
     slot_writer,
 )
-from pqkv.kernels.types import AttentionBackend, CodedQuery, ExactTokens, PagedSide, PagedTokens
+from pqkv.kernels.types import AttentionBackend, CodedQuery, ExactTokens, Kept, PagedSide, PagedTokens
 
 __all__ = [
     "AttentionBackend",
     "ChosenBackend",
     "CodedQuery",
     "ExactTokens",
+    "Kept",
     "PagedSide",
     "PagedTokens",
     "backend_names",

@@ -12,6 +12,7 @@ from kernels.served import TURNING
 from pqkv.cpu_path import CpuPath, cpu_path
 from pqkv.kernels import get_backend
 from pqkv.kernels.cpu import decode as decode_module
+from pqkv.kernels.cpu import held as held_module
 from pqkv.kernels.cpu.backend import attention
 from pqkv.kernels.cpu.byte_lookups.prepare import serves_bytes, with_rounded_centroids
 from pqkv.speed.check import BYTE_TOLERANCE
@@ -42,13 +43,13 @@ def vectors(monkeypatch):
 
 
 def use(monkeypatch, name):
-    monkeypatch.setattr(decode_module, "cpu_path", lambda: CpuPath(name, "a test"))
+    monkeypatch.setattr(held_module, "cpu_path", lambda: CpuPath(name, "a test"))
 
 
 def check(spec, *, window=None, spread=1.0):
     batch = build(spec)
     scale = spread * spec.head_dim**-0.5
-    assert serves_bytes(batch.pages, spec.group, decode_module.cpu_path())
+    assert serves_bytes(batch.pages, spec.group, held_module.cpu_path())
     out, lse = attention(*batch.inputs, scale=scale, window=window)
     expected, expected_lse = brute_force(batch, scale, window)
     gap = np.linalg.norm(out.double().numpy() - expected, axis=-1)
@@ -171,4 +172,4 @@ def test_centroids_of_floats_are_rounded_where_asked():
 )
 def test_what_byte_tables_do_not_serve_goes_by_floats(change):
     batch = build(SPEC.but(**change))
-    assert not serves_bytes(batch.pages, 4, decode_module.cpu_path())
+    assert not serves_bytes(batch.pages, 4, held_module.cpu_path())
