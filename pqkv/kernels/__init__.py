@@ -1,6 +1,7 @@
 """Attention on pages: plain arrays in, plain arrays out."""
 
 from pqkv.kernels.registry import (
+    ROUNDED,
     ChosenBackend,
     backend_names,
     check_backend,
@@ -13,6 +14,7 @@ from pqkv.kernels.registry import (
 from pqkv.kernels.types import AttentionBackend, CodedQuery, ExactTokens, Kept, PagedSide, PagedTokens
 
 __all__ = [
+    "ROUNDED",
     "AttentionBackend",
     "ChosenBackend",
     "CodedQuery",

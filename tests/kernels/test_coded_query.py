@@ -53,7 +53,7 @@ def test_it_is_what_it_says(rows, heads, group, dim, pairs, still, half):
 
 @pytest.mark.parametrize("form", ["portable", None])
 def test_float16_is_read_as_it_is_to_the_last_one(monkeypatch, form):
-    """All 65,536 of them, as rows of a matrix that one unit vector picks; by the processor's instruction and without."""
+    """All 65,536 of them, as rows of a matrix that one unit vector picks, by an instruction and without."""
     if form is not None:
         monkeypatch.setattr(module, "host_form", lambda: form)
     every = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(torch.float16)

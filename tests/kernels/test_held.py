@@ -20,11 +20,11 @@ from pqkv.speed.synthetic import key_book, value_book
 
 pytestmark = pytest.mark.xdist_group("numba")  # one process compiles the kernels, not each its own
 SMALL = Spec((70, 3), (2, 2), (5, 1), dtype=torch.float32, heads=2, group=2, head_dim=16, subspaces=(8, 8))
-AUTO = ("auto", "auto")
+AS_IT_IS = ("auto", "auto"), False, 2  # ways, rounded, planes
 
 
 def found(batch, **changed):
-    return recall(changed.get("query", batch.query), *batch.inputs[1:], AUTO, False)
+    return recall(changed.get("query", batch.query), *batch.inputs[1:], *AS_IT_IS)
 
 
 def close(batch):
@@ -72,12 +72,12 @@ def test_another_tensor_in_the_place_of_one_is_not_taken_for_it(part):
         pages = replace(pages, **{part: replace(getattr(pages, part), pages=getattr(pages, part).pages.clone())})
     elif part == "query":
         query = query[:1]
-        assert recall(query, pages, sinks, residual, AUTO, False) is None
+        assert recall(query, pages, sinks, residual, *AS_IT_IS) is None
         return
     else:
         batch_part = replace(batch, **{part: replace(getattr(batch, part), keys=getattr(batch, part).keys.clone())})
         sinks, residual = batch_part.sinks, batch_part.residual
-    assert recall(query, pages, sinks, residual, AUTO, False) is None
+    assert recall(query, pages, sinks, residual, *AS_IT_IS) is None
     changed = replace(batch, pages=pages, sinks=sinks, residual=residual)
     close(changed)
 
@@ -90,7 +90,7 @@ def test_copies_are_not_kept():
         replace(batch.residual, keys=batch.residual.keys.transpose(1, 2).contiguous().transpose(1, 2)),
     ):
         attention(batch.query, batch.pages, batch.sinks, residual, scale=0.25)
-        assert recall(batch.query, batch.pages, batch.sinks, residual, AUTO, False) is None
+        assert recall(batch.query, batch.pages, batch.sinks, residual, *AS_IT_IS) is None
 
 
 def test_lengths_and_ids_that_are_wrong_are_refused_in_a_later_step_too():
@@ -152,6 +152,8 @@ def test_a_copied_cache_goes_on_by_itself(coded):
     step(cache, 0, 21)
     step(cache, 1)
     step(cache, 2)
+    layer = cache.layers[0]
+    assert (layer.store if coded else layer)._kept
     twin = deepcopy(cache)
     for seed in range(3, 9):  # other tokens in each
         step(cache, seed)

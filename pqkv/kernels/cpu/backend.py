@@ -28,11 +28,13 @@ def attention(
     window: int | None = None,
     ways: tuple[Way, Way] = ("auto", "auto"),
     rounded: bool = False,
+    planes: int = 2,
 ) -> tuple[Tensor, Tensor]:
     """See `AttentionBackend`. Computes in float32, lse is float64. `ways` force what codes of keys and of values look
-    up where there is one query a sequence; `rounded` takes centroids of floats as bytes there, with a scale a channel.
+    up where there is one query a sequence; `rounded` takes centroids of floats as bytes there, with a scale a channel,
+    and `planes` is of how many bytes queries and weights are where centroids are bytes.
     """
-    held = recall(query, pages, sinks, residual, ways, rounded) if query.ndim == 4 else None
+    held = recall(query, pages, sinks, residual, ways, rounded, planes) if query.ndim == 4 else None
     if held is None:
         check_inputs(query, pages, sinks, residual, window)
         if query.dtype == torch.float64 or query.device.type != "cpu":
@@ -45,7 +47,8 @@ def attention(
     Tq = query.shape[1]
     if Tq == 1:
         return decode(
-            query, pages, sinks, residual, scale=scale, window=window, ways=ways, rounded=rounded, held=held
+            query, pages, sinks, residual, scale=scale, window=window, ways=ways, rounded=rounded, planes=planes,
+            held=held,
         )  # fmt: skip
     if Tq <= _FEW and residual is not None and query.shape[0] and int(residual.length.min()) >= Tq:
         # all new tokens stand in the residual: each query sees one more of them than the one before
@@ -59,6 +62,7 @@ def attention(
                 window=window,
                 ways=ways,
                 rounded=rounded,
+                planes=planes,
             )
             for i in range(Tq)
         ]

@@ -128,14 +128,16 @@ def step_of(
     ways: tuple[Way, Way] = ("auto", "auto"),
     stretches: int | None = None,
     rounded: bool = False,
+    planes: int = 2,
     held: Held | None = None,
 ) -> Step:
     """The arguments of `AttentionBackend` for Tq = 1 as arrays; `ways` force what codes of keys and values look up,
     `stretches` how many units of work the pages of a sequence are cut into, `rounded` takes centroids of floats as
-    bytes where those are looked up. `held` is what was made of the same tensors before.
+    bytes where those are looked up, and `planes` is of how many bytes queries and weights are there, 1 or 2. `held` is
+    what was made of the same tensors before.
     """
     if held is None:
-        given = query, pages, sinks, residual, ways, rounded
+        given = query, pages, sinks, residual, ways, rounded, planes
         held = recall(*given) or hold(*given)
     B, D = query.shape[0], query.shape[3]
     Hkv, G = held.kv_heads, held.group
@@ -168,12 +170,13 @@ def decode(
     ways: tuple[Way, Way] = ("auto", "auto"),
     stretches: int | None = None,
     rounded: bool = False,
+    planes: int = 2,
     held: Held | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`AttentionBackend` for Tq = 1; returns out in the query's dtype and lse in float64. See `step_of`."""
     step = step_of(
         query, pages, sinks, residual, scale=scale, window=window, ways=ways, stretches=stretches, rounded=rounded,
-        held=held,
+        planes=planes, held=held,
     )  # fmt: skip
     step.attend_pages()
     result, lse = step.merge()

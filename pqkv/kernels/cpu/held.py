@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pqkv.cpu_path import PATHS, cpu_path
+from pqkv.cpu_path import cpu_path
 from pqkv.kernels.cpu.byte_lookups.attend import ByteSide
-from pqkv.kernels.cpu.byte_lookups.intrinsics import EMITTERS
+from pqkv.kernels.cpu.byte_lookups.intrinsics import emitter_of, path_tag
 from pqkv.kernels.cpu.byte_lookups.prepare import byte_side, serves_bytes
 from pqkv.kernels.cpu.exact_form import FORMS, host_form, orders
 from pqkv.kernels.cpu.exact_vectors import form_tags
@@ -48,11 +48,12 @@ class Held:
         residual: ExactTokens | None,
         ways: tuple[Way, Way],
         rounded: bool,
+        planes: int,
     ) -> None:
-        """`ways` of keys and of values (`decode.step_of`); `rounded` says that centroids of floats may become bytes."""
+        """`ways` of keys and of values, `rounded` and `planes` as `decode.step_of` has them."""
         B, _, Hq, D = query.shape
         self.pages = None if pages is None else replace(pages, query=None)
-        self.ways, self.rounded, self.head_dim = ways, rounded, D
+        self.ways, self.rounded, self.planes, self.head_dim = ways, rounded, planes, D
         self.path, self.form = cpu_path(), host_form()
         self.kv_heads = _kv_heads(pages, sinks, residual, Hq)
         self.group = Hq // self.kv_heads  # query heads of a KV head
@@ -113,11 +114,13 @@ class Held:
         return keys, values
 
     @cached_property
-    def byte_tags(self) -> tuple[tuple[int, ...], ...]:
-        """What look-ups in byte tables are compiled for."""
+    def byte_tags(self) -> tuple[int | tuple[int, ...], ...]:
+        """The largest integer of a query, and what look-ups in byte tables are compiled for."""
         assert self.pages is not None
-        emitter, gained = EMITTERS[self.path.name], tag(int(self.pages.values.gains is not None))
-        return tag(PATHS.index(self.path.name)), tag(emitter.lanes), tag(emitter.scaled), tag(self.group), gained
+        name, gained = self.path.name, tag(int(self.pages.values.gains is not None))
+        emitter = emitter_of(name, self.planes)
+        kinds = path_tag(name, self.planes), tag(emitter.lanes), tag(emitter.scaled), tag(self.group)
+        return emitter.largest_query, *kinds, gained, tag(emitter.query_bytes)
 
     @cached_property
     def exact_pages(self) -> tuple[Array | tuple[Any, ...], ...]:
@@ -165,6 +168,7 @@ def recall(
     residual: ExactTokens | None,
     ways: tuple[Way, Way],
     rounded: bool,
+    planes: int,
 ) -> Held | None:
     """What was made for the same tensors before, if their owner kept it: their shapes fit together then."""
     owner = _owner(pages, sinks, residual)
@@ -172,7 +176,9 @@ def recall(
     if found is None:
         return None
     made_of, settings, made = found
-    same = settings == _settings(query, ways, rounded) and all(map(is_, made_of, _made_of(pages, sinks, residual)))
+    same = settings == _settings(query, ways, rounded, planes) and all(
+        map(is_, made_of, _made_of(pages, sinks, residual))
+    )
     return made if same else None
 
 
@@ -183,12 +189,13 @@ def hold(
     residual: ExactTokens | None,
     ways: tuple[Way, Way],
     rounded: bool,
+    planes: int,
 ) -> Held:
     """What kernels take of these tokens, kept for `recall` where arrays are the tensors' own memory."""
-    made = Held(query, pages, sinks, residual, ways, rounded)
+    made = Held(query, pages, sinks, residual, ways, rounded, planes)
     owner = _owner(pages, sinks, residual)
     if owner is not None and _lie_as_read(pages, sinks, residual):
-        owner.kept[_NAME] = _made_of(pages, sinks, residual), _settings(query, ways, rounded), made
+        owner.kept[_NAME] = _made_of(pages, sinks, residual), _settings(query, ways, rounded, planes), made
     return made
 
 
@@ -198,9 +205,9 @@ def _owner(
     return pages if pages is not None else residual if residual is not None else sinks
 
 
-def _settings(query: Tensor, ways: tuple[Way, Way], rounded: bool) -> tuple[object, ...]:
+def _settings(query: Tensor, ways: tuple[Way, Way], rounded: bool, planes: int) -> tuple[object, ...]:
     B, _, Hq, D = query.shape
-    return B, Hq, D, query.dtype, query.is_cpu, ways, rounded, cpu_path(), host_form()
+    return B, Hq, D, query.dtype, query.is_cpu, ways, rounded, planes, cpu_path(), host_form()
 
 
 def _made_of(

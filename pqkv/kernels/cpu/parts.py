@@ -32,13 +32,16 @@ def decode_parts(
     window: int | None = None,
     ways: tuple[Way, Way] = ("auto", "auto"),
     rounded: bool = False,
+    planes: int = 2,
 ) -> list[Part]:
     """The parts of `decode` on these arguments, in order; each takes what the one before it left, so they are run in
     turns. They leave the result of the whole in the arrays that the last part returns.
     """
 
     def prepare() -> Step:
-        return step_of(query, pages, sinks, residual, scale=scale, window=window, ways=ways, rounded=rounded)
+        return step_of(
+            query, pages, sinks, residual, scale=scale, window=window, ways=ways, rounded=rounded, planes=planes
+        )
 
     step = prepare()
     parts = [Part("arguments", prepare)]
