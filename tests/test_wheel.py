@@ -1,5 +1,8 @@
-"""What a newcomer gets: sdist and wheel are built, installed into an empty environment, and used from elsewhere."""
+"""What a newcomer gets: sdist and wheel are built, installed into empty environments, with the newest and with the
+lowest versions that are allowed, and used from elsewhere.
+"""
 
+import email
 import json
 import os
 import subprocess
@@ -10,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.xdist_group("wheel")]
@@ -41,15 +45,27 @@ def built(source, tmp_path_factory):
     return sdist, wheel
 
 
-@pytest.fixture(scope="module")
-def installed(built, tmp_path_factory):
-    """The commands of an environment that has the wheel and what it asks for, and nothing else."""
+def lowest(wheel):
+    """Every direct requirement of a wheel at the lowest version that it allows."""
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        told = email.message_from_bytes(archive.read(metadata)).get_all("Requires-Dist")
+    asked = [requirement for requirement in map(Requirement, told) if requirement.marker is None]
+    bounds = {r.name: spec.version for r in asked for spec in r.specifier if spec.operator == ">="}
+    assert len(bounds) == len(asked) > 10
+    return [f"{name}=={version}" for name, version in bounds.items()]
+
+
+@pytest.fixture(scope="module", params=["newest", "lowest"])
+def installed(request, built, tmp_path_factory):
+    """The commands of an environment that has the wheel and what it asks for, and nothing else; and its versions."""
     folder = tmp_path_factory.mktemp("empty") / "venv"
     call(sys.executable, "-m", "venv", folder)
-    # the torch of this run: the plain name may bring gigabytes of CUDA
+    # the torch of this run: the plain name may bring gigabytes of CUDA, as the lowest one does
     torch = os.environ.get("TORCH", f"torch=={version('torch').partition('+')[0]}")
-    call(folder / "bin/pip", "install", "--quiet", built[1], torch)
-    return folder / "bin"
+    wanted = [torch] if request.param == "newest" else lowest(built[1])
+    call(folder / "bin/pip", "install", "--quiet", built[1], *wanted)
+    return folder / "bin", wanted
 
 
 def test_both_hold_every_file_that_is_loaded_at_run_time(source, built):
@@ -62,15 +78,19 @@ def test_both_hold_every_file_that_is_loaded_at_run_time(source, built):
 
 
 def test_it_runs_in_an_empty_environment(installed, tmp_path):
+    commands, wanted = installed
     own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     there = {"cwd": tmp_path, "env": {**own, "PQKV_CACHE": str(tmp_path / "kept")}}
-    assert json.loads(call(installed / "pqkv", "env", "--format", "json", **there))["versions"]["torch"]
+    versions = json.loads(call(commands / "pqkv", "env", "--format", "json", **there))["versions"]
+    for requirement in map(Requirement, wanted):
+        if requirement.name in versions and requirement.specifier:
+            assert requirement.specifier.contains(versions[requirement.name].partition("+")[0])
     windows = ("--context", "320", "--windows", "2", "--metrics", "perplexity,agreement")
-    (record,) = json.loads(call(installed / "pqkv", "eval", *windows, "--format", "json", "-o", "records", **there))
+    (record,) = json.loads(call(commands / "pqkv", "eval", *windows, "--format", "json", "-o", "records", **there))
     assert record["status"] == "ok"
     assert 0.9 < record["metrics"]["perplexity_ratio"]["value"] < 1.1
     assert record["metrics"]["coded_share"]["value"] > 0.2
-    call(installed / "pqkv", "report", "records", "-o", "page", **there)
+    call(commands / "pqkv", "report", "records", "-o", "page", **there)
     assert "<html" in (tmp_path / "page/report.html").read_text()
-    written = call(installed / "pqkv", "generate", "-p", "def wrap(text):", "--tokens", "160", **there)
+    written = call(commands / "pqkv", "generate", "-p", "def wrap(text):", "--tokens", "160", **there)
     assert "== 4 bits" in written

@@ -1,7 +1,7 @@
 """The tables of experiments/bench/README.md, made of records: python experiments/bench/tables.py WHAT
 
-WHAT is `bytes` (codes looked up in byte tables beside the same by floats), `exact` (pages of exact vectors) or
-`instructions` (of look-ups in byte tables, counted on several processors).
+WHAT is `codes` (product codes of 8 bits), `bytes` (codes looked up in byte tables beside the same by floats), `exact`
+(pages of exact vectors) or `instructions` (of look-ups in byte tables, counted on several processors).
 """
 
 import sys
@@ -15,12 +15,36 @@ ROOT = Path(__file__).parents[2]
 BYTES_HEAD = """\
 | bits | codes | tokens | ms | by floats, ms | of SDPA's speed, bytes | floats | largest error |
 |---|---|---|---|---|---|---|---|"""
+CODES_HEAD = """\
+| tokens | 4 bits, ms | SDPA float32 over it | SDPA bfloat16 | 2 bits, ms | SDPA float32 over it | SDPA bfloat16 |
+|---|---|---|---|---|---|---|"""
 EXACT_HEAD = """\
 | tokens | float32, ms | speed-up | bfloat16, ms | speed-up |
 |---|---|---|---|---|"""
 COUNT_HEAD = """\
 | instructions for | codes | d_sub | keys | values |
 |---|---|---|---|---|"""
+
+
+def codes() -> str:
+    """A row a length from 1,024 tokens on and one a ragged batch."""
+    cells: dict[tuple[int, int], dict[float, Record]] = {}
+    for record in load_records(ROOT / "results/bench"):
+        c = record.config
+        if c["bits"] in (4, 2) and c["dtype"] == "float32" and c["context"] >= 1024:
+            cells.setdefault((c["batch"], c["context"]), {})[c["bits"]] = record
+    lines = [CODES_HEAD]
+    for (batch, context), pair in sorted(cells.items()):
+        words = [f"{context:,}" if batch == 1 else f"{batch} sequences, {context // batch:,} to {context:,}"]
+        words += [word for bits in (4, 2) for word in against_sdpa(pair[bits])]
+        lines.append(f"| {' | '.join(words)} |")
+    return "\n".join(lines)
+
+
+def against_sdpa(record: Record) -> list[str]:
+    """Milliseconds, and how many times as long SDPA takes in float32 and in bfloat16."""
+    times = {row["name"]: row["speedup"] for row in record.tables["contestants"]}
+    return [ms(record), *(f"{times[f'sdpa {dtype}']:.2f}x" for dtype in ("float32", "bfloat16"))]
 
 
 def bytes_() -> str:
@@ -79,7 +103,7 @@ def ratio(record: Record | None) -> str:
     return f"{m.value:.2f} [{m.low:.2f}, {m.high:.2f}]"
 
 
-TABLES = {"bytes": bytes_, "exact": exact, "instructions": instructions}
+TABLES = {"codes": codes, "bytes": bytes_, "exact": exact, "instructions": instructions}
 
 
 def printed(words: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The tables of experiments/training/README.md, made of records: python experiments/training/tables.py time|loss"""
+"""The tables of experiments/training/README.md: python experiments/training/tables.py time|loss|held"""
 
 import sys
 from pathlib import Path
@@ -14,6 +14,9 @@ TIME = """\
 LOSS = """\
 | context | mode | codebooks | PPL | top-1 | KLD, nats | of that before |
 |---|---|---|---|---|---|---|"""
+HELD = """\
+| codebooks | positions | keys | of that before | values | of that before |
+|---|---|---|---|---|---|"""
 CODEBOOKS = {"94ee83fb5de9": "before", "ae56fe523ef8": "after"}  # of training_time.py --codebooks
 
 
@@ -56,6 +59,16 @@ def losses(records: list[Record]) -> str:
     return "\n".join(rows)
 
 
+def held(records: list[Record]) -> str:
+    """Errors on the same vectors; keys in the metric of their queries."""
+    (record,) = (r for r in records if r.config.get("check") == "held_out_error")
+    rows = [HELD]
+    for row in record.tables["held_out_error"]:
+        sides = (f"{row[name]:.5f} | {row[f'{name}_ratio']:.3f}" for name in ("key_query_error", "value_error"))
+        rows.append(f"| {row['codebooks']} | {row['first']:,} to {row['end'] - 1:,} | {' | '.join(sides)} |")
+    return "\n".join(rows)
+
+
 def times_of(record: Record, beside: Record) -> str:
     """Ratio of mean KLDs on the same windows, with its 95% paired bootstrap interval over windows."""
     ours, theirs = (np.array(r.samples["kld_mean"]) for r in (record, beside))
@@ -66,7 +79,7 @@ def times_of(record: Record, beside: Record) -> str:
 
 def printed(words: list[str]) -> str:
     """What the command line `words` prints."""
-    return {"time": times, "loss": losses}[words[0]](load_records(RESULTS))
+    return {"time": times, "loss": losses, "held": held}[words[0]](load_records(RESULTS))
 
 
 if __name__ == "__main__":

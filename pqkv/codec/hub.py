@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any, Self
 
-from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
+from huggingface_hub import HfApi, ModelCard, ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 
 from pqkv.codec.card import TAGS, codebook_card
 from pqkv.codec.codebook import CodebookSet
@@ -77,11 +78,29 @@ def _found(place: str, **download: Any) -> Path:  # noqa: ANN401 - those of hf_h
         if not (Path(place) / FILE).is_file():
             raise CodebookError(f"no {FILE} in the folder {place}; name the file, or save codebooks there")
         return Path(place) / FILE
+    silent = None if download.get("local_files_only") else _silence(place, download)
     try:
-        return Path(hf_hub_download(place, FILE, **download))
+        return Path(hf_hub_download(place, FILE, **{**download, "local_files_only": True} if silent else download))
     except Exception as error:  # the hub's client raises kinds of its own, its transport others
-        said = reason(error)
-        raise CodebookError(
-            f"no codebooks at '{place}', which is no file or folder here, and from the hub: {said}; name a file that "
-            "pqkv train-codebooks wrote"
-        ) from error
+        raise _missing(place, f"the hub does not answer: {silent}" if silent else reason(error)) from error
+
+
+def _silence(place: str, download: dict[str, Any]) -> str | None:
+    """Why the hub does not answer, None where it does: downloading would ask it for most of a minute before it takes
+    what the cache holds. Raises `CodebookError` where it answers that there is no such repository or revision.
+    """
+    known = {name: download[name] for name in ("revision", "token") if name in download}
+    try:
+        HfApi().model_info(place, timeout=10, **known)
+    except HfHubHTTPError as error:
+        raise _missing(place, reason(error)) from error
+    except Exception as error:  # noqa: BLE001 - of whatever transport, or because HF_HUB_OFFLINE says so
+        return reason(error)
+    return None
+
+
+def _missing(place: str, said: str) -> CodebookError:
+    return CodebookError(
+        f"no codebooks at '{place}', which is no file or folder here, and from the hub: {said}; name a file that "
+        "pqkv train-codebooks wrote"
+    )

@@ -89,11 +89,16 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         name, _, rest = path.strip("/").partition("/resolve/")
         revision, _, file = rest.partition("/")
+        if about := path.startswith("/api/models/"):
+            name, _, revision = path.removeprefix("/api/models/").partition("/revision/")
+            revision = revision or "main"
         repository = self.hub.repositories.get(name)
         if repository is None:
             return self._answer(status=404, X_Error_Code="RepoNotFound")
         if revision not in repository:
             return self._answer(status=404, X_Error_Code="RevisionNotFound")
+        if about:
+            return self._answer({"id": name, "siblings": [{"rfilename": file} for file in repository[revision]]})
         if file not in repository[revision]:
             return self._answer(status=404, X_Error_Code="EntryNotFound", X_Repo_Commit="1" * 40)
         data = repository[revision][file]

@@ -160,6 +160,33 @@ def test_a_hub_gives_back_what_was_pushed_to_each_revision(trained, tmp_path):
         assert "\n" not in found[place]
 
 
+SILENT = """
+import sys, time
+from pqkv.codec.hub import find_codebooks
+from pqkv.errors import CodebookError
+begun = time.monotonic()
+for place in sys.argv[1:]:
+    try:
+        print(find_codebooks(place))
+    except CodebookError as error:
+        print(error)
+print(time.monotonic() - begun)
+"""
+
+
+def test_a_hub_that_does_not_answer_costs_no_wait_and_what_was_fetched_is_taken(trained, tmp_path):
+    with serving() as (_, address):
+        run = client(PROGRAM, tmp_path, address, str(trained["product"]), str(trained["pqkv"]))
+        assert run.returncode == 0, run.stderr
+        place = json.loads(run.stdout.splitlines()[-1])["place"]
+    run = client(SILENT, tmp_path, address, "owner/books", "owner/others")  # its port is closed now
+    kept, refused, seconds = run.stdout.splitlines()
+    assert kept == place
+    assert refused.startswith("no codebooks at 'owner/others'")
+    assert "the hub does not answer: " in refused
+    assert float(seconds) < 20  # its client alone waits for half a minute a file
+
+
 def test_what_is_no_file_no_folder_and_no_id_is_a_missing_file(tmp_path):
     for place in ("books.safetensors", "some/where/else", "none"):
         with pytest.raises(CodebookError, match="no codebook file at"):

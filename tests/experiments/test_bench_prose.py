@@ -22,7 +22,7 @@ def speedup(folder, context, bits, **wanted):
 
 def test_three_bits_and_exact_pages_at_32768_tokens():
     said = numbers(
-        text_of("README.md"),
+        text_of("docs/how-to/speed.md"),
         r"3 bits run at ([\d.]+) times the speed of torch's SDPA where floats reach ([\d.]+), and pages of exact "
         r"bfloat16 vectors at ([\d.]+) times",
     )
@@ -31,7 +31,7 @@ def test_three_bits_and_exact_pages_at_32768_tokens():
 
 
 def test_exact_pages_of_bfloat16_take_less_time_than_three_bits():
-    """What both READMEs conclude for this processor."""
+    """What README and page conclude for this processor."""
     exact, coded = (
         next(
             r.metrics["latency_ms"].value

@@ -7,7 +7,7 @@ from prose import ROOT, numbers, script, text_of
 
 from pqkv.record import load_records
 
-TEXT, README = text_of("experiments/gpu/README.md"), text_of("README.md")
+TEXT, README = text_of("experiments/gpu/README.md"), text_of("docs/how-to/speed.md")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pqkv.kernels.cuda.splits import choose_splits
 from pqkv.record import load_records
 from pqkv.speed.static import GPUS, examine, predict
 
-TEXT, README, LOG = map(text_of, ("experiments/gpu/README.md", "README.md", "experiments/LOG.md"))
+TEXT, README, LOG = map(text_of, ("experiments/gpu/README.md", "docs/how-to/speed.md", "experiments/LOG.md"))
 
 
 @pytest.fixture(scope="module")

@@ -211,8 +211,8 @@ def test_what_is_said_of_other_texts_and_of_the_bundled_model(rows, elsewhere):
     ]
 
 
-def test_what_the_first_page_says(rows):
-    text = text_of("README.md")
+def test_what_the_page_on_choosing_says(rows):
+    text = text_of("docs/how-to/choose.md")
     found = re.search(
         r"change nothing\), lose ([\d.]+) nats at ([\d.]+) bits, product codes ([\d.]+) at 4, "
         r"KIVI ([\d.]+) at 5, int4 ([\d.]+) at 4\.5; .* serves, ([\d.]+) at 4\.06 and ([\d.]+) at 2\.13 bits", text
@@ -235,7 +235,7 @@ def test_the_outcome_is_that_of_the_records(tables, tmp_path):
     assert all((tables.RESULTS / name).exists() for name in written)
 
 
-@pytest.mark.parametrize("readme", ["README.md", "experiments/quality-lab/README.md"])
+@pytest.mark.parametrize("readme", ["docs/how-to/choose.md", "experiments/quality-lab/README.md"])
 def test_recommendations_that_are_asked_for_as_an_example_are_given(tables, readme):
     found = re.search(r"pqkv recommend --model smollm2 --max-(ppl|kld) ([\d.]+)(%?)", text_of(readme))
     bound = float(found[2]) / (100 if found[3] else 1)

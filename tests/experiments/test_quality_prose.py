@@ -35,7 +35,9 @@ def spread(cells, metric, text, recipe, mode, sinks, bits, contexts=None):
 
 def test_how_little_a_short_context_shrinks(cells):
     bits, _ = spread(cells, "effective_bits", "wikitext2-test", "pqkv", "exact-schedule", 0, 4, (512,))
-    assert numbers(README, r"4 bits take ([\d.]+) an element with float32 exact parts") == [round(bits, 1)]
+    assert numbers(text_of("docs/limits.md"), r"4 bits take ([\d.]+) an element with float32 exact parts") == [
+        round(bits, 1)
+    ]
 
 
 def change(pair, digits=1):
@@ -120,6 +122,24 @@ def test_what_the_default_costs_in_the_schedule(cells):
     assert numbers(README, r"two cost ([\d.]+)% to ([\d.]+)%") == in_readme[2]
     alone = {recipe: kld(recipe, 4)[1] for recipe in ("pqkv", "product")}
     assert numbers(README, r"no token exact, 4 bits lose ([\d.]+) nats, product codes ([\d.]+)") == [*alone.values()]
+
+
+def test_token_by_token_beside_the_schedule(cells):
+    ratios, times = {4: [], 2: []}, []
+    for (text, recipe, mode, _, context, bits, _), m in cells.items():
+        if (recipe, mode) == ("pqkv", "token"):
+            ratios[bits].append(m["perplexity_ratio"].value)
+            (schedule,) = (
+                other["kld_mean"].value
+                for key, other in cells.items()
+                if key[:6] == (text, "pqkv", "exact-schedule", 0, context, bits)
+            )
+            times.append(m["kld_mean"].value / schedule)
+    assert (len(ratios[4]), len(ratios[2])) == (4, 4)
+    told = numbers(QUALITY, r"its KLD is ([\d.]+) to ([\d.]+) times the schedule's mean")
+    assert told == [round(min(times), 2), round(max(times), 2)]
+    assert max(ratios[4]) < 1.005
+    assert max(ratios[2]) < 1.07
 
 
 def test_codebooks_learnt_anew():

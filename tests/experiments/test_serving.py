@@ -105,7 +105,7 @@ def test_what_a_step_costs():
     assert spread(heads=128, bits=2)[0] > 1.2
     assert all(times[128, 4, context] <= 1.2 for context in (4096, 32768))
     every = [time for (heads, _, _), time in times.items() if heads == 128]
-    assert f"takes {min(every):.2f} to {max(every):.2f} times that with heads of 128" in text_of("README.md")
+    assert f"takes {min(every):.2f} to {max(every):.2f} times that with heads of 128" in text_of("docs/how-to/speed.md")
     assert said(r"KV head it is ([\d.]+) to ([\d.]+): a step") == spread(heads=64)
 
 

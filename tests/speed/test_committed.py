@@ -1,4 +1,4 @@
-"""The README's commands find the records that lie in results/bench: a new option must not rename what was measured."""
+"""Commands of experiments/bench find the records in results/bench: a new option must not rename what was measured."""
 
 import re
 import shlex
@@ -13,11 +13,13 @@ from pqkv.record import RecordStore, load_records
 from pqkv.speed import bench as module
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = re.findall(r"^    (pqkv bench --lengths .* -o results/bench)$", (ROOT / "README.md").read_text(), re.M)
+COMMANDS = re.findall(
+    r"^    (pqkv bench --lengths .* -o results/bench)$", (ROOT / "experiments/bench/README.md").read_text(), re.M
+)
 
 
-def test_the_readme_has_the_commands():
-    assert len(COMMANDS) == 3
+def test_the_commands_are_there():
+    assert len(COMMANDS) == 4
 
 
 @pytest.mark.parametrize("command", COMMANDS)
