@@ -106,13 +106,13 @@ class Step:
         return replace(self, lengths=[none, self.lengths[1], none], starts=[none, self.starts[1], none])
 
     def merge(self) -> tuple[Array, Array]:
-        """Stretches, sinks and residual together: (B, 1, Hq, D) float32, and lse (B, 1, Hq) float64."""
+        """Stretches, sinks and residual together: (B, Hq, D) float32, and lse (B, Hq) float64."""
         held, (B, Hq, D) = self.held, self.query.shape
-        result, lse = np.empty((B, 1, Hq, D), np.float32), np.empty((B, 1, Hq), np.float64)
+        result, lse = np.empty((B, Hq, D), np.float32), np.empty((B, Hq), np.float64)
         run_units(
             merge, B * held.kv_heads, held.exact_work, self.query, *self.partial, *held.sinks, self.lengths[0],
-            self.starts[0], *held.residual, self.lengths[2], self.starts[2], result.reshape(B, Hq, D),
-            lse.reshape(B, Hq), *held.exact_tags,
+            self.starts[0], *held.residual, self.lengths[2], self.starts[2], result, lse,
+            *held.exact_tags,
         )  # fmt: skip
         return result, lse
 
@@ -180,7 +180,8 @@ def decode(
     )  # fmt: skip
     step.attend_pages()
     result, lse = step.merge()
-    return torch.from_numpy(result).to(query.dtype), torch.from_numpy(lse)
+    rows = query.shape[:3]  # of arrays: to index a tensor takes longer
+    return torch.from_numpy(result.reshape(query.shape)).to(query.dtype), torch.from_numpy(lse.reshape(rows))
 
 
 def _scaled(query: Tensor, scale: float) -> Array:
