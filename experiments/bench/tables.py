@@ -82,10 +82,11 @@ def exact() -> str:
 
 
 def instructions() -> str:
-    """A row a processor and geometry."""
+    """A row a form, processor and geometry."""
     table = pd.read_csv(ROOT / "results/checks/byte_instructions.csv")
+    form = {1: ", one byte", 2: ""}
     rows = [
-        f"| {r.path}, {r.processor} | {r.nbits} bits | {r.d_sub} | {r.keys:.1f} | {r.values:.1f} |"
+        f"| {r.path}, {r.processor}{form[r.planes]} | {r.nbits} bits | {r.d_sub} | {r.keys:.1f} | {r.values:.1f} |"
         for r in table.itertuples()
     ]
     return "\n".join([COUNT_HEAD, *rows])

@@ -1,10 +1,12 @@
-"""What a layer of a cache costs in Python beside attention: appending one token, views, pages that are sealed.
+"""What a layer of a cache costs in Python: beside attention (appending one token, views, pages that are sealed), and in
+attention beside its kernels (checks, arguments, results).
 
-.venv/bin/python experiments/checks/layer_cost.py [--steps 256] [-o results/checks]
+.venv/bin/python experiments/checks/layer_cost.py [--steps 256] [--threads 1] [-o results/checks]
 
 Attention is a stand-in that returns what it is given: all that is left is the cache's own. Steps of one token after a
 prefill, in the processor's time of this thread, the fastest tenth and the median: other work on the machine lengthens
-the median. Steps that seal a page (every `page_size`-th of a coded cache) are apart: what they cost is encoding.
+the median. Steps that seal a page (every `page_size`-th of a coded cache) are apart: what they cost is encoding. Of
+backend `cpu` a step is timed beside the kernels of the same step, called with arguments that were made before.
 """
 
 import argparse
@@ -21,9 +23,12 @@ from pqkv.cache.layer import Geometry
 from pqkv.codec import CodebookSet
 from pqkv.config import BenchConfig, CacheConfig
 from pqkv.kernels import ExactTokens, PagedTokens
-from pqkv.speed.synthetic import key_book, value_book
+from pqkv.kernels.cpu.backend import attention
+from pqkv.kernels.cpu.decode import step_of
+from pqkv.speed.synthetic import decode_inputs, key_book, value_book
 
 KV_HEADS, HEADS, HEAD_DIM, PREFILL = 8, 32, 128, 1024
+CONTEXTS = (256, 1024)
 
 
 def no_attention(
@@ -75,9 +80,43 @@ def measure(steps: int) -> list[dict[str, Any]]:
     return rows
 
 
+@torch.inference_mode()
+def measure_attention(steps: int) -> list[dict[str, Any]]:
+    rows = []
+    for heads, kv_heads, head_dim in ((9, 3, 64), (HEADS, KV_HEADS, HEAD_DIM)):
+        for kind in ("plain codes", "served codes"):
+            served = () if kind == "plain codes" else BenchConfig().served
+            config = BenchConfig(served=served, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+            for context in CONTEXTS:
+                case = decode_inputs(config, context, 1, (head_dim // 2, 8), 0)
+                inputs = case.query, case.pages, case.sinks, case.residual
+                attention(*inputs, scale=1.0)
+                step = step_of(*inputs, scale=1.0)
+                whole, kernels = [], []
+                for _ in range(steps):
+                    start = time.thread_time()
+                    attention(*inputs, scale=1.0)
+                    between = time.thread_time()
+                    step.attend_pages()
+                    step.merge()
+                    whole.append(1e6 * (between - start))
+                    kernels.append(1e6 * (time.thread_time() - between))
+                fast = [statistics.quantiles(times, n=10)[0] for times in (whole, kernels)]
+                rows.append(
+                    {
+                        "cache": kind, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "context": context,
+                        "attention_us": fast[0], "kernels_us": fast[1], "beside_us": fast[0] - fast[1],
+                    }
+                )  # fmt: skip
+    return rows
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=1, help="a second one spins while it waits for a busy core")
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     keep("layer_cost", {"steps": given.steps}, given.output, lambda: measure(given.steps))
+    keep("attention_cost", {"steps": given.steps}, given.output, lambda: measure_attention(given.steps))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,20 @@ from pqkv.cache.turns import CodedQueries, ValueTurn
 from pqkv.cache.window import Window, check_window_after_crop
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
-from pqkv.kernels import AttentionBackend, ExactTokens, slot_writer
+from pqkv.kernels import AttentionBackend, ExactTokens, Kept, slot_writer
+from pqkv.kernels.cpu.slots import SlotWriter
 from pqkv.schedule import coded_len
+
+
+class _Staged(NamedTuple):
+    """Keys and values (B, Hkv, capacity, D) of the residual with the new tokens behind it, and how many tokens of each
+    sequence there are then, and coded.
+    """
+
+    keys: Tensor
+    values: Tensor
+    lengths: list[int]
+    coded: list[int]
 
 
 class CodedLayer:
@@ -59,13 +71,15 @@ class CodedLayer:
         self.coded = [0] * geometry.num_sequences
         self._sinks = self._buffers(config.sink_tokens)
         self._residual = self._buffers(config.residual)
+        self._writer: SlotWriter | None = None  # of these buffers
+        self._kept = Kept()  # of backends, while there are no pages
 
     def append(self, keys: Tensor, values: Tensor, padding: Sequence[int] | None = None) -> None:
         """Add tokens (B, Hkv, T, D), of which the first `padding[b]` of sequence b are not real.
 
         Raises `OutOfPages` before anything changes.
         """
-        self._commit(*self._stage(keys, values, checked_padding(padding, keys, len(self.lengths))))
+        self._commit(self._stage(keys, values, checked_padding(padding, keys, len(self.lengths))))
 
     def attend(
         self,
@@ -82,32 +96,34 @@ class CodedLayer:
         Returns (B, T, Hq, D). Every query sees as coded what was coded before this step. The observer sees attention as
         the backend does, values turned.
         """
-        before, firsts = self.coded, self.first_pages()
+        before, own = self.coded, self.window
+        firsts = None if own is None else self.first_pages()
         staged = self._stage(keys, values, checked_padding(padding, keys, len(self.lengths)))
-        staged_keys, staged_values, lengths = staged
-        device = keys.device
-        sinks = [min(n, self.config.sink_tokens) for n in lengths]
+        lengths, most = staged.lengths, self.config.sink_tokens
+        sinks = [min(n, most) for n in lengths]
         exact = [n - s - c for n, s, c in zip(lengths, sinks, before, strict=True)]
+        seen, gone = before, None
+        if firsts is not None:
+            gone = [first * self.config.page_size for first in firsts]
+            seen = [coded - skipped for coded, skipped in zip(before, gone, strict=True)]
         # in the order in which kernels read them, so that nobody has to put them together
-        gone = [first * self.config.page_size for first in firsts]
-        seen = [coded - skipped for coded, skipped in zip(before, gone, strict=True)]
-        in_sinks, in_pages, in_residual = length_tensors((sinks, seen, exact), device)
+        in_sinks, in_pages, in_residual = length_tensors((sinks, seen, exact), keys.device)
         pages = self.store.tokens(in_pages, firsts) if any(seen) else None
         if pages is not None and self.queries is not None:
-            pages = replace(pages, query=self.queries(query, gone))
+            pages = pages.meeting(self.queries(query, gone))
+        kept = self._kept if staged.keys is self._residual[0] else Kept()
         inputs = (
             pages,
-            ExactTokens(self._sinks[0], self._sinks[1], in_sinks) if self.config.sink_tokens else None,
-            ExactTokens(staged_keys, staged_values, in_residual),
+            ExactTokens(self._sinks[0], self._sinks[1], in_sinks) if most else None,
+            ExactTokens(staged.keys, staged.values, in_residual, kept),
         )
-        own = self.window
         window = own.size if own is not None else window
         out, lse = self.backend(query, *inputs, scale=scale, window=window)
         if self.observer is not None:
             self.observer(query, *inputs, scale=scale, window=window, out=out, lse=lse)
         if own is not None:
             out = own.beside(query, (self._sinks[0], self._sinks[1]), lengths, out, lse, scale=scale)
-        self._commit(*staged)
+        self._commit(staged)
         return out if self.turn is None else self.turn.undo(out, self.geometry.num_kv_heads)
 
     def select(self, sequences: Sequence[int]) -> None:
@@ -116,6 +132,8 @@ class CodedLayer:
         self.store.select(sequences)
         self._sinks = [buffer[index] for buffer in self._sinks]
         self._residual = [buffer[index] for buffer in self._residual]
+        self._writer = None
+        self._kept.clear()
         self.lengths = [self.lengths[s] for s in sequences]
         self.coded = [self.coded[s] for s in sequences]
 
@@ -187,19 +205,23 @@ class CodedLayer:
         shape = (g.num_sequences, g.num_kv_heads, capacity, g.head_dim)
         return [torch.empty(shape, dtype=g.dtype, device=g.device) for _ in range(2)]
 
-    def _stage(self, keys: Tensor, values: Tensor, padding: Sequence[int]) -> tuple[Tensor, Tensor, list[int]]:
+    def _stage(self, keys: Tensor, values: Tensor, padding: Sequence[int]) -> _Staged:
         """Put the new tokens where attention finds them: first into the sinks, then behind the residual."""
         T = keys.shape[2]
+        at_once = T == 1 and not self.checks_late and keys.dtype == values.dtype == self.geometry.dtype
         keys, values = keys.detach(), values.detach()  # a cache is no part of a graph
         if self.turn is not None:
             values = self.turn.apply(values)
-        if T > 1 or not self.checks_late:
+        if T > 1 or not (self.checks_late or at_once):
             checked_finite(keys, values, padding)
         lengths = [n + T - pad for n, pad in zip(self.lengths, padding, strict=True)]
         after = list(map(self._coded_after, lengths, self.coded))
         firsts = None if self.window is None else list(map(self._first_page, lengths, after))
         self.store.reserve([coded // self.config.page_size for coded in after], firsts)
         residual = self._residual
+        if at_once:
+            self._write_token(keys, values, padding)
+            return _Staged(residual[0], residual[1], lengths, after)
         if T > 1:  # one token always fits: a commit leaves less than R
             most = max(map(self._residual_len, self.lengths, self.coded))
             residual = [buffer.new_empty((*buffer.shape[:2], most + T, buffer.shape[3])) for buffer in self._residual]
@@ -209,7 +231,7 @@ class CodedLayer:
         for b, state in enumerate(zip(self.lengths, self.coded, padding, strict=True)):
             groups[state].append(b)
         if T == 1 and len(groups) > 1 and self._write_slots(keys, values, padding):
-            return residual[0], residual[1], lengths
+            return _Staged(residual[0], residual[1], lengths, after)
         for (n, coded, pad), members in groups.items():
             rows = self._rows(members)
             to_sinks = min(max(0, self.config.sink_tokens - n), T - pad)
@@ -219,25 +241,48 @@ class CodedLayer:
                     sink[rows, :, n : n + to_sinks] = new[rows, :, pad : pad + to_sinks].to(sink.dtype)
                 if rest := T - pad - to_sinks:
                     kept[rows, :, start : start + rest] = new[rows, :, pad + to_sinks :].to(kept.dtype)
-        return residual[0], residual[1], lengths
+        return _Staged(residual[0], residual[1], lengths, after)
+
+    def _write_token(self, keys: Tensor, values: Tensor, padding: Sequence[int]) -> None:
+        """Write one new token a sequence on the CPU; raises `CacheError`, with nothing written, unless it is finite."""
+        if self._writer is None:
+            self._writer = SlotWriter(self._sinks, self._residual)
+        if not self._writer.write(keys, values, *self._slots(padding)):
+            checked_finite(keys, values, padding)
 
     def _write_slots(self, keys: Tensor, values: Tensor, padding: Sequence[int]) -> bool:
         """Write one new token a sequence by one launch, whatever their lengths are; False where torch has to do it."""
         write = slot_writer(keys.device, keys.dtype)
         if write is None or keys.dtype != self.geometry.dtype:
             return False
-        to_sinks = [
-            n if n < self.config.sink_tokens and not pad else -1 for n, pad in zip(self.lengths, padding, strict=True)
-        ]
-        states = zip(self.lengths, self.coded, to_sinks, padding, strict=True)
-        to_residual = [-1 if pad or sink >= 0 else self._residual_len(n, coded) for n, coded, sink, pad in states]
-        for buffers, slots in ((self._sinks, to_sinks), (self._residual, to_residual)):
+        for buffers, slots in zip((self._sinks, self._residual), self._slots(padding), strict=True):
             if max(slots) >= 0:
                 write(keys, values, *buffers, length_tensor(slots, keys.device))
         return True
 
-    def _commit(self, keys: Tensor, values: Tensor, lengths: list[int]) -> None:
+    def _slots(self, padding: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Where the next token of each sequence goes in the sinks and in the residual, -1 where it does not."""
+        states = list(zip(self.lengths, self.coded, padding, strict=True))
+        most = self.config.sink_tokens
+        return (
+            [n if n < most and not pad else -1 for n, _, pad in states],
+            [-1 if pad or n < most else n - most - coded for n, coded, pad in states],
+        )
+
+    def _commit(self, staged: _Staged) -> None:
         """Seal the pages that are due out of the staged window and keep the rest as the residual."""
+        keys, values, lengths = staged.keys, staged.values, staged.lengths
+        if staged.coded != self.coded or keys is not self._residual[0]:
+            self._seal(keys, values, lengths)
+        if self.window is None or self._advanced is None:
+            self.coded, self.lengths = staged.coded, lengths
+            return
+        behind = self.first_pages()
+        self.coded, self.lengths = staged.coded, lengths
+        if self.first_pages() != behind:
+            self._advanced()
+
+    def _seal(self, keys: Tensor, values: Tensor, lengths: list[int]) -> None:
         groups = defaultdict(list)
         for b, state in enumerate(zip(self.coded, lengths, strict=True)):
             groups[state].append(b)
@@ -259,11 +304,6 @@ class CodedLayer:
                 rows, left = self._rows(members), self._residual_len(total, coded)
                 for buffer, staged in zip(self._residual, (keys, values), strict=True):
                     buffer[rows, :, :left] = staged[rows, :, due : due + left].clone()  # the two can overlap
-        behind = self.first_pages()
-        self.coded = list(map(self._coded_after, lengths, self.coded))
-        self.lengths = lengths
-        if self._advanced is not None and self.window is not None and self.first_pages() != behind:
-            self._advanced()
 
     def _rows(self, members: list[int]) -> slice | list[int]:
         return slice(None) if len(members) == len(self.lengths) else members

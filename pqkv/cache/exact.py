@@ -12,7 +12,7 @@ from pqkv.cache.layer import AttentionObserver, Geometry, checked_crop, checked_
 from pqkv.cache.table import PageTable
 from pqkv.cache.window import Window, check_window_after_crop
 from pqkv.config import CacheConfig
-from pqkv.kernels import AttentionBackend, PagedSide, PagedTokens
+from pqkv.kernels import AttentionBackend, Kept, PagedSide, PagedTokens
 
 
 class PagedExactLayer:
@@ -40,6 +40,8 @@ class PagedExactLayer:
         self.lengths = [0] * geometry.num_sequences
         g, visible = geometry, config.window_sinks
         self._pages = [self._empty(0, g.num_kv_heads, config.page_size, g.head_dim) for _ in range(2)]
+        self._read: tuple[PagedSide, PagedSide] | None = None
+        self._kept = Kept()
         self._sinks = [self._empty(g.num_sequences, g.num_kv_heads, visible, g.head_dim) for _ in range(2)]
 
     @property
@@ -69,14 +71,10 @@ class PagedExactLayer:
         firsts, lengths, own = self.first_pages(), self._after(keys, checked), self.window
         self._write(keys, values, checked, firsts)
         seen = [total - first * self.page_size for total, first in zip(lengths, firsts, strict=True)]
-        pages = PagedTokens(
-            PagedSide(self._pages[0]),
-            PagedSide(self._pages[1]),
-            self.table.as_tensor(keys.device, firsts),
-            length_tensor(seen, keys.device),
-            self.page_size,
-            trusted=True,
-        )
+        if self._read is None:
+            self._read = PagedSide(self._pages[0]), PagedSide(self._pages[1])
+        table, lengths_seen = self.table.as_tensor(keys.device, firsts), length_tensor(seen, keys.device)
+        pages = PagedTokens(*self._read, table, lengths_seen, self.page_size, trusted=True, kept=self._kept)
         window = own.size if own is not None else window
         out, lse = self.backend(query, pages, None, None, scale=scale, window=window)
         if self.observer is not None:
@@ -215,6 +213,8 @@ class PagedExactLayer:
     def _grow(self) -> None:
         capacity = self.table.pool.capacity
         if capacity > self._pages[0].shape[0]:
+            self._read = None
+            self._kept.clear()
             for i, pages in enumerate(self._pages):
                 grown = pages.new_empty((capacity, *pages.shape[1:]))
                 grown[: pages.shape[0]] = pages

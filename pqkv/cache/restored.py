@@ -16,7 +16,7 @@ from pqkv.cache.table import PageTable
 from pqkv.codec.interface import Codec
 from pqkv.config import CacheConfig
 from pqkv.errors import CacheError
-from pqkv.kernels import PagedSide, PagedTokens
+from pqkv.kernels import Kept, PagedSide, PagedTokens
 
 
 class RestoredStore:
@@ -34,6 +34,8 @@ class RestoredStore:
         self.page_size, self.first = config.page_size, config.sink_tokens
         shape = (0, geometry.num_kv_heads, config.page_size, geometry.head_dim)
         self._pages = [torch.empty(shape, dtype=geometry.dtype, device=geometry.device) for _ in range(2)]
+        self._read: tuple[PagedSide, PagedSide] | None = None
+        self._kept = Kept()
 
     def reserve(self, counts: Sequence[int], firsts: Sequence[int] | None = None) -> None:
         """See `CodeStore`."""
@@ -53,9 +55,10 @@ class RestoredStore:
 
     def tokens(self, context_len: Tensor, firsts: Sequence[int] | None = None) -> PagedTokens:
         """See `CodeStore`."""
-        keys, values = (PagedSide(pages) for pages in self._pages)
+        if self._read is None:
+            self._read = PagedSide(self._pages[0]), PagedSide(self._pages[1])
         table = self.table.as_tensor(context_len.device, firsts)
-        return PagedTokens(keys, values, table, context_len, self.page_size, trusted=True)
+        return PagedTokens(*self._read, table, context_len, self.page_size, trusted=True, kept=self._kept)
 
     def select(self, sequences: Sequence[int]) -> None:
         """See `CodeStore`."""
@@ -73,5 +76,7 @@ class RestoredStore:
     def _grow(self, side: int) -> None:
         pages, capacity = self._pages[side], self.table.pool.capacity
         if capacity > pages.shape[0]:
+            self._read = None
+            self._kept.clear()
             self._pages[side] = pages.new_empty((capacity, *pages.shape[1:]))
             self._pages[side][: pages.shape[0]] = pages

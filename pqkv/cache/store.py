@@ -13,7 +13,7 @@ from pqkv.cache.table import PageTable
 from pqkv.codec import Codebook
 from pqkv.config import Layout
 from pqkv.errors import CacheError
-from pqkv.kernels import PagedSide, PagedTokens, page_encoder
+from pqkv.kernels import Kept, PagedSide, PagedTokens, page_encoder
 from pqkv.packing import pack, packed_size
 
 
@@ -72,9 +72,12 @@ class CodeSide:
             every = torch.arange(256, device=device).expand(num_kv_heads, -1)
             self._gain_values = book.gain_of(every).contiguous()
         self._derived: dict[Hashable, tuple[Tensor, Tensor]] = {}
+        self._own: PagedSide | None = None
 
     def grow(self, capacity: int) -> None:
         """Follow the pool."""
+        if capacity > len(self.pages):
+            self._own = None
         self.pages = _grown(self.pages, capacity)
         if self.gains is not None:
             self.gains = _grown(self.gains, capacity)
@@ -123,11 +126,17 @@ class CodeSide:
         return None if gains is None else gains.unflatten(2, (-1, self.page_size)).transpose(1, 2)
 
     def side(self, pages: Tensor | None = None, gains: Tensor | None = None) -> PagedSide:
-        """What the kernels read: these pages with their gains, or its own."""
-        book, own = self.book, self.pages if pages is None else pages
-        plane = self.gains if pages is None else gains
+        """What the kernels read: these pages with their gains, or its own, which are one object until they grow."""
+        if pages is not None:
+            return self._side(pages, gains)
+        if self._own is None:
+            self._own = self._side(self.pages, self.gains)
+        return self._own
+
+    def _side(self, pages: Tensor, gains: Tensor | None) -> PagedSide:
+        book = self.book
         return PagedSide(
-            own, self.layout, book.centroids, book.channels, book.nbits, book.scales, plane, self._gain_values,
+            pages, self.layout, book.centroids, book.channels, book.nbits, book.scales, gains, self._gain_values,
             self._derived,
         )  # fmt: skip
 
@@ -156,6 +165,7 @@ class PagedCodeStore:
 
     def __init__(self, table: PageTable, keys: CodeSide, values: CodeSide) -> None:
         self.table, self.keys, self.values = table, keys, values
+        self._kept = Kept()
 
     def reserve(self, counts: Sequence[int], firsts: Sequence[int] | None = None) -> None:
         """See `CodeStore`."""
@@ -166,6 +176,8 @@ class PagedCodeStore:
         count = keys.shape[2] // self.keys.page_size
         ids = [self.table.pages(s)[first_page : first_page + count] for s in sequences]
         index = torch.tensor(ids, device=keys.device)
+        if self.table.pool.capacity > len(self.keys.pages):
+            self._kept.clear()
         for side, vectors in ((self.keys, keys), (self.values, values)):
             side.grow(self.table.pool.capacity)
             side.write(vectors, index, first_page * self.keys.page_size)
@@ -173,7 +185,9 @@ class PagedCodeStore:
     def tokens(self, context_len: Tensor, firsts: Sequence[int] | None = None) -> PagedTokens:
         """See `CodeStore`."""
         table = self.table.as_tensor(context_len.device, firsts)
-        return PagedTokens(self.keys.side(), self.values.side(), table, context_len, self.keys.page_size, trusted=True)
+        return PagedTokens(
+            self.keys.side(), self.values.side(), table, context_len, self.keys.page_size, trusted=True, kept=self._kept
+        )
 
     def select(self, sequences: Sequence[int]) -> None:
         """See `CodeStore`."""
@@ -201,6 +215,8 @@ class ContiguousCodeStore:
         self.keys, self.values = keys, values
         self._sequences = num_sequences
         self._rows = [_Row.empty(side, num_sequences, 0) for side in (keys, values)]
+        self._read: tuple[PagedSide, PagedSide, Tensor] | None = None  # what kernels read of these rows
+        self._kept = Kept()
 
     def reserve(self, counts: Sequence[int], firsts: Sequence[int] | None = None) -> None:
         """See `CodeStore`; grows by doubling, and keeps what no window shows any more."""
@@ -208,6 +224,7 @@ class ContiguousCodeStore:
         if needed <= (capacity := self._rows[0].capacity):
             return
         capacity = max(needed, 2 * capacity)
+        self._moved()
         for i, side in enumerate((self.keys, self.values)):
             grown = _Row.empty(side, self._sequences, capacity)
             grown.write(slice(None), 0, self._rows[i])
@@ -225,16 +242,24 @@ class ContiguousCodeStore:
     def tokens(self, context_len: Tensor, firsts: Sequence[int] | None = None) -> PagedTokens:
         """See `CodeStore`. Under a window a cache has pages: there are no `firsts` here."""
         assert not any(firsts or ())
-        table = torch.arange(self._sequences, dtype=torch.int32, device=context_len.device)[:, None]
-        sides = [
-            side.side(row.codes, row.gains) for row, side in zip(self._rows, (self.keys, self.values), strict=True)
-        ]
-        return PagedTokens(sides[0], sides[1], table, context_len, self._rows[0].capacity, trusted=True)
+        if self._read is None:
+            keys, values = (
+                side.side(row.codes, row.gains) for row, side in zip(self._rows, (self.keys, self.values), strict=True)
+            )
+            table = torch.arange(self._sequences, dtype=torch.int32, device=context_len.device)[:, None]
+            self._read = keys, values, table
+        return PagedTokens(*self._read, context_len, self._rows[0].capacity, trusted=True, kept=self._kept)
 
     def select(self, sequences: Sequence[int]) -> None:
         """See `CodeStore`."""
+        self._moved()
         self._sequences = len(sequences)
         self._rows = [row.of(list(sequences)) for row in self._rows]
+
+    def _moved(self) -> None:
+        """Let go of what refers to the rows as they were."""
+        self._read = None
+        self._kept.clear()
 
     def page_bytes(self, counts: Sequence[int]) -> tuple[int, int]:
         """See `CodeStore`; nothing is shared."""

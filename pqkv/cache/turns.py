@@ -20,6 +20,7 @@ from pqkv.codec.rotary import Rotary
 from pqkv.codec.transforms import turned_by_hadamard
 from pqkv.kernels import CodedQuery
 from pqkv.kernels.cpu.coded_query import QueryParts
+from pqkv.kernels.cpu.hadamard import serves_rows, turned_rows
 
 _FEW = 4  # rows that one pass over the inverse is made for; with more, products of matrices are faster
 
@@ -73,7 +74,9 @@ class CodedQueries:
         parts = self._in(dtype)
         B, T, Hq, D = query.shape
         if query.device.type == "cpu" and dtype == torch.float32 and B * T <= _FEW:
-            turned, phasors = self._few(parts).times(query.reshape(B * T, Hq, D))
+            if self._for_few is None:
+                self._for_few = QueryParts(*parts)
+            turned, phasors = self._for_few.times(query.reshape(B * T, Hq, D))
             return CodedQuery(turned.reshape(B, T, Hq, D), phasors.reshape(B, T, Hq, -1, 2), self.frequencies)
         grouped = query.to(dtype).reshape(B * T, self._heads, -1, D)  # (B T, Hkv, G, D)
         turned = _by_head(grouped, parts.inverse.to(dtype)) if len(parts.inverse) else grouped
@@ -84,11 +87,6 @@ class CodedQueries:
             still = _by_head(grouped, parts.still[..., None])[..., None]
             phasors = torch.cat([torch.cat([still, torch.zeros_like(still)], -1), phasors], -2)
         return CodedQuery(turned.reshape(B, T, Hq, D), phasors.reshape(B, T, Hq, -1, 2), self.frequencies)
-
-    def _few(self, parts: _Parts) -> QueryParts:
-        if self._for_few is None:
-            self._for_few = QueryParts(*parts)
-        return self._for_few
 
     def nbytes(self) -> int:
         """Bytes of what was made of the book."""
@@ -175,7 +173,7 @@ class ValueTurn:
         """F v of values (B, Hkv, T, D), in their dtype; half precision is taken to float32 for the product."""
         wide = _wide(values)
         if self.rotation is None:
-            return turned_by_hadamard(wide).to(values.dtype)
+            return _turned(wide).to(values.dtype)
         if self.weights is not None:
             wide = wide * self.weights.to(wide.dtype)[:, None]
         return (wide @ self.rotation.to(wide.dtype).mT).to(values.dtype)
@@ -184,12 +182,16 @@ class ValueTurn:
         """F^-1 of what attention made of them, (B, T, Hq, D), each query head with its KV head."""
         wide = _wide(out)
         if self.rotation is None:
-            return turned_by_hadamard(wide).to(out.dtype)
+            return _turned(wide).to(out.dtype)
         grouped = wide.unflatten(2, (num_kv_heads, -1)).movedim(2, 1).flatten(2, 3)  # (B, Hkv, T * G, D)
         turned = grouped @ self.rotation.to(wide.dtype)
         if self.weights is not None:
             turned = turned / self.weights.to(wide.dtype)[:, None]
         return turned.unflatten(2, (out.shape[1], -1)).movedim(1, 2).flatten(2, 3).to(out.dtype)
+
+
+def _turned(vectors: Tensor) -> Tensor:
+    return turned_rows(vectors) if serves_rows(vectors) else turned_by_hadamard(vectors)
 
 
 def _wide(vectors: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Attention on pages: plain arrays in, plain arrays out."""
 
 from pqkv.kernels.registry import (
+    ROUNDED,
     ChosenBackend,
     backend_names,
     check_backend,
@@ -10,13 +11,15 @@ from pqkv.kernels.registry import (
     register_backend,
     slot_writer,
 )
-from pqkv.kernels.types import AttentionBackend, CodedQuery, ExactTokens, PagedSide, PagedTokens
+from pqkv.kernels.types import AttentionBackend, CodedQuery, ExactTokens, Kept, PagedSide, PagedTokens
 
 __all__ = [
+    "ROUNDED",
     "AttentionBackend",
     "ChosenBackend",
     "CodedQuery",
     "ExactTokens",
+    "Kept",
     "PagedSide",
     "PagedTokens",
     "backend_names",

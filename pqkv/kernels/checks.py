@@ -40,8 +40,30 @@ def check_inputs(
         raise KernelError(f"{Hq} query heads cannot share {Hkv} KV heads evenly")
 
 
+def check_step(
+    query: Tensor,
+    pages: PagedTokens | None,
+    sinks: ExactTokens | None,
+    residual: ExactTokens | None,
+    window: int | None = None,
+) -> None:
+    """`check_inputs` where keys, values and the query's shape are those of a step that was checked: what is left. What
+    a cache's own table made is trusted.
+    """
+    if window is not None and window < 1:
+        raise KernelError(f"window is {window}; a query sees at least itself, and None is no window")
+    B, device = query.shape[0], query.device
+    for name, part in (("sinks", sinks), ("residual", residual)):
+        if part is not None:
+            _check_vector(f"{name}.length", part.length, B, device)
+    if pages is not None:
+        if not pages.trusted:
+            _check_table(pages, B, device)
+        _check_coded_query(pages, query)
+
+
 def check_lengths(pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None) -> None:
-    """Raise `KernelError` for lengths beyond what is there and for page ids that name no page.
+    """Raise `KernelError` for lengths beyond what is there and for page ids that name no page, unless they are trusted.
 
     Looks at the numbers themselves, so a backend on another device calls it only where it waits for the host anyway.
     """
@@ -51,17 +73,24 @@ def check_lengths(pages: PagedTokens | None, sinks: ExactTokens | None, residual
     if pages is None or not pages.context_len.numel():
         return
     _check_range("context_len", pages.context_len, pages.page_table.shape[1] * pages.page_size)
-    for name, side in (("keys", pages.keys), ("values", pages.values)):
-        if side.channels is not None:
-            channels = side.channels.cpu().numpy()
-            if channels.min() < 0 or channels.max() >= channels.shape[1]:
-                raise KernelError(f"{name}.channels name channels {channels.min()} to {channels.max()}")
+    if pages.trusted:
+        return
+    check_channels(pages)
     count = min(pages.keys.pages.shape[0], pages.values.pages.shape[0])
     table, lengths = pages.page_table.cpu().numpy(), pages.context_len.cpu().numpy()
     for row, length in zip(table, lengths, strict=True):
         ids = row[: -(-int(length) // pages.page_size)]
         if ids.size and (ids.min() < 0 or ids.max() >= count):
             raise KernelError(f"page_table names pages {ids.min()} to {ids.max()}, but there are {count}")
+
+
+def check_channels(pages: PagedTokens) -> None:
+    """Raise `KernelError` for coded elements of channels that are none."""
+    for name, side in (("keys", pages.keys), ("values", pages.values)):
+        if side.channels is not None:
+            channels = side.channels.cpu().numpy()
+            if channels.min() < 0 or channels.max() >= channels.shape[1]:
+                raise KernelError(f"{name}.channels name channels {channels.min()} to {channels.max()}")
 
 
 def _check_range(name: str, lengths: Tensor, most: int) -> None:
@@ -89,12 +118,7 @@ def _check_pages(pages: PagedTokens, batch: int, head_dim: int, device: torch.de
         raise KernelError("keys and values must both be exact or both be coded")
     if pages.page_size < 1:
         raise KernelError(f"page_size is {pages.page_size}; it must be at least 1")
-    if pages.page_table.ndim != 2 or pages.page_table.shape[0] != batch or pages.page_table.dtype != torch.int32:
-        raise KernelError(
-            f"page_table is {pages.page_table.dtype} {tuple(pages.page_table.shape)}, not int32 ({batch}, pages)"
-        )
-    _check_vector("context_len", pages.context_len, batch, device)
-    _check_devices("page_table", device, pages.page_table)
+    _check_table(pages, batch, device)
     check = _check_exact_side if pages.keys.centroids is None else _check_coded_side
     for name, side in (("keys", pages.keys), ("values", pages.values)):
         _check_devices(f"{name}.pages", device, side.pages)
@@ -104,6 +128,14 @@ def _check_pages(pages: PagedTokens, batch: int, head_dim: int, device: torch.de
             f"pages have keys in {pages.keys.pages.dtype} and values in {pages.values.pages.dtype}; both need one dtype"
         )
     return {side.pages.shape[1] for side in (pages.keys, pages.values)}
+
+
+def _check_table(pages: PagedTokens, batch: int, device: torch.device) -> None:
+    table = pages.page_table
+    if table.ndim != 2 or table.shape[0] != batch or table.dtype != torch.int32:
+        raise KernelError(f"page_table is {table.dtype} {tuple(table.shape)}, not int32 ({batch}, pages)")
+    _check_vector("context_len", pages.context_len, batch, device)
+    _check_devices("page_table", device, table)
 
 
 def _check_coded_query(pages: PagedTokens, query: Tensor) -> None:
@@ -196,7 +228,7 @@ def _check_gains(name: str, side: PagedSide, page_size: int) -> None:
 
 
 def _check_vector(name: str, vector: Tensor, batch: int, device: torch.device) -> None:
-    if tuple(vector.shape) != (batch,) or vector.dtype != torch.int32:
+    if vector.shape != (batch,) or vector.dtype != torch.int32:
         raise KernelError(f"{name} is {vector.dtype} {tuple(vector.shape)}, not int32 ({batch},)")
     _check_devices(name, device, vector)
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pqkv.errors import KernelError
+from pqkv.kernels.registry import ROUNDED
 from pqkv.kernels.types import Part
 
 if TYPE_CHECKING:
@@ -31,10 +32,11 @@ def part_source(backend: str) -> PartSource:
 
         way = _CPU_WAYS[backend]
         return PartSource(partial(decode_parts, ways=(way, way)), "each stage alone over the whole cache")
-    if backend == "cpu-bytes":
+    if backend in ROUNDED:
         from pqkv.kernels.cpu.parts import decode_parts as byte_parts
 
-        return PartSource(partial(byte_parts, rounded=True), "each stage alone over the whole cache")
+        own = partial(byte_parts, rounded=True, planes=ROUNDED[backend])
+        return PartSource(own, "each stage alone over the whole cache")
     if backend == "cuda":
         from pqkv.kernels.cuda.parts import decode_parts as device_parts
 

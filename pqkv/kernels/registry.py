@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pqkv.kernels.cpu.sides import Way
 
 AUTO = "auto"
+# backends that round centroids of floats to bytes, and of how many bytes queries and weights are in their look-ups
+ROUNDED = {"cpu-bytes": 2, "cpu-8bit": 1}
 
 Obstacle = Callable[[torch.device, torch.dtype], str | None]
 HeadsObstacle = Callable[[int], str | None]
@@ -175,11 +177,13 @@ def _cpu_one_way(way: Way) -> AttentionBackend:
     return partial(attention, ways=(way, way))
 
 
-def _cpu_bytes() -> AttentionBackend:
-    """Backend `cpu` with centroids of floats rounded to bytes, wherever those are looked up."""
+def _cpu_bytes(planes: int) -> AttentionBackend:
+    """Backend `cpu` with centroids of floats rounded to bytes, wherever those are looked up; with one plane, a query's
+    numbers and weights are a byte each there.
+    """
     from pqkv.kernels.cpu.backend import attention
 
-    return partial(attention, rounded=True)
+    return partial(attention, rounded=True, planes=planes)
 
 
 def _bytes_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -302,7 +306,8 @@ def _fault_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 
 register_backend("reference", _reference)
 register_backend("cpu", _cpu, _cpu_obstacle)
-register_backend("cpu-bytes", _cpu_bytes, _bytes_obstacle)
+for _name, _planes in ROUNDED.items():
+    register_backend(_name, partial(_cpu_bytes, _planes), _bytes_obstacle)
 register_backend("cpu-centroids", partial(_cpu_one_way, "centroids"), _cpu_obstacle)
 register_backend("cpu-tables", partial(_cpu_one_way, "tables"), _cpu_obstacle)
 register_backend("cuda", _cuda, _cuda_obstacle, heads=_cuda_heads, prefill="reference")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -97,13 +97,27 @@ class CodedQuery:
         return replace(self, query=self.query[:, rows], phasors=self.phasors[:, rows])
 
 
+class Kept(dict[Hashable, Any]):
+    """What a backend keeps of tensors, as arrays in the same memory. It is not copied with them: the copy of an array
+    would lie elsewhere than the copy of its tensor.
+    """
+
+    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
+        """Of `copy` and `pickle`."""
+        return Kept, ()
+
+
 @dataclass(frozen=True, slots=True)
 class PagedTokens:
     """The paged tokens of a batch: sequence b holds `context_len[b]` of them, in the pages of row b of the table.
 
     page_table (B, max_pages) int32, context_len (B,) int32. Nothing past `context_len` is read, whatever lies there.
     `trusted` says that ids and lengths were made on the host by a cache's own table: a backend on another device need
-    not wait for them to look at them again. `query` is what coded keys are scored with, None for the query itself.
+    not wait for them to look at them again, and nobody checks ids. `query` is what coded keys are scored with, None for
+    the query itself.
+
+    `kept` is for what a backend makes of where all these tensors lie and wants again in the next step: whoever makes
+    tokens of the same tensors in every step passes the same dictionary, and empties it before letting go of one.
     """
 
     keys: PagedSide
@@ -113,6 +127,13 @@ class PagedTokens:
     page_size: int
     trusted: bool = False
     query: CodedQuery | None = None
+    kept: Kept = field(default_factory=Kept, compare=False, repr=False)
+
+    def meeting(self, query: CodedQuery) -> PagedTokens:
+        """The same tokens with what their coded keys are scored with."""
+        return PagedTokens(
+            self.keys, self.values, self.page_table, self.context_len, self.page_size, self.trusted, query, self.kept
+        )
 
     def to(self, device: torch.device) -> PagedTokens:
         """On another device."""
@@ -123,16 +144,20 @@ class PagedTokens:
             page_table=self.page_table.to(device),
             context_len=self.context_len.to(device),
             query=None if self.query is None else self.query.to(device),
+            kept=Kept(),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class ExactTokens:
-    """Exact tokens of a batch: keys and values (B, Hkv, capacity, D); the first length[b] count, length (B,) int32."""
+    """Exact tokens of a batch: keys and values (B, Hkv, capacity, D); the first length[b] count, length (B,) int32.
+    `kept` of the residual is what `PagedTokens.kept` is, where there are no pages.
+    """
 
     keys: Tensor
     values: Tensor
     length: Tensor
+    kept: Kept = field(default_factory=Kept, compare=False, repr=False)
 
     def to(self, device: torch.device) -> ExactTokens:
         """On another device."""

@@ -17,8 +17,8 @@ from pqkv.config import BenchConfig, CodeShape
 from pqkv.cpu_path import cpu_path
 from pqkv.env import environment, git_state, machine_name, usable_cores
 from pqkv.errors import ConfigError, KernelError
-from pqkv.kernels import ChosenBackend, choose_backend
-from pqkv.kernels.cpu.byte_lookups.prepare import serves_shape
+from pqkv.kernels import ROUNDED, ChosenBackend, choose_backend
+from pqkv.kernels.cpu.byte_lookups.prepare import shape_obstacle
 from pqkv.record import Metric, Record, RecordStore
 from pqkv.speed.baselines import exact_contestants
 from pqkv.speed.check import check_backend
@@ -103,7 +103,7 @@ def run_grid(
                 seed=config.seed,
                 env=env,
                 git=git,
-                notes=[backend.note] if backend.note else [],
+                notes=[note for note in (backend.note, _float_note(config, cell, backend.name)) if note],
                 store=store,
                 force=force,
             )
@@ -168,15 +168,33 @@ def _byte_path(config: BenchConfig, cell: Cell, backend: str) -> str | None:
     """How this processor looks codes up in byte tables, or None where it does not; of pages of vectors the path that is
     forced.
     """
-    if backend not in ("cpu", "cpu-bytes"):
+    if backend != "cpu" and backend not in ROUNDED:
         return None
     if cell.shape is None:
         return cpu_path().name if cpu_path().forced and cpu_path().name != "float" else None
-    of_bytes = "int8" in config.served and "universal" not in config.served
-    transposed = config.key_layout == config.value_layout == "transposed"
-    path, d_sub, group = cpu_path(), config.head_dim // cell.shape[0], config.heads // config.kv_heads
-    served = serves_shape(cell.shape, d_sub, config.page_size, group, path)
-    return path.name if served and transposed and (of_bytes or backend == "cpu-bytes") else None
+    return cpu_path().name if _of_bytes(config, backend) and _byte_obstacle(config, cell) is None else None
+
+
+def _of_bytes(config: BenchConfig, backend: str) -> bool:
+    """Whether this backend takes these centroids as bytes."""
+    return backend in ROUNDED or (backend == "cpu" and "int8" in config.served and "universal" not in config.served)
+
+
+def _byte_obstacle(config: BenchConfig, cell: Cell) -> str | None:
+    """Why codes are not looked up in byte tables, or None."""
+    assert cell.shape is not None
+    if not config.key_layout == config.value_layout == "transposed":
+        return "pages of rows have none of the blocks that byte tables take"
+    d_sub, group = config.head_dim // cell.shape[0], config.heads // config.kv_heads
+    return shape_obstacle(cell.shape, d_sub, config.page_size, group, cpu_path())
+
+
+def _float_note(config: BenchConfig, cell: Cell, backend: str) -> str | None:
+    """What a record says of codes with centroids of bytes that are looked up as floats, or None."""
+    if cell.shape is None or not _of_bytes(config, backend):
+        return None
+    obstacle = _byte_obstacle(config, cell)
+    return None if obstacle is None else f"codes are looked up as floats: {obstacle}"
 
 
 def _measure(

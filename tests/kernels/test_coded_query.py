@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pqkv.kernels.cpu import coded_query as module
 from pqkv.kernels.cpu.coded_query import QueryParts
 
 
@@ -50,8 +51,11 @@ def test_it_is_what_it_says(rows, heads, group, dim, pairs, still, half):
     assert np.abs(torch.view_as_complex(phasors).numpy() - wanted_phasors).max(initial=0) <= 1e-5 * 16
 
 
-def test_float16_is_read_as_it_is_to_the_last_one():
-    """All 65,536 of them, as rows of a matrix that one unit vector picks."""
+@pytest.mark.parametrize("form", ["portable", None])
+def test_float16_is_read_as_it_is_to_the_last_one(monkeypatch, form):
+    """All 65,536 of them, as rows of a matrix that one unit vector picks, by an instruction and without."""
+    if form is not None:
+        monkeypatch.setattr(module, "host_form", lambda: form)
     every = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(torch.float16)
     for part in every.reshape(4, 128, 128):
         query = torch.eye(128)[:, None]

@@ -15,7 +15,7 @@ from exact_modules import Compiled, assembly, loops_of, module_of
 from llvmlite.binding import get_host_cpu_features
 
 from pqkv.cpu_path import PATHS, CpuPath
-from pqkv.kernels.cpu import decode as decode_module
+from pqkv.kernels.cpu import held as held_module
 from pqkv.kernels.cpu.backend import attention
 from pqkv.kernels.cpu.exact_form import (
     BFLOAT16,
@@ -134,7 +134,7 @@ def test_half_precision_without_an_instruction_for_it_is_exact(form):
 @pytest.mark.xdist_group("numba")
 def test_attention_in_another_form_equals_brute_force(form, dtype, head_dim, group, monkeypatch):
     """Whole steps: ragged, with sinks, residual and a window, pages that are cut in odd places, poison behind."""
-    monkeypatch.setattr(decode_module, "host_form", lambda: form)
+    monkeypatch.setattr(held_module, "host_form", lambda: form)
     spec = Spec(
         context=(0, 1, 63, 64, 65, 300, 1500), sinks=(0, 1, 4, 4, 4, 4, 4), residual=(1, 2, 3, 128, 70, 1, 64),
         nbits=None, dtype=dtype, head_dim=head_dim, group=group, page_size=23, unused="poison",
@@ -153,7 +153,7 @@ def test_attention_in_another_form_equals_brute_force(form, dtype, head_dim, gro
 def test_errors_are_at_most_twice_those_of_torch_in_bfloat16(form, spread, tokens, monkeypatch):
     """The same bfloat16 keys and values; scores of standard deviation `spread`; relative to the output's norm."""
     if form is not None:
-        monkeypatch.setattr(decode_module, "host_form", lambda: form)
+        monkeypatch.setattr(held_module, "host_form", lambda: form)
     spec = Spec(context=(tokens,), nbits=None, dtype=torch.bfloat16, head_dim=80, group=4, page_size=64, seed=5)
     batch = build(spec)
     scale = spread * 80**-0.5

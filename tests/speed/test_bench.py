@@ -255,19 +255,25 @@ def test_a_gpu_that_is_not_there_is_said_before_anything_runs():
 
 
 @pytest.mark.parametrize(
-    ("change", "path"),
+    ("change", "path", "note"),
     [
-        ({"served": ("int8",), "bits": (3,)}, "avx2"),
-        ({"served": ("int8",), "bits": (4,)}, None),  # 256 entries
-        ({"served": (), "bits": (3,)}, None),  # centroids of floats
-        ({"served": (), "bits": (3,), "backend": "cpu-bytes"}, "avx2"),
-        ({"served": ("int8",), "bits": (3,), "key_layout": "row"}, None),
-        ({"served": ("int8",), "bits": (3,), "backend": "reference"}, None),
+        ({"served": ("int8",), "bits": (3,)}, "avx2", None),
+        ({"served": ("int8",), "bits": (4,)}, None, "path 'avx2' has no byte tables for codes of 8 bits"),
+        ({"served": (), "bits": (3,)}, None, None),  # centroids of floats
+        ({"served": (), "bits": (3,), "backend": "cpu-bytes"}, "avx2", None),
+        ({"served": (), "bits": (3,), "backend": "cpu-8bit"}, "avx2", None),
+        ({"served": ("int8",), "bits": (3,), "key_layout": "row"}, None, "pages of rows"),
+        ({"served": ("int8",), "bits": (3,), "heads": 36, "kv_heads": 4}, None, "9 query heads share a KV head"),
+        ({"served": (), "bits": (3,), "page_size": 48, "backend": "cpu-8bit"}, None, "pages of 48 tokens"),
+        ({"served": ("int8",), "bits": (3,), "backend": "reference"}, None, None),
     ],
 )
-def test_a_cell_says_its_path_where_codes_are_looked_up_in_bytes(change, path, monkeypatch):
+def test_a_cell_says_its_path_where_codes_are_looked_up_in_bytes(change, path, note, monkeypatch):
+    """And why not, where centroids are bytes."""
     monkeypatch.setattr(module, "cpu_path", lambda: CpuPath("avx2", "a test"))
-    monkeypatch.setattr(module, "run_cell", lambda measure, *, config, **rest: config)
+    monkeypatch.setattr(module, "run_cell", lambda measure, *, config, notes, **rest: (config, notes))
     config = BenchConfig(lengths=(64,), backend="cpu").model_copy(update=change)
-    (described,) = module.bench(config)
+    ((described, notes),) = module.bench(config)
     assert described.get("cpu_path") == path
+    assert len(notes) == (note is not None)
+    assert all(f"as floats: {note}" in said for said in notes)

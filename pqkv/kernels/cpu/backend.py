@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pqkv.errors import KernelError
-from pqkv.kernels.checks import check_inputs, check_lengths
+from pqkv.kernels.checks import check_channels, check_inputs, check_lengths, check_step
 from pqkv.kernels.cpu.decode import decode
+from pqkv.kernels.cpu.held import recall
 from pqkv.kernels.cpu.prefill import prefill
 from pqkv.kernels.cpu.sides import Way
 from pqkv.kernels.types import ExactTokens, PagedTokens
@@ -27,17 +28,28 @@ def attention(
     window: int | None = None,
     ways: tuple[Way, Way] = ("auto", "auto"),
     rounded: bool = False,
+    planes: int = 2,
 ) -> tuple[Tensor, Tensor]:
     """See `AttentionBackend`. Computes in float32, lse is float64. `ways` force what codes of keys and of values look
-    up where there is one query a sequence; `rounded` takes centroids of floats as bytes there, with a scale a channel.
+    up where there is one query a sequence; `rounded` takes centroids of floats as bytes there, with a scale a channel,
+    and `planes` is of how many bytes queries and weights are where centroids are bytes.
     """
-    check_inputs(query, pages, sinks, residual, window)
+    held = recall(query, pages, sinks, residual, ways, rounded, planes) if query.ndim == 4 else None
+    if held is None:
+        check_inputs(query, pages, sinks, residual, window)
+        if query.dtype == torch.float64 or query.device.type != "cpu":
+            raise KernelError(f"backend 'cpu' serves float32 and half precision on the CPU, not {query.dtype}")
+        if pages is not None and pages.trusted:
+            check_channels(pages)
+    else:
+        check_step(query, pages, sinks, residual, window)
     check_lengths(pages, sinks, residual)
-    if query.dtype == torch.float64 or query.device.type != "cpu":
-        raise KernelError(f"backend 'cpu' serves float32 and half precision on the CPU, not {query.dtype}")
     Tq = query.shape[1]
     if Tq == 1:
-        return decode(query, pages, sinks, residual, scale=scale, window=window, ways=ways, rounded=rounded)
+        return decode(
+            query, pages, sinks, residual, scale=scale, window=window, ways=ways, rounded=rounded, planes=planes,
+            held=held,
+        )  # fmt: skip
     if Tq <= _FEW and residual is not None and query.shape[0] and int(residual.length.min()) >= Tq:
         # all new tokens stand in the residual: each query sees one more of them than the one before
         steps = [
@@ -50,6 +62,7 @@ def attention(
                 window=window,
                 ways=ways,
                 rounded=rounded,
+                planes=planes,
             )
             for i in range(Tq)
         ]

@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from pqkv.compiled import compiled
+from pqkv.kernels.cpu.exact_form import FORMS, host_form
 from pqkv.parallel import run_units
 from pqkv.vector_code import (
     I16,
@@ -51,48 +52,67 @@ class QueryParts:
         self.phasors = min(len(still), 1) + mean.shape[1]
         bits = inverse.view(torch.uint16) if inverse.dtype == torch.float16 else inverse
         self.arrays = tuple(part.contiguous().numpy() for part in (bits, mean, still))
+        self._tags: dict[int, tuple[tuple[int, ...], ...]] = {}
 
     def times(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """Query (N, Hq, D) -> times the inverse, (N, Hq, D), and its phasors (N, Hq, P, 2), or (N, Hq, 1 + P, 2) with
         q . still first; both float32.
         """
-        rows = query.detach().float().contiguous().numpy()  # attention on codes has no gradient
+        rows = np.ascontiguousarray(query.detach().float().numpy())  # attention on codes has no gradient
         N, Hq, D = rows.shape
         turned, phasors = np.empty(rows.shape, np.float32), np.empty((N, Hq, self.phasors, 2), np.float32)
         work = 1e-4 * (N * Hq + 2 * self.heads) * D * D
-        run_units(
-            _products, self.heads, work, rows, *self.arrays, turned, phasors, tag(Hq // self.heads), tag(D)
-        )  # fmt: skip
+        if Hq not in self._tags:
+            G, converts = Hq // self.heads, FORMS[host_form()].converts
+            self._tags[Hq] = tag(G), tag(_lanes(G, D).bit_length() - 1), tag(int(converts))
+        run_units(_products, self.heads, work, rows, *self.arrays, turned, phasors, *self._tags[Hq])
         return torch.from_numpy(turned), torch.from_numpy(phasors)
 
 
-@intrinsic
-def _multiply(typing_context, query, first, matrix, start, out, heads, dim):
-    """out[first + g * D + e] = the sum over d of query[first + g * D + d] * matrix[start + d * D + e], g < G."""
-    G, D = len(heads), len(dim)
-    lanes = D & -D  # a power of two that divides the row, and as many columns as leave the sums in registers
+def _lanes(G: int, D: int) -> int:
+    """A power of two that divides the row, and as many columns as leave the sums of G heads in registers."""
+    lanes = D & -D
     while lanes > 16 and G * lanes > _SUMS * 16:
         lanes //= 2
-    signature = types.void(query, types.intp, matrix, types.intp, out, heads, dim)
-    halves = matrix.dtype == types.uint16
+    return lanes
+
+
+@intrinsic
+def _multiply(typing_context, query, first, matrix, start, out, dim, heads, bits, converts):
+    """out[first + g * D + e] = the sum over d of query[first + g * D + d] * matrix[start + d * D + e], g < G; `bits`
+    is how often 2 is in the columns that are summed at a time, `converts` says that half precision is widened by an
+    instruction.
+    """
+    G, lanes = len(heads), 1 << len(bits)
+    signature = types.void(query, types.intp, matrix, types.intp, out, types.intp, heads, bits, converts)
+    halves, widened = matrix.dtype == types.uint16, _converted if len(converts) else _halves
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         query, matrix, out = (data(context, builder, signature, arguments, i) for i in (0, 2, 4))
-        first, start = arguments[1], arguments[3]
-        with cgutils.for_range(builder, I64(D // lanes)) as chunk:
+        first, start, D = arguments[1], arguments[3], arguments[5]
+        with cgutils.for_range(builder, builder.udiv(D, I64(lanes))) as chunk:
             column = builder.mul(chunk.index, I64(lanes))
             sums = [variable(builder, constant(floats(lanes), [0.0] * lanes)) for _ in range(G)]
-            with cgutils.for_range(builder, I64(D)) as loop:
-                place = builder.add(builder.add(start, builder.mul(loop.index, I64(D))), column)
-                row = _halves(builder, matrix, place, lanes) if halves else vector(builder, matrix, place, lanes)
+            with cgutils.for_range(builder, D) as loop:
+                place = builder.add(builder.add(start, builder.mul(loop.index, D)), column)
+                row = widened(builder, matrix, place, lanes) if halves else vector(builder, matrix, place, lanes)
                 for g, total in enumerate(sums):
-                    factor = number(builder, query, builder.add(builder.add(first, I64(g * D)), loop.index))
+                    row_of_head = builder.add(first, builder.mul(I64(g), D))
+                    factor = number(builder, query, builder.add(row_of_head, loop.index))
                     builder.store(add_product(builder, splat(builder, factor, lanes), row, builder.load(total)), total)
             for g, total in enumerate(sums):
-                store(builder, builder.load(total), out, builder.add(builder.add(first, I64(g * D)), column))
+                row_of_head = builder.add(first, builder.mul(I64(g), D))
+                store(builder, builder.load(total), out, builder.add(row_of_head, column))
         return context.get_dummy_value()
 
     return signature, generate
+
+
+def _converted(builder: Any, pointer: Any, offset: Any, lanes: int) -> Any:
+    """`lanes` float16 from `offset` on as floats, by the processor's own instruction (F16C)."""
+    kind = ir.VectorType(ir.HalfType(), lanes)
+    place = builder.bitcast(builder.gep(pointer, [offset]), kind.as_pointer())
+    return builder.fpext(builder.load(place, align=2), floats(lanes))
 
 
 def _halves(builder: Any, pointer: Any, offset: Any, lanes: int) -> Any:
@@ -116,12 +136,13 @@ def _halves(builder: Any, pointer: Any, offset: Any, lanes: int) -> Any:
 
 
 @compiled(nogil=True)
-def _products(launch, threads, taken, query, inverse, mean, still, turned, phasors, heads, dim):
-    return on_threads(launch, threads, _of_heads, (taken, query, inverse, mean, still, turned, phasors, heads, dim))
+def _products(launch, threads, taken, query, inverse, mean, still, turned, phasors, heads, bits, converts):
+    given = taken, query, inverse, mean, still, turned, phasors, heads, bits, converts
+    return on_threads(launch, threads, _of_heads, given)
 
 
 @compiled(error_model="numpy", fastmath={"contract", "nsz"})
-def _of_heads(taken, query, inverse, mean, still, turned, phasors, heads, dim):
+def _of_heads(taken, query, inverse, mean, still, turned, phasors, heads, bits, converts):
     N, Hq, D = query.shape
     Hkv, P, _ = mean.shape
     G = len(heads)
@@ -130,7 +151,7 @@ def _of_heads(taken, query, inverse, mean, still, turned, phasors, heads, dim):
     while h < Hkv:
         for n in range(N):
             if len(inverse):
-                _multiply(query, (n * Hq + h * G) * D, inverse, h * D * D, turned, heads, dim)
+                _multiply(query, (n * Hq + h * G) * D, inverse, h * D * D, turned, D, heads, bits, converts)
             else:
                 turned[n, h * G : (h + 1) * G] = query[n, h * G : (h + 1) * G]
             for g in range(h * G, (h + 1) * G):

@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pqkv.cpu_path import PATHS, cpu_path
 from pqkv.kernels.cpu.byte_lookups.attend import VALUES, attend_bytes
-from pqkv.kernels.cpu.byte_lookups.intrinsics import EMITTERS
-from pqkv.kernels.cpu.byte_lookups.prepare import byte_side, serves_bytes
 from pqkv.kernels.cpu.coded import attend_coded
 from pqkv.kernels.cpu.exact import attend_exact_pages, merge
-from pqkv.kernels.cpu.exact_form import FORMS, host_form, orders
-from pqkv.kernels.cpu.exact_vectors import form_tags
-from pqkv.kernels.cpu.paging import Side
-from pqkv.kernels.cpu.sides import Array, Way, channels_of, coded_side, exact_parts, exact_sides
-from pqkv.kernels.turns import BLOCK, POLYNOMIALS, turns
+from pqkv.kernels.cpu.held import NO_TURNS, Held, hold, recall
+from pqkv.kernels.cpu.sides import Array, Way
 from pqkv.kernels.types import ExactTokens, PagedTokens
 from pqkv.parallel import run_units
 from pqkv.vector_code import tag
 
-_REGISTER = 8  # floats of one vector register
-_MOST_KEY_LANES, _MOST_VALUE_LANES = _REGISTER, 2 * _REGISTER  # with more, tables and bins cost less than centroids
 _STRETCH = 8192  # tokens of one unit of work: their scores stay in the second-level cache, tables come often from it
 _SPAN = 64  # tokens that stretches of exact pages are multiples of
 _SHORTEST = 256  # a unit this short pays for being handed to a thread
-# rough costs of a token on a thread: of a code, of a number of an exact vector in a page, of a product in exact parts
-_US_CODE, _US_EXACT_NUMBER, _US_PRODUCT = 4e-4, 1.5e-4, 4e-5
 
 Turning = tuple[Array, float, Array, Array, Array]
 
@@ -39,29 +28,18 @@ Turning = tuple[Array, float, Array, Array, Array]
 @dataclass(frozen=True, slots=True)
 class Step:
     """One decoding step as the arrays that kernels read and write. `partial` are out (B, Hkv, stretches, G, D), top and
-    total (B, Hkv, stretches, G); `exact` keys and values of sinks and residual, in numbers of `kind`; lengths and
-    starts of sinks, pages, residual; `ways` of keys and of values; `rounded` says that centroids of floats may become
-    bytes.
+    total (B, Hkv, stretches, G); lengths and starts of sinks, pages, residual.
     """
 
+    held: Held
     query: Array  # (B, Hq, D) float32, scaled to base 2
     coded_query: Array  # (B, Hq, D), what codes meet
     turning: Turning  # phasors (B, Hq, P, 2), what scales them, and the tables of `pqkv.kernels.turns`
-    pages: PagedTokens | None
+    table: Array | None  # (B, max_pages), page ids
     longest: int  # tokens in pages of a sequence
     lengths: list[Array]
     starts: list[Array]
-    kv_heads: int
     partial: tuple[Array, Array, Array]
-    kind: int
-    exact: list[tuple[Array, Array]]
-    ways: tuple[Way, Way]
-    rounded: bool = False
-
-    @property
-    def group(self) -> int:
-        """Query heads of a KV head."""
-        return int(self.query.shape[1] // self.kv_heads)
 
     @property
     def stretches(self) -> int:
@@ -71,109 +49,50 @@ class Step:
     @property
     def units(self) -> int:
         """Units of work of all sequences and KV heads."""
-        return len(self.query) * self.kv_heads * self.stretches
-
-    @property
-    def by_bytes(self) -> bool:
-        """Whether codes are looked up in byte tables."""
-        if self.pages is None or self.ways != ("auto", "auto"):
-            return False
-        return serves_bytes(self.pages, self.group, cpu_path(), rounded=self.rounded)
+        return len(self.query) * self.held.kv_heads * self.stretches
 
     def page_work(self) -> float:
         """About how many microseconds `attend_pages` takes on one thread, where all sequences are as long."""
-        assert self.pages is not None
-        vectors = len(self.query) * self.longest * self.kv_heads
-        books = (self.pages.keys.centroids, self.pages.values.centroids)
-        return vectors * sum(
-            self.query.shape[2] * _US_EXACT_NUMBER if book is None else book.shape[1] * _US_CODE for book in books
-        )
-
-    def exact_work(self) -> float:
-        """About how many microseconds `merge` takes on one thread, where sinks and residual are full."""
-        numbers = sum(part.size for parts in self.exact for part in parts)
-        return numbers * self.group * _US_PRODUCT
+        return len(self.query) * self.longest * self.held.kv_heads * self.held.token_work
 
     def paging(self) -> tuple[Array, Array, Array, int, int, int]:
         """Lengths, starts, table, KV heads, page size and pages of a stretch, as the kernels take them."""
-        pages = self.pages
+        pages, table = self.held.pages, self.table
         assert pages is not None
+        assert table is not None
         each = max(1, -(-self.longest // (self.stretches * pages.page_size)))
-        return self.lengths[1], self.starts[1], pages.page_table.numpy(), self.kv_heads, pages.page_size, each
+        return self.lengths[1], self.starts[1], table, self.held.kv_heads, pages.page_size, each
 
     def exact_paging(self) -> tuple[Array | int, ...]:
         """Table, lengths, starts, KV heads, page size and tokens of a stretch: exact pages are cut where need be."""
         lengths, starts, table, kv_heads, page_size, _ = self.paging()
         return table, lengths, starts, kv_heads, page_size, -(-self.longest // (self.stretches * _SPAN)) * _SPAN
 
-    def exact_tags(self, kind: int) -> tuple[Array | tuple[Any, ...], ...]:
-        """What tells exact kernels where the elements of a row lie, and what numbers and processor they are for."""
-        form, D = host_form(), self.query.shape[2]
-        return *orders(D, kind, FORMS[form]), *self.tags(), *form_tags(D, kind, form)
-
-    def sides(self) -> tuple[Side, Side]:
-        """Coded keys and values."""
-        assert self.pages is not None
-        P, G = self.pages.page_size, self.group
-        return (
-            coded_side(self.pages.keys, P, G, self.ways[0], _MOST_KEY_LANES),
-            coded_side(self.pages.values, P, G, self.ways[1], _MOST_VALUE_LANES),
-        )
-
-    def gains(self) -> tuple[Array, Array]:
-        """Gains of values, flat, and what their bytes stand for, (Hkv, 256)."""
-        assert self.pages is not None
-        side = self.pages.values
-        if side.gains is None or side.gain_values is None:
-            return np.empty(0, np.uint8), np.empty((1, 256), np.float32)
-        return side.gains.reshape(-1).numpy(), side.gain_values.numpy()
-
-    def tags(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Query heads of a group, and tokens that fill a vector with them."""
-        unit = next(u for u in (8, 4, 2, 1) if u * self.group <= _REGISTER or u == 1)
-        return tag(self.group), tag(unit)
-
     def attend_pages(self) -> None:
         """Partial results of all stretches."""
-        if self.pages is None or not self.stretches:
+        held = self.held
+        if held.pages is None or not self.stretches:
             return
-        if self.pages.keys.centroids is None:
-            kind, sides = exact_sides(self.pages)
-            exact = self.query, *self.exact_paging(), *sides, *self.partial, *self.exact_tags(kind)
+        if held.pages.keys.centroids is None:
+            keys, values, tags = held.exact_pages
+            exact = self.query, *self.exact_paging(), keys, values, *self.partial, *tags
             run_units(attend_exact_pages, self.units, self.page_work(), *exact)
             return
-        if self.by_bytes:
+        if held.by_bytes:
             self.attend_by_bytes()
             return
-        lengths, starts, *paging = self.paging()
-        keys, values = self.sides()
-        coded = (
-            self.coded_query,
-            *self.turning,
-            *self.gains(),
-            lengths,
-            starts,
-            *paging,
-            *keys,
-            *values,
-            *self.partial,
-            *self.tags(),
-        )
+        keys, values = held.coded_sides
+        coded = self.coded_query, *self.turning, *held.gains, *self.paging(), *keys, *values, *self.partial, *held.tags
         run_units(attend_coded, self.units, self.page_work(), *coded)
 
     def attend_by_bytes(self, phases: int = VALUES) -> None:
         """`attend_pages` by look-ups in byte tables, up to a phase (`attend_bytes`)."""
-        assert self.pages is not None
-        sides = (
-            byte_side(side, self.pages.page_size, channels_of(side), keys=side is self.pages.keys)
-            for side in (self.pages.keys, self.pages.values)
-        )
-        keys, values = sides
-        gained = tag(int(self.pages.values.gains is not None))
-        path = cpu_path().name
-        emitter = EMITTERS[path]
-        tags = tag(PATHS.index(path)), tag(emitter.lanes), tag(emitter.scaled), tag(self.group), gained
-        given = self.coded_query, *self.turning, *self.gains(), *self.paging(), *keys, *values, *self.partial, *tags
+        held = self.held
+        keys, values = held.byte_sides
+        given = (
+            self.coded_query, *self.turning, *held.gains, *self.paging(), *keys, *values, *self.partial,
+            *held.byte_tags,
+        )  # fmt: skip
         run_units(attend_bytes, self.units, self.page_work(), *given, tag(phases))
 
     def without_pages(self) -> Step:
@@ -183,17 +102,17 @@ class Step:
 
     def without_exact_parts(self) -> Step:
         """The same step with nothing but the stretches to merge."""
-        none = np.zeros_like(self.lengths[0])
+        none = self.held.none
         return replace(self, lengths=[none, self.lengths[1], none], starts=[none, self.starts[1], none])
 
     def merge(self) -> tuple[Array, Array]:
         """Stretches, sinks and residual together: (B, Hq, D) float32, and lse (B, Hq) float64."""
-        B, Hq, D = self.query.shape
+        held, (B, Hq, D) = self.held, self.query.shape
         result, lse = np.empty((B, Hq, D), np.float32), np.empty((B, Hq), np.float64)
-        sinks, residual = ((keys.reshape(-1), values.reshape(-1), keys.shape[2]) for keys, values in self.exact)
         run_units(
-            merge, B * self.kv_heads, self.exact_work(), self.query, *self.partial, *sinks, self.lengths[0],
-            self.starts[0], *residual, self.lengths[2], self.starts[2], result, lse, *self.exact_tags(self.kind),
+            merge, B * held.kv_heads, held.exact_work, self.query, *self.partial, *held.sinks, self.lengths[0],
+            self.starts[0], *held.residual, self.lengths[2], self.starts[2], result, lse,
+            *held.exact_tags,
         )  # fmt: skip
         return result, lse
 
@@ -209,28 +128,35 @@ def step_of(
     ways: tuple[Way, Way] = ("auto", "auto"),
     stretches: int | None = None,
     rounded: bool = False,
+    planes: int = 2,
+    held: Held | None = None,
 ) -> Step:
     """The arguments of `AttentionBackend` for Tq = 1 as arrays; `ways` force what codes of keys and values look up,
     `stretches` how many units of work the pages of a sequence are cut into, `rounded` takes centroids of floats as
-    bytes where those are looked up.
+    bytes where those are looked up, and `planes` is of how many bytes queries and weights are there, 1 or 2. `held` is
+    what was made of the same tensors before.
     """
-    B, _, Hq, D = query.shape
-    Hkv = _kv_heads(pages, sinks, residual, Hq)
+    if held is None:
+        given = query, pages, sinks, residual, ways, rounded, planes
+        held = recall(*given) or hold(*given)
+    B, D = query.shape[0], query.shape[3]
+    Hkv, G = held.kv_heads, held.group
     scale *= math.log2(math.e)
     scaled = _scaled(query, scale)
-    coded_query, turning = _as_codes_meet(scaled, pages, scale)
-    lengths = [_lengths(part, B) for part in (sinks, pages, residual)]
-    longest = 0 if pages is None else int(lengths[1].max(initial=0))
+    coded_query, turning = _as_codes_meet(held, scaled, pages, scale)
+    lengths = [
+        held.none if sinks is None else _whole(sinks.length),
+        held.none if pages is None else _whole(pages.context_len),
+        held.none if residual is None else _whole(residual.length),
+    ]
+    longest = 0 if pages is None else max(lengths[1].tolist(), default=0)
     if stretches is None or pages is None:
         stretches = _stretches(longest, B * Hkv)
-    G = Hq // Hkv
     out = np.empty((B, Hkv, stretches, G, D), np.float32)
     top, total = (np.empty((B, Hkv, stretches, G), np.float32) for _ in range(2))
-    kind, exact = exact_parts(sinks, residual, Hkv, D, torch.float32 if pages is None else pages.keys.pages.dtype)
-    starts, partial = _starts(lengths, window), (out, top, total)
-    return Step(
-        scaled, coded_query, turning, pages, longest, lengths, starts, Hkv, partial, kind, exact, ways, rounded
-    )  # fmt: skip
+    starts = [held.none] * 3 if window is None else _starts(lengths, window)
+    table = None if pages is None else held.table(pages)
+    return Step(held, scaled, coded_query, turning, table, longest, lengths, starts, (out, top, total))
 
 
 def decode(
@@ -244,55 +170,48 @@ def decode(
     ways: tuple[Way, Way] = ("auto", "auto"),
     stretches: int | None = None,
     rounded: bool = False,
+    planes: int = 2,
+    held: Held | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`AttentionBackend` for Tq = 1; returns out in the query's dtype and lse in float64. See `step_of`."""
     step = step_of(
-        query, pages, sinks, residual, scale=scale, window=window, ways=ways, stretches=stretches, rounded=rounded
-    )
+        query, pages, sinks, residual, scale=scale, window=window, ways=ways, stretches=stretches, rounded=rounded,
+        planes=planes, held=held,
+    )  # fmt: skip
     step.attend_pages()
     result, lse = step.merge()
-    return torch.from_numpy(result)[:, None].to(query.dtype), torch.from_numpy(lse)[:, None]
+    rows = query.shape[:3]  # of arrays: to index a tensor takes longer
+    return torch.from_numpy(result.reshape(query.shape)).to(query.dtype), torch.from_numpy(lse.reshape(rows))
 
 
 def _scaled(query: Tensor, scale: float) -> Array:
     """(B, 1, Hq, ...) -> (B, Hq, ...) float32."""
-    scaled: Array = np.multiply(query.detach().float().numpy()[:, 0], np.float32(scale))
-    return scaled
+    B, _, *rest = query.shape
+    scaled: Array = np.multiply(query.detach().float().numpy(), np.float32(scale))
+    return scaled.reshape(B, *rest)
 
 
-def _as_codes_meet(query: Array, pages: PagedTokens | None, scale: float) -> tuple[Array, Turning]:
+def _as_codes_meet(held: Held, query: Array, pages: PagedTokens | None, scale: float) -> tuple[Array, Turning]:
     """What coded keys are scored with: the query, scaled, or one of their own with phasors and tables of turns."""
     coded = None if pages is None else pages.query
     if pages is None or coded is None or not coded.frequencies:
-        tables = (np.empty(shape, np.float32) for shape in ((0, 0, 2), (0, BLOCK), (0, POLYNOMIALS)))
-        middles, rows, slow = tables
-        none = np.empty((*query.shape[:2], 0, 2), np.float32), 0.0, middles, rows, slow
+        none = np.empty((*query.shape[:2], 0, 2), np.float32), 0.0, *NO_TURNS
         return query if coded is None else _scaled(coded.query, scale), none
-    found = turns(coded.frequencies, pages.page_table.shape[1] * pages.page_size, coded.query.device)
-    phasors: Array = np.ascontiguousarray(coded.phasors[:, 0].detach().float().numpy())
-    if not found.in_order:
-        phasors = np.take(phasors, found.order, 2)  # in a row: of strided ones kernels would be compiled once more
-    return _scaled(coded.query, scale), (phasors, scale, found.middles.numpy(), found.rows.numpy(), found.slow.numpy())
+    order, tables = held.turning(coded, pages)
+    B, _, Hq, P, _ = coded.phasors.shape
+    phasors: Array = np.ascontiguousarray(coded.phasors.detach().float().numpy()).reshape(B, Hq, P, 2)
+    if order is not None:
+        phasors = np.take(phasors, order, 2)  # in a row: of strided ones kernels would be compiled once more
+    return _scaled(coded.query, scale), (phasors, scale, *tables)
 
 
-def _kv_heads(pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None, Hq: int) -> int:
-    for part in (sinks, residual):
-        if part is not None:
-            return part.keys.shape[1]
-    return Hq if pages is None else pages.keys.pages.shape[1]
+def _whole(lengths: Tensor) -> Array:
+    found: Array = lengths.numpy().astype(np.int64)
+    return found
 
 
-def _lengths(part: PagedTokens | ExactTokens | None, batch: int) -> Array:
-    if part is None:
-        return np.zeros(batch, np.int64)
-    lengths = part.context_len if isinstance(part, PagedTokens) else part.length
-    return lengths.numpy().astype(np.int64)
-
-
-def _starts(lengths: list[Array], window: int | None) -> list[Array]:
+def _starts(lengths: list[Array], window: int) -> list[Array]:
     """First token of each part that the newest query, which stands at total - 1, sees."""
-    if window is None:
-        return [np.zeros_like(length) for length in lengths]
     total = lengths[0] + lengths[1] + lengths[2]
     first = np.maximum(total - window, 0)
     before = np.zeros_like(total)

@@ -32,13 +32,16 @@ def decode_parts(
     window: int | None = None,
     ways: tuple[Way, Way] = ("auto", "auto"),
     rounded: bool = False,
+    planes: int = 2,
 ) -> list[Part]:
     """The parts of `decode` on these arguments, in order; each takes what the one before it left, so they are run in
     turns. They leave the result of the whole in the arrays that the last part returns.
     """
 
     def prepare() -> Step:
-        return step_of(query, pages, sinks, residual, scale=scale, window=window, ways=ways, rounded=rounded)
+        return step_of(
+            query, pages, sinks, residual, scale=scale, window=window, ways=ways, rounded=rounded, planes=planes
+        )
 
     step = prepare()
     parts = [Part("arguments", prepare)]
@@ -46,7 +49,7 @@ def decode_parts(
         pass
     elif pages.keys.centroids is None:
         parts.append(Part("exact pages", step.attend_pages))
-    elif step.by_bytes:
+    elif step.held.by_bytes:
         parts += _byte_parts(step)
     else:
         parts += _coded_parts(step, pages)
@@ -64,13 +67,14 @@ def _byte_parts(step: Step) -> list[Part]:
 
 
 def _coded_parts(step: Step, pages: PagedTokens) -> list[Part]:
-    keys, values = step.sides()
-    heads, unit = step.tags()
+    held = step.held
+    keys, values = held.coded_sides
+    heads, unit = held.tags
     out, top, total = step.partial
     lengths, starts, table, kv_heads, page_size, each = step.paging()
     M, C, d_sub = keys.centroids.shape[1:]
     by_table = len(keys.way) == TABLE
-    prepared = np.empty((step.units, M * step.group * (C if by_table else d_sub)), np.float32)
+    prepared = np.empty((step.units, M * held.group * (C if by_table else d_sub)), np.float32)
     scores = np.empty((step.units, scores_size(each * page_size, heads, unit)), np.float32)
     work = (lengths, starts, table, kv_heads, page_size, each, step.stretches)
 
@@ -81,5 +85,5 @@ def _coded_parts(step: Step, pages: PagedTokens) -> list[Part]:
         Part("key tables" if by_table else "query", call(prepare_all, *keys, step.coded_query, prepared, heads)),
         Part("scores", call(look_up_all, *keys, prepared, *step.turning, scores, heads, unit)),
         Part("softmax", call(soften_all, scores, top, total, heads, unit)),
-        Part("values", call(mix_all, *values, *step.gains(), scores, out, heads, unit)),
+        Part("values", call(mix_all, *values, *held.gains, scores, out, heads, unit)),
     ]

@@ -13,6 +13,7 @@ from llvmlite import ir
 from pqkv.kernels.cpu.byte_lookups import weights
 from pqkv.kernels.cpu.byte_lookups.assembly import optimized
 from pqkv.kernels.cpu.byte_lookups.instructions import I8, I16, I32, I64, Portable, vector_of
+from pqkv.kernels.cpu.byte_lookups.one_plane import ByteQueries, ByteWeights
 
 POINTER = I8.as_pointer()
 
@@ -165,6 +166,19 @@ def _dot(first, second, of):
     return body
 
 
+def _maddubs(builder, a, b):
+    """Sums of two products of bytes, the first unsigned, as far as 16 bits go."""
+    xs, ys = _lanes(builder, a, I8), _lanes(builder, b, I8)
+    products = [builder.mul(builder.zext(x, I32), builder.sext(y, I32)) for x, y in zip(xs, ys, strict=True)]
+    found = []
+    for one, other in zip(products[::2], products[1::2], strict=True):
+        total, most, least = builder.add(one, other), I32(2**15 - 1), I32(-(2**15))
+        total = builder.select(builder.icmp_signed(">", total, most), most, total)
+        total = builder.select(builder.icmp_signed("<", total, least), least, total)
+        found.append(builder.trunc(total, I16))
+    return _gather(builder, found, vector_of(I16, len(found)))
+
+
 _B64, _B32, _W32, _W16, _S16, _S8 = (
     vector_of(kind, n) for kind, n in ((I8, 64), (I8, 32), (I16, 32), (I16, 16), (I32, 16), (I32, 8))
 )
@@ -174,6 +188,7 @@ SOFTWARE = {
     "avx512.permvar.qi.512": ([_B64, _B64], _B64, _vpermb),
     "avx512.vpermi2var.qi.512": ([_B64, _B64, _B64], _B64, _vpermi2b),
     "avx512.pmultishift.qb.512": ([_B64, _B64], _B64, _multishift),
+    "avx2.pmadd.ub.sw": ([_B32, _B32], _W16, _maddubs),
     "avx2.pmadd.wd": ([_W16, _W16], _S8, _dot("sext", "sext", 2)),
     "avx512.vpdpwssd.512": ([_S16, _W32, _W32], _S16, _dot("sext", "sext", 2)),
     "avx512.vpdpbusd.512": ([_S16, _B64, _B64], _S16, _dot("zext", "sext", 4)),
@@ -182,5 +197,6 @@ SOFTWARE = {
 
 def portable_like(path):
     """Plain LLVM with the lanes, scales and integers of another path."""
-    names = ("lanes", "scaled", "largest_weight")
-    return type("Like", (Portable,), {name: getattr(path, name) for name in names})
+    names = ("lanes", "scaled", "largest_weight", "largest_query")
+    forms = [form for form in (ByteQueries, ByteWeights) if issubclass(path, form)]
+    return type("Like", (*forms, Portable), {name: getattr(path, name) for name in names})

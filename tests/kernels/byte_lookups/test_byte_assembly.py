@@ -5,6 +5,7 @@ import pytest
 from pqkv.kernels.cpu.byte_lookups.assembly import instructions, key_loops, value_loops
 from pqkv.kernels.cpu.byte_lookups.avx2 import Avx2
 from pqkv.kernels.cpu.byte_lookups.avx512 import Avx512
+from pqkv.kernels.cpu.byte_lookups.one_plane import Avx2OnePlane, Avx512OnePlane
 from pqkv.kernels.cpu.byte_lookups.shapes import Shape
 
 WIDE, NARROW = ("znver4", "sapphirerapids"), ("znver3", "haswell")
@@ -45,6 +46,26 @@ def test_avx2(cpu, nbits, d_sub, keys, values):
         assert count(loops, {"vpshufb"})
         assert count(loops, {"vpmaddwd"})
         assert not any("zmm" in name for loop in loops for name in loop.names)
+
+
+@pytest.mark.parametrize(("nbits", "d_sub", "keys", "values"), [(8, 2, 33, 43), (4, 1, 20, 22)])
+@pytest.mark.parametrize("cpu", WIDE)
+def test_the_byte_form_with_avx512(cpu, nbits, d_sub, keys, values):
+    shape = Shape(nbits, d_sub, 4)
+    own, theirs = key_loops(Avx512OnePlane, shape, cpu), value_loops(Avx512OnePlane, shape, cpu)
+    assert instructions(own, parts=True) <= keys
+    assert instructions(theirs, parts=False) <= values
+    assert not any(loop.on_stack for loop in own)
+    assert count(own, {"vpdpbusd"}) == 4 * 4 * max(1, d_sub // 4)  # sums and heads, for four components
+    assert count(theirs, {"vpdpbusd"}) == 4 * d_sub * 4  # blocks, components, heads
+
+
+@pytest.mark.parametrize("cpu", NARROW)
+def test_the_byte_form_with_avx2(cpu):
+    shape = Shape(6, 2, 4)
+    assert instructions(value_loops(Avx2OnePlane, shape, cpu), parts=False) <= 174
+    assert count(value_loops(Avx2OnePlane, shape, cpu), {"vpmaddubsw"}) == 2 * 2 * 4  # parts, components, heads
+    assert not count(key_loops(Avx2OnePlane, shape, cpu), {"vpmaddubsw"})  # queries stay words
 
 
 @pytest.mark.parametrize("heads", [1, 8])

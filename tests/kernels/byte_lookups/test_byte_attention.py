@@ -12,9 +12,10 @@ from kernels.served import TURNING
 from pqkv.cpu_path import CpuPath, cpu_path
 from pqkv.kernels import get_backend
 from pqkv.kernels.cpu import decode as decode_module
+from pqkv.kernels.cpu import held as held_module
 from pqkv.kernels.cpu.backend import attention
 from pqkv.kernels.cpu.byte_lookups.prepare import serves_bytes, with_rounded_centroids
-from pqkv.speed.check import BYTE_TOLERANCE
+from pqkv.speed.check import BYTE_TOLERANCES
 
 pytestmark = pytest.mark.xdist_group("numba")
 LENGTHS = (0, 1, 63, 64, 65, 127, 128, 129, 2047, 2049, 4097)
@@ -42,24 +43,48 @@ def vectors(monkeypatch):
 
 
 def use(monkeypatch, name):
-    monkeypatch.setattr(decode_module, "cpu_path", lambda: CpuPath(name, "a test"))
+    monkeypatch.setattr(held_module, "cpu_path", lambda: CpuPath(name, "a test"))
 
 
-def check(spec, *, window=None, spread=1.0):
+def check(spec, *, window=None, spread=1.0, planes=2):
     batch = build(spec)
     scale = spread * spec.head_dim**-0.5
-    assert serves_bytes(batch.pages, spec.group, decode_module.cpu_path())
-    out, lse = attention(*batch.inputs, scale=scale, window=window)
+    assert serves_bytes(batch.pages, spec.group, held_module.cpu_path())
+    out, lse = attention(*batch.inputs, scale=scale, window=window, planes=planes)
     expected, expected_lse = brute_force(batch, scale, window)
     gap = np.linalg.norm(out.double().numpy() - expected, axis=-1)
-    assert (gap <= max(1, spread / 4) * BYTE_TOLERANCE * np.maximum(np.linalg.norm(expected, axis=-1), 1e-30)).all()
-    np.testing.assert_allclose(lse.double().numpy(), expected_lse, atol=spread * 1e-4, rtol=1e-6)
+    error = gap / np.maximum(np.linalg.norm(expected, axis=-1), 1e-30)
+    assert (error <= max(1, spread / 4) * BYTE_TOLERANCES[planes]).all()
+    assert planes == 2 or np.sqrt((error**2).mean()) <= 2e-2
+    np.testing.assert_allclose(lse.double().numpy(), expected_lse, atol=spread * (1e-4, 2e-2)[planes == 1], rtol=1e-6)
+
+
+planes = pytest.mark.parametrize("planes", [2, 1])
 
 
 @pytest.mark.parametrize("group", [4, *in_ci(8), *later(1, 2, 3)])
 @pytest.mark.parametrize("served", [{}, {"turning": (0.0, *TURNING), "gains": True}], ids=["plain", "served"])
 def test_every_length(group, served):
     check(SPEC.but(group=group, **served))
+
+
+@pytest.mark.parametrize("served", [{}, {"turning": (0.0, *TURNING), "gains": True}], ids=["plain", "served"])
+def test_every_length_of_the_byte_form(served):
+    check(SPEC.but(**served), planes=1)
+
+
+@pytest.mark.parametrize("nbits", in_ci(8, 4))
+def test_the_byte_form_in_plain_llvm(nbits, monkeypatch):
+    use(monkeypatch, "portable")
+    check(SPEC.but(nbits=nbits, context=(0, 1, 65, 300), sinks=None, residual=(1, 2, 3, 4)), planes=1)
+
+
+def test_the_byte_form_is_another_result():
+    """Else nobody would know that one byte was taken for two."""
+    batch = build(SPEC.but(context=(300,), sinks=None, residual=(1,)))
+    two, one = (attention(*batch.inputs, scale=0.125, planes=n)[0] for n in (2, 1))
+    gap = float((two - one).norm(dim=-1).max() / two.norm(dim=-1).max())
+    assert 10 * BYTE_TOLERANCES[2] < gap < BYTE_TOLERANCES[1]
 
 
 @pytest.mark.parametrize("nbits", [4, *later(6)])
@@ -82,8 +107,9 @@ def test_plain_llvm_serves_every_width(nbits, monkeypatch):
 
 
 @pytest.mark.parametrize("window", [1, 64, 200, 10_000])
-def test_a_sliding_window_hides_what_is_older(window):
-    check(SPEC, window=window)
+@planes
+def test_a_sliding_window_hides_what_is_older(window, planes):
+    check(SPEC, window=window, planes=planes)
 
 
 @pytest.mark.parametrize("stretch", [64, 192, 1000])
@@ -98,8 +124,10 @@ def test_pages_of_several_blocks():
 
 
 @pytest.mark.parametrize("unused", ["poison", "garbage"])
-def test_what_lies_in_unused_slots_changes_no_bit(unused):
-    clean, dirty = (attention(*build(SPEC.but(unused=u, gains=True)).inputs, scale=0.2) for u in ("zero", unused))
+@planes
+def test_what_lies_in_unused_slots_changes_no_bit(unused, planes):
+    batches = (build(SPEC.but(unused=u, gains=True)) for u in ("zero", unused))
+    clean, dirty = (attention(*batch.inputs, scale=0.2, planes=planes) for batch in batches)
     assert torch.equal(clean[0], dirty[0])
     assert torch.equal(clean[1], dirty[1])
 
@@ -110,23 +138,25 @@ def test_scores_far_apart(spread):
     check(SPEC, spread=spread)
 
 
-def test_scores_far_below_zero_keep_their_mass():
+@planes
+def test_scores_far_below_zero_keep_their_mass(planes):
     """All of them 600 below what exact tokens score, and equal: nothing of theirs may be lost to a power of two."""
     spec = SPEC.but(turning=(0.0,), sinks=None, residual=None)
     batch = build(spec)
     low = torch.zeros_like(batch.pages.query.phasors)
     low[..., 0] = -600.0 / 0.1
     pages = replace(batch.pages, query=replace(batch.pages.query, phasors=low))
-    out, lse = attention(batch.query, pages, None, None, scale=0.1)
+    out, lse = attention(batch.query, pages, None, None, scale=0.1, planes=planes)
     expected, expected_lse = get_backend("reference")(batch.query.double(), pages, None, None, scale=0.1)
     seen = torch.tensor(spec.context) > 0
     assert (lse[seen] < -500).all()
-    torch.testing.assert_close(lse[seen], expected_lse[seen].double(), atol=2e-3, rtol=0)
+    torch.testing.assert_close(lse[seen], expected_lse[seen].double(), atol=(2e-3, 2e-2)[planes == 1], rtol=0)
     gap = (out.double() - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-30)
-    assert gap.max() < 1e-3  # scores of float32 around -600 are off by 6e-5 themselves
+    assert gap.max() < max(1e-3, BYTE_TOLERANCES[planes])  # scores of float32 around -600 are off by 6e-5 themselves
 
 
-def test_one_token_dominates_131072():
+@planes
+def test_one_token_dominates_131072(planes):
     """Its block's other weights become integers of a step or none, all others keep theirs."""
     spec = SPEC.but(
         context=(131_072,), sinks=None, residual=None, heads=1, unused="zero", head_dim=16, subspaces=(8, 8)
@@ -136,19 +166,20 @@ def test_one_token_dominates_131072():
     place = 70_000
     query = torch.from_numpy(keys[place] * (math.log(131_072) / (keys[place] @ keys[place]) / 0.125)).float()
     batch = replace(batch, query=query.expand(1, 1, 4, -1))
-    out, lse = attention(*batch.inputs, scale=0.125)
+    out, lse = attention(*batch.inputs, scale=0.125, planes=planes)
     expected, expected_lse = brute_force(batch, 0.125)
     gap = np.linalg.norm(out[0, 0, 0].double().numpy() - expected[0, 0, 0]) / np.linalg.norm(expected[0, 0, 0])
-    assert gap < BYTE_TOLERANCE
-    np.testing.assert_allclose(lse.numpy(), expected_lse, atol=1e-4)
+    assert gap < BYTE_TOLERANCES[planes]
+    np.testing.assert_allclose(lse.numpy(), expected_lse, atol=(1e-4, 2e-2)[planes == 1])
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_a_query_that_is_no_number_gives_none(poison):
+@planes
+def test_a_query_that_is_no_number_gives_none(poison, planes):
     batch = build(SPEC.but(context=(65,), sinks=None, residual=(1,)))
     query = batch.query.clone()
     query[0, 0, 1, 3] = poison
-    out, _ = attention(query, *batch.inputs[1:], scale=0.2)
+    out, _ = attention(query, *batch.inputs[1:], scale=0.2, planes=planes)
     assert out[0, 0, 1].isnan().all()
     assert out[0, 0, [0, 2, 3]].isfinite().all()
 
@@ -160,7 +191,7 @@ def test_centroids_of_floats_are_rounded_where_asked():
     exact, _ = get_backend("reference")(*[batch.query.double(), *batch.inputs[1:]], scale=0.125)
     rounded, _ = attention(*batch.inputs, scale=0.125, rounded=True)
     size = expected.norm(dim=-1).clamp(min=1e-30)
-    assert ((rounded.double() - expected).norm(dim=-1) / size).max() < BYTE_TOLERANCE
+    assert ((rounded.double() - expected).norm(dim=-1) / size).max() < BYTE_TOLERANCES[2]
     assert 1e-4 < ((expected - exact).norm(dim=-1) / size).max() < 2e-2
 
 
@@ -171,4 +202,4 @@ def test_centroids_of_floats_are_rounded_where_asked():
 )
 def test_what_byte_tables_do_not_serve_goes_by_floats(change):
     batch = build(SPEC.but(**change))
-    assert not serves_bytes(batch.pages, 4, decode_module.cpu_path())
+    assert not serves_bytes(batch.pages, 4, held_module.cpu_path())

@@ -17,10 +17,10 @@ from pqkv.cpu_path import NEEDS
 from pqkv.kernels.cpu.byte_lookups.assembly import key_module, value_module
 from pqkv.kernels.cpu.byte_lookups.avx2 import Avx2
 from pqkv.kernels.cpu.byte_lookups.avx512 import Avx512
-from pqkv.kernels.cpu.byte_lookups.instructions import WEIGHT_BYTES
-from pqkv.kernels.cpu.byte_lookups.shapes import LARGEST_QUERY, Shape
+from pqkv.kernels.cpu.byte_lookups.one_plane import Avx2OnePlane, Avx512OnePlane, ByteWeights
+from pqkv.kernels.cpu.byte_lookups.shapes import Shape
 
-PATHS = {"avx2": Avx2, "avx512": Avx512}
+PATHS = {"avx2": Avx2, "avx512": Avx512, "avx2 8bit": Avx2OnePlane, "avx512 8bit": Avx512OnePlane}
 # codes of every width, subspaces of every width, groups of 1 to 8
 SHAPES = [
     ("avx2", Shape(6, 2, 4), 16),
@@ -31,6 +31,12 @@ SHAPES = [
     ("avx512", Shape(6, 4, 2), 24),
     ("avx512", Shape(4, 1, 8), 20),
     ("avx512", Shape(8, 8, 1), 16),
+    ("avx2 8bit", Shape(6, 2, 4), 16),
+    ("avx2 8bit", Shape(4, 1, 3), 20),
+    ("avx2 8bit", Shape(4, 8, 1), 24),
+    ("avx512 8bit", Shape(8, 2, 4), 16),
+    ("avx512 8bit", Shape(6, 4, 3), 24),
+    ("avx512 8bit", Shape(4, 1, 8), 20),
 ]
 CASES = [pytest.param(*case, id=f"{case[0]}-{case[1].nbits}-{case[1].d_sub}-{case[1].heads}") for case in SHAPES]
 FEW = settings(max_examples=8, deadline=None)
@@ -41,7 +47,7 @@ def built(make, path, *arguments):
     """As the path compiles it, and plain LLVM in its place."""
     cls = PATHS[path]
     there = get_host_cpu_features()
-    software = not all(there.get(feature) for feature in NEEDS[path])
+    software = not all(there.get(feature) for feature in NEEDS[path.split()[0]])
     return Compiled(make(cls, *arguments), software=software), Compiled(make(portable_like(cls), *arguments))
 
 
@@ -60,10 +66,10 @@ def test_scores_of_a_block(path, shape, head_dim, seed, extreme):
     M, C, G = head_dim // shape.d_sub, shape.entries, shape.heads
     page, codes = packed_page(draw, M, 2, shape.nbits)
     table = draw.integers(0, 256, (head_dim, C), dtype=np.uint8)
-    most = LARGEST_QUERY
-    query = draw.integers(-most, most + 1, (G, head_dim)).astype(np.int16)
+    most, kind = PATHS[path].largest_query, f"i{PATHS[path].query_bytes}"
+    query = draw.integers(-most, most + 1, (G, head_dim)).astype(kind)
     if extreme:
-        table[:], query[:] = 255, draw.choice([-most, most], (G, 1))
+        table[:], query[:] = draw.choice([0, 255]), draw.choice([-most, most], (G, 1))
     offsets = (128 * query.astype(np.int64).sum(1)).astype(np.int32)
     scales = draw.standard_normal(G).astype(np.float32)
     expected = twin.scores(codes[1], table, query, offsets, scales, shape.d_sub)
@@ -83,17 +89,17 @@ def test_values_of_a_span(path, shape, head_dim, seed, extreme):
     M, C, G, groups = head_dim // shape.d_sub, shape.entries, shape.heads, 2
     blocks = groups * cls.scaled
     page, codes = packed_page(draw, M, blocks, shape.nbits)
-    table = draw.integers(-127, 128, (head_dim, C)).astype(np.int8)
+    table = draw.integers(-128, 128, (head_dim, C)).astype(np.int8)
     integers = draw.integers(0, cls.largest_weight + 1, (blocks, G, 64))
     if extreme:
-        table[:], integers[:] = -127, cls.largest_weight
+        table[:], integers[:] = draw.choice([-128, 127]), cls.largest_weight
     order = draw.permutation(blocks)
     places = (order * 8 * shape.nbits).astype(np.int64)
     scales = draw.random((groups, G)).astype(np.float32)
     before = draw.standard_normal((head_dim, G, cls.lanes)).astype(np.float32)
     by_group = codes[order].reshape(groups, cls.scaled, M, 64), integers.reshape(groups, cls.scaled, G, 64)
     expected = twin.mixed(before, by_group[0], table, by_group[1], scales, shape.d_sub, cls.lanes)
-    for own, run in zip((cls, None), built(value_module, path, shape), strict=True):
+    for own, run in zip((cls, portable_like(cls)), built(value_module, path, shape), strict=True):
         sums = before.copy()
         run(page, places, groups, page.shape[1], head_dim, table, laid_out(own, integers), scales, sums)
         assert np.array_equal(sums, expected)
@@ -101,6 +107,8 @@ def test_values_of_a_span(path, shape, head_dim, seed, extreme):
 
 def laid_out(path, integers):
     """Weights as `keep_weights` writes them, from its docstring."""
+    if issubclass(path, ByteWeights):
+        return integers.astype(np.uint8)
     words = integers.astype(np.uint16)
     if path is Avx2:
         words = words.reshape(*words.shape[:-1], 2, 16, 2).swapaxes(-1, -2)
@@ -124,8 +132,8 @@ def test_weights(path, gained, seed, spread):
     mass, norm = draw.random((2, G, 16)).astype(np.float32)
     given_gains = (np.zeros(1, np.float32),) * 2 if gains is None else (gains, inverse)
     expected = twin.weighed(scores, top, gains, inverse, mass, norm, cls.scaled, cls.largest_weight)
-    for own, run in zip((cls, None), built(weigh, path, G, gained), strict=True):
-        kept = np.zeros(blocks * G * WEIGHT_BYTES, np.uint8)
+    for own, run in zip((cls, portable_like(cls)), built(weigh, path, G, gained), strict=True):
+        kept = np.zeros(blocks * G * cls.weight_bytes, np.uint8)
         scales, own_mass, own_norm = np.zeros((2, G), np.float32), mass.copy(), norm.copy()
         run(scores, 2, top, *given_gains, kept, scales, own_mass, own_norm)
         assert np.array_equal(kept, laid_out(own, expected[0]).reshape(-1).view(np.uint8))

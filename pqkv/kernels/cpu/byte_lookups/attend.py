@@ -15,10 +15,10 @@ from numba.extending import register_jitable
 from pqkv.compiled import compiled
 from pqkv.kernels.cpu.byte_lookups.instructions import BLOCK, WEIGHT_BYTES
 from pqkv.kernels.cpu.byte_lookups.intrinsics import largest, mix_span, prefetch_bytes, score_block, weigh
-from pqkv.kernels.cpu.byte_lookups.shapes import LARGEST_QUERY, SPAN
+from pqkv.kernels.cpu.byte_lookups.shapes import SPAN
 from pqkv.kernels.cpu.byte_lookups.weights import LANES
 from pqkv.kernels.cpu.turning import add_bias_of_blocks
-from pqkv.vector_code import next_unit, on_threads
+from pqkv.vector_code import chosen, next_unit, on_threads
 
 SCORES, WEIGHTS, VALUES = 1, 2, 3  # phases
 _AHEAD = 2  # blocks between the one whose codes are asked for and the one that is scored
@@ -43,14 +43,15 @@ def attend_bytes(
     context_len, lowest, table, num_kv_heads, page_size, stretch_pages,
     key_pages, key_line, key_table, key_scales, key_channels, key_nbits, key_d_sub,
     value_pages, value_line, value_table, value_scales, value_channels, value_nbits, value_d_sub,
-    out, top, total, path, lanes, scaled, heads, gained, phases,
+    out, top, total, largest_query, path, lanes, scaled, heads, gained, query_bytes, phases,
 ):  # fmt: skip
-    """Partial attention of every stretch, as `coded.attend_coded` has it; `lanes` and `scaled` are a path's.
+    """Partial attention of every stretch, as `coded.attend_coded` has it; `largest_query`, `lanes` and `scaled` are a
+    path's, and `query_bytes`, of a query's numbers.
     It ends after as many `phases` as the tag is long (`SCORES`, `WEIGHTS`, `VALUES`)."""
     keys = ByteSide(key_pages, key_line, key_table, key_scales, key_channels, key_nbits, key_d_sub)
     values = ByteSide(value_pages, value_line, value_table, value_scales, value_channels, value_nbits, value_d_sub)
     places = context_len, lowest, table, num_kv_heads, page_size, stretch_pages
-    tags = path, lanes, scaled, heads, gained, phases
+    tags = largest_query, path, lanes, scaled, heads, gained, query_bytes, phases
     turning = phasors, phasor_scale, turn_middles, turn_rows, turn_slow
     given = taken, query, turning, (gains, gain_values), places, keys, values, (out, top, total), tags
     return on_threads(launch, threads, _attend_units, given)
@@ -85,7 +86,7 @@ def _attend(query, turning, gains, pages, seen, head, Hkv, page_size, keys, valu
     `hidden` are not seen.
     """
     count, hidden, first_block = seen
-    path, _, scaled, heads, _, phases = tags
+    largest_query, path, _, scaled, heads, _, query_bytes, phases = tags
     out, top, total = found
     G, D = len(heads), keys.channels.shape[1]
     blocks = (count + BLOCK - 1) // BLOCK
@@ -95,7 +96,9 @@ def _attend(query, turning, gains, pages, seen, head, Hkv, page_size, keys, valu
     for i in range(groups * len(scaled)):
         places[i] = _place(keys, pages, min(i, blocks - 1), head, Hkv, page_size, D)
     own = head % keys.channels.shape[0]
-    integers, offsets, scales = _as_integers(query, keys.scales[own], keys.channels[own], head, G)
+    integers, offsets, scales = _as_integers(
+        query, keys.scales[own], keys.channels[own], head, G, largest_query, query_bytes
+    )
     size = D * (1 << len(keys.nbits))
     for i in range(blocks):
         if i + _AHEAD < blocks:
@@ -130,21 +133,29 @@ def _prefetch_block(side, pages, block, head, Hkv, page_size, D):
     prefetch_bytes(side.pages, start, share)
 
 
+@chosen
+def _query_room(shape, query_bytes):
+    """Room for integers of so many bytes."""
+    kind = np.int8 if len(query_bytes) == 1 else np.int16
+    return lambda shape, query_bytes: np.empty(shape, kind)
+
+
 @register_jitable
-def _as_integers(query, scales, channels, head, G):
-    """Queries (G, D) int16 in coded order with the centroids' scales in them, what unsigned components add to a sum,
-    and what a product of integers stands for.
+def _as_integers(query, scales, channels, head, G, largest_query, query_bytes):
+    """Queries (G, D), signed and at most `largest_query`, in coded order with the centroids' scales in them, what
+    unsigned components add to a sum, and what a product of integers stands for.
     """
     D = len(channels)
-    integers, offsets, steps = np.empty((G, D), np.int16), np.empty(G, np.int32), np.empty(G, np.float32)
+    integers, offsets, steps = _query_room((G, D), query_bytes), np.empty(G, np.int32), np.empty(G, np.float32)
+    limit = np.float32(largest_query)
     scaled = np.empty(D, np.float32)
     for g in range(G):
         most = np.float32(0.0)
         for e in range(D):
             scaled[e] = query[head * G + g, channels[e]] * scales[e]
             most = max(most, abs(scaled[e]))
-        up = np.float32(LARGEST_QUERY) / most if most > _LEAST else np.float32(0.0)
-        steps[g] = most / np.float32(LARGEST_QUERY)
+        up = limit / most if most > _LEAST else np.float32(0.0)
+        steps[g] = most / limit
         summed = np.int64(0)
         if most < np.inf:
             for e in range(D):
@@ -171,7 +182,7 @@ def _hide(scores, count, hidden, G):
 
 @register_jitable
 def _mix(out, scores, places, top, total, gains, pages, count, head, Hkv, page_size, values, tags):
-    path, lanes, scaled, heads, gained, phases = tags
+    _, path, lanes, scaled, heads, gained, _, phases = tags
     G, D, L = len(heads), values.channels.shape[1], len(lanes)
     best = np.empty(G, np.float32)
     for g in range(G):

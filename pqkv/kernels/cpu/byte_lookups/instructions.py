@@ -19,7 +19,8 @@ from pqkv.vector_code import FLOAT, I16, I32, I64
 
 I8, F32 = ir.IntType(8), FLOAT
 BLOCK = 64  # tokens
-WEIGHT_BYTES = 2 * BLOCK  # of the weights of a block for one head
+LARGEST_QUERY = 32_512  # of a query's numbers as integers of two bytes: a byte times 256
+WEIGHT_BYTES = 2 * BLOCK  # of the weights of a block for one head, at most
 
 Value = Any  # of llvmlite, which has no types: a value, a builder or a pointer
 
@@ -95,8 +96,11 @@ class Portable:
     width = BLOCK  # tokens of a vector of codes
     lanes = 16  # of the sums of values
     scaled = 1  # blocks whose weights share a scale
-    largest_weight = 32_767  # of the integers that weights become
+    largest_query = LARGEST_QUERY  # of the integers that a query's numbers become
+    largest_weight = 32_767  # of those that weights become
     value_sums = 1  # accumulators of a value's component and a head
+    query_bytes = 2  # of an integer of a query
+    weight_bytes = WEIGHT_BYTES  # of the weights of a block for one head
     registers = 16  # of vectors
 
     def __init__(self, builder: Value) -> None:
@@ -151,6 +155,16 @@ class Portable:
         return found
 
     # keys
+
+    def key_operands(self, found: list[Value]) -> list[list[Value]]:
+        """Four looked-up components as products take them: in one or two parts, for four sums each; a part meets four
+        bytes of a query.
+        """
+        return [self.word_pairs(*found[i : i + 2]) for i in (0, 2)]
+
+    def add_keys(self, total: Value, components: Value, query: Value) -> Value:
+        """A sum, and to it the products of an operand of `key_operands` with numbers of a query, in every lane."""
+        return self.add_words(total, components, query)
 
     def word_pairs(self, a: Value, b: Value) -> list[Value]:
         """Two components, unsigned bytes, as pairs of words (a of a token, b of it): four vectors, the tokens of whose

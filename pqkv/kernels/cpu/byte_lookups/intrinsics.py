@@ -1,5 +1,5 @@
 """The steps of attention on byte tables as Numba intrinsics. Tags (`vector_code.tag`) say what they are compiled for:
-`path` is a place in `paths.PATHS`, so that compiled code that is kept belongs to one path.
+`path` is a place in `cpu_path.PATHS` (`path_tag`), so that compiled code that is kept belongs to one path.
 """
 
 from __future__ import annotations
@@ -15,14 +15,27 @@ from pqkv.kernels.cpu.byte_lookups import keys, values, weights
 from pqkv.kernels.cpu.byte_lookups.avx2 import Avx2
 from pqkv.kernels.cpu.byte_lookups.avx512 import Avx512
 from pqkv.kernels.cpu.byte_lookups.instructions import Portable, at
+from pqkv.kernels.cpu.byte_lookups.one_plane import ONE_PLANE
 from pqkv.kernels.cpu.byte_lookups.shapes import Shape
-from pqkv.vector_code import I64, data, prefetch
+from pqkv.vector_code import I64, data, prefetch, tag
 
+TWO = 2  # planes
 EMITTERS: dict[str, type[Portable]] = {"portable": Portable, "avx2": Avx2, "avx512": Avx512}
 
 
+def emitter_of(name: str, planes: int) -> type[Portable]:
+    """What emits a path's code, with two planes of bytes for queries and weights, or one."""
+    return (EMITTERS if planes == TWO else ONE_PLANE)[name]
+
+
+def path_tag(name: str, planes: int) -> tuple[int, ...]:
+    """A tag of both."""
+    return tag(PATHS.index(name) + (0 if planes == TWO else len(PATHS)))
+
+
 def _emitter(builder: Any, path: Any) -> Portable:
-    return EMITTERS[PATHS[len(path)]](builder)
+    place = len(path)
+    return emitter_of(PATHS[place % len(PATHS)], TWO if place < len(PATHS) else 1)(builder)
 
 
 def _pointers(context: Any, builder: Any, signature: Any, arguments: Any, names: int) -> list[Any]:

@@ -30,7 +30,7 @@ def score_block(
     * scales[g].
 
     `codes` points to the block's codes of subspace 0, those of the next lie `line` bytes on; table (D, C) uint8, query
-    (G, D) int16, offsets (G,) int32, scales (G,) float32. D is a multiple of 4.
+    (G, D) signed, of `path.query_bytes`, offsets (G,) int32, scales (G,) float32. D is a multiple of 4.
     """
     builder, G, S, U = path.builder, shape.heads, shape.d_sub, shape.subspaces
     align_stack(builder)
@@ -49,14 +49,15 @@ def score_block(
                     path.look_up(own[e // S], table, _row(builder, first, e, shape.entries), shape.entries)
                     for e in range(four, four + 4)
                 ]
-                pairs = [path.word_pairs(*found[i : i + 2]) for i in (0, 2)]
+                operands = path.key_operands(found)
                 for g in range(G):
-                    for i in range(2):
-                        element = builder.add(builder.add(first, I64(four + 2 * i)), builder.mul(head_dim, I64(g)))
-                        both = load(builder, query, builder.shl(element, I64(1)), I32)
-                        wanted = builder.bitcast(splat(builder, both, lanes), pairs[i][0].type)
+                    for i, own_sums in enumerate(operands):
+                        next_ones = builder.add(first, I64(four + 4 // len(operands) * i))
+                        element = builder.add(next_ones, builder.mul(head_dim, I64(g)))
+                        numbers = load(builder, query, builder.mul(element, I64(path.query_bytes)), I32)
+                        wanted = builder.bitcast(splat(builder, numbers, lanes), own_sums[0].type)
                         for k in range(4):
-                            total = path.add_words(builder.load(sums[g][k]), pairs[i][k], wanted)
+                            total = path.add_keys(builder.load(sums[g][k]), own_sums[k], wanted)
                             builder.store(total, sums[g][k])
         for g in range(G):
             _finish(path, [builder.load(total) for total in sums[g]], offsets, scales, scores, g, part)

@@ -35,15 +35,21 @@ def serves_bytes(pages: PagedTokens, group: int, path: CpuPath, *, rounded: bool
 
 def serves_shape(shape: tuple[int, int], d_sub: int, page_size: int, group: int, path: CpuPath) -> bool:
     """Whether codes of a shape (M, nbits) in transposed pages are, where their centroids are bytes."""
-    M, nbits = shape
-    return (
-        page_size % BLOCK == 0
-        and group <= _MOST_HEADS
-        and path.serves(nbits)
-        and d_sub in _WIDTHS_OF_SUBSPACES
-        and M * d_sub % 4 == 0
-        and M * d_sub <= largest_head_dim()
+    return shape_obstacle(shape, d_sub, page_size, group, path) is None
+
+
+def shape_obstacle(shape: tuple[int, int], d_sub: int, page_size: int, group: int, path: CpuPath) -> str | None:
+    """Why codes of a shape are not looked up in byte tables, but as floats, or None."""
+    (M, nbits), most = shape, largest_head_dim()
+    obstacles = (
+        (not path.serves(nbits), f"path '{path.name}' has no byte tables for codes of {nbits} bits"),
+        (page_size % BLOCK, f"pages of {page_size} tokens are no whole blocks of {BLOCK}"),
+        (group > _MOST_HEADS, f"{group} query heads share a KV head, and byte tables serve {_MOST_HEADS} at most"),
+        (d_sub not in _WIDTHS_OF_SUBSPACES, f"subspaces of {d_sub} elements are none of 1, 2, 4 and 8"),
+        (M * d_sub % 4, f"heads of {M * d_sub} elements are no multiple of 4"),
+        (M * d_sub > most, f"heads of {M * d_sub} elements are more than the {most} whose sums fit 32 bits"),
     )
+    return next((reason for applies, reason in obstacles if applies), None)
 
 
 def byte_side(side: PagedSide, page_size: int, channels: np.ndarray, *, keys: bool) -> ByteSide:

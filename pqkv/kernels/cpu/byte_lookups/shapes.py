@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pqkv.kernels.cpu.byte_lookups.instructions import BLOCK
+from pqkv.kernels.cpu.byte_lookups.instructions import BLOCK, LARGEST_QUERY
 
-LARGEST_QUERY = 32_512  # of a query's numbers as integers: a byte times 256
 SPAN = 16  # blocks whose weights are made before values are read: they stay in the first-level cache
 _BYTE = 128  # of a component, at most
 

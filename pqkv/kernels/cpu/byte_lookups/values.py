@@ -7,7 +7,6 @@ from numba.core import cgutils
 
 from pqkv.kernels.cpu.byte_lookups.instructions import (
     F32,
-    WEIGHT_BYTES,
     Portable,
     Value,
     align_stack,
@@ -79,7 +78,7 @@ def _group(
                 row = builder.mul(rows[s], I64(shape.entries))
                 components = path.components(path.look_up(own, table, row, shape.entries))
                 for g in range(shape.heads):
-                    given = path.weights(weights, _offset(builder, block, shape.heads, g, WEIGHT_BYTES), part)
+                    given = path.weights(weights, _offset(builder, block, shape.heads, g, path.weight_bytes), part)
                     sums[s, g] = path.add_values(sums[s, g], components, given)
     return sums
 

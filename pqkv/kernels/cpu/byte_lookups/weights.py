@@ -11,7 +11,6 @@ from numba.core import cgutils
 from pqkv.kernels.cpu.byte_lookups.instructions import (
     BLOCK,
     F32,
-    WEIGHT_BYTES,
     Portable,
     Value,
     at,
@@ -107,7 +106,7 @@ def _as_integers(
                 found = _fma(builder, whole, load(builder, inverse, _token(builder, number, i), _KIND), found)
             else:
                 found = builder.fadd(found, whole)
-        place = builder.mul(builder.add(builder.mul(number, I64(heads)), head), I64(WEIGHT_BYTES))
+        place = builder.mul(builder.add(builder.mul(number, I64(heads)), head), I64(path.weight_bytes))
         path.keep_weights(joined(builder, words), at(builder, weights, place), I64(0))
     own = builder.mul(head, I64(4 * LANES))
     keep(builder, _fma(builder, found, splat(builder, scale, LANES), load(builder, norm, own, _KIND)), norm, own)
