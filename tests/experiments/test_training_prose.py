@@ -16,3 +16,7 @@ def test_errors_on_the_same_vectors():
     text = text_of("experiments/training/README.md")
     assert numbers(text, r"errs ([\d.]+) times as much on keys and ([\d.]+) times on values") == ratios("after", 0)
     assert numbers(text, r"the default ([\d.]+) and ([\d.]+) times behind the first four") == ratios("default", 4)
+    log = numbers(
+        text_of("experiments/LOG.md"), r"errs ([\d.]+) times as much on keys as .*? and ([\d.]+) times with the first"
+    )
+    assert log == [ratios("default", first)[0] for first in (4, 0)]
