@@ -57,6 +57,14 @@ def rounded(values, digits):
     return [float(f"{pick(values):.{digits}g}") for pick in (min, max)]
 
 
+def test_all_five_on_a_real_model(cells):
+    few, many = (of_contexts(cells, f"all-five/{block}", "kld_mean", model="smollm2") for block in (32, 128))
+    assert len(few) == len(many) == 3
+    assert numbers(TEXT, r"the comment's, cost it ([\d.]+) to ([\d.]+) nats at all three") == rounded(few, 2)
+    assert min(many) >= numbers(TEXT, r"in blocks of 128 over (\d+)")[0]
+    assert few[2] / few[1] < 1.5  # no step at 2,049
+
+
 def test_what_a_lost_score_costs(cells):
     ways = ("dropped", "aliased")
 
