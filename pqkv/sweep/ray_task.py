@@ -36,7 +36,7 @@ def run_cell(cell: SweepCell, threads: int, own_process: bool, limits: Limits, f
     clock = time.monotonic()
     try:
         return _run_cell(cell, threads, own_process, limits, files)
-    except Exception as error:  # noqa: BLE001 - as said above
+    except Exception as error:  # noqa: BLE001 - whatever a node cannot do
         found = failed(f"its node could not run it: {type(error).__name__}: {reason(error)}", time.monotonic() - clock)
         return Sent(Over(found, "error", 0.0, gone=True), [], traceback.format_exc().encode())
 
