@@ -18,7 +18,8 @@ def test_contestants_take_turns_and_rotate_their_buffers(monkeypatch):
 
     found = race([Contestant("a", calls("a", 3)), Contestant("b", calls("b", 2))], 6, slow=math.inf)
     assert {name: len(t.seconds) for name, t in found.items()} == {"a": 6, "b": 6}
-    timed = ran[4:]  # two untimed calls of each before
+    assert ran[:5] == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1)]  # nobody's first call is timed
+    timed = ran[9:]  # two untimed calls of each beside those
     assert [name for name, _ in timed] == ["a", "b"] * 6
     assert [i for name, i in timed if name == "a"] == [2, 0, 1, 2, 0, 1]
     assert [i for name, i in timed if name == "b"] == [0, 1, 0, 1, 0, 1]
@@ -36,8 +37,8 @@ def test_who_is_far_behind_runs_in_every_fifth_round(monkeypatch):
 def test_who_warmed_up_slowly_is_compared_in_the_rounds_that_it_ran(monkeypatch):
     """On a loaded machine it can be the fastest in the end: a cell once failed for that."""
     monkeypatch.setattr(WallClock, "seconds", lambda self: self._calls[0]())
-    ran = iter([9.0, 9.0, *(0.5, 0.25, 0.125)])  # two untimed ones, then rounds 0, 5 and 10
-    of_round = iter([1.0, 1.0, *range(1, 12)])
+    ran = iter([9.0, 9.0, 9.0, *(0.5, 0.25, 0.125)])  # three untimed ones, then rounds 0, 5 and 10
+    of_round = iter([1.0, 1.0, 1.0, *range(1, 12)])
     quick = Contestant("quick", [lambda: 1.0])
     found = race([Contestant("own", [lambda: next(of_round)]), quick, Contestant("late", [lambda: next(ran)])], 11,
                  always=["own"])  # fmt: skip
