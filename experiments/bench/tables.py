@@ -1,7 +1,8 @@
 """The tables of experiments/bench/README.md, made of records: python experiments/bench/tables.py WHAT
 
 WHAT is `speedups` and `codes` (product codes, looked up as floats), `bytes` (codes looked up in byte tables beside the
-same by floats), `shapes` (those of other heads and batches), `exact` (pages of exact vectors), `avx512` (all that was
+same by floats), `shapes` (those of other heads and batches), `recipe` (all of recipe pqkv), `exact` (pages of exact
+vectors), `avx512` (all that was
 timed on a processor with AVX-512) or `instructions` (of look-ups in byte tables, counted on several processors).
 """
 
@@ -22,6 +23,9 @@ SHAPES_HEAD = """\
 SPEEDUPS_HEAD = """\
 | tokens | 4 bits, speed-up | 3 bits, speed-up | 2 bits, speed-up |
 |---|---|---|---|"""
+RECIPE_HEAD = """\
+| bits | tokens | ms | of exact attention's speed | values rounded to bytes, ms | of exact attention's speed |
+|---|---|---|---|---|---|"""
 CODES_HEAD = """\
 | tokens | 4 bits, ms | SDPA float32 over it | SDPA bfloat16 | 2 bits, ms | SDPA float32 over it | SDPA bfloat16 |
 |---|---|---|---|---|---|---|"""
@@ -118,6 +122,19 @@ def usual(record: Record) -> bool:
     return (c["heads"], c["kv_heads"], c["head_dim"], c["batch"]) == (32, 8, 128, 1)
 
 
+def recipe() -> str:
+    """A row a width and length: with the codebook of values as it is, and rounded to bytes."""
+    cells: dict[tuple[float, int], dict[str, Record]] = {}
+    for record in load_records(ROOT / "results/bench-recipe"):
+        c = record.config
+        cells.setdefault((-c["bits"], c["context"]), {})[c["backend"]] = record
+    lines = [RECIPE_HEAD]
+    for (bits, context), of in sorted(cells.items()):
+        pair = of.get("cpu"), of.get("cpu-bytes")
+        lines.append(f"| {-bits:g} | {context:,} | " + " | ".join(f"{ms(r)} | {ratio(r)}" for r in pair) + " |")
+    return "\n".join(lines)
+
+
 def avx512() -> str:
     """`bytes`, `shapes` and `exact` of a processor with AVX-512, one after another."""
     folder = "results/bench-avx512"
@@ -165,7 +182,7 @@ def error(record: Record) -> str:
 
 
 TABLES = {
-    "speedups": speedups, "codes": codes, "bytes": bytes_, "shapes": shapes, "exact": exact, "avx512": avx512,
+    "speedups": speedups, "codes": codes, "bytes": bytes_, "shapes": shapes, "recipe": recipe, "exact": exact, "avx512": avx512,
     "instructions": instructions,
 }  # fmt: skip
 

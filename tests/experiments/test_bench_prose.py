@@ -141,3 +141,19 @@ def test_what_rounding_to_bytes_costs_a_model():
     )
     found = {r.config["backend"]: r.metrics["kld_mean"].value for r in load_records(ROOT / "results/byte-centroids")}
     assert said == [round(found[name], 6) for name in ("cpu-bytes", "cpu")]
+
+
+def test_recipe_pqkv_by_bytes():
+    found = {
+        r.config["backend"]: r.metrics
+        for r in load_records(ROOT / "results/bench-recipe")
+        if (r.config["bits"], r.config["context"]) == (3, 32768)
+    }
+    floats, by_bytes = found["cpu"], found["cpu-bytes"]
+    told = numbers(
+        text_of("experiments/bench/README.md"), r"that is ([\d.]+) times as fast, ([\d.]+) .*? floats reach ([\d.]+)\."
+    )
+    faster = floats["latency_ms"].value / by_bytes["latency_ms"].value
+    assert told == [round(faster, 2), *(round(m["speedup"].value, 2) for m in (by_bytes, floats))]
+    page = numbers(text_of("docs/how-to/speed.md"), r"3 bits of recipe pqkv at ([\d.]+) times .*? in place of ([\d.]+)")
+    assert page == told[1:]
