@@ -2,8 +2,8 @@
 
 WHAT is `speedups` and `codes` (product codes, looked up as floats), `bytes` (codes looked up in byte tables beside the
 same by floats), `shapes` (those of other heads and batches), `recipe` (all of recipe pqkv), `exact` (pages of exact
-vectors), `avx512` (all that was
-timed on a processor with AVX-512) or `instructions` (of look-ups in byte tables, counted on several processors).
+vectors), `avx512` (all that was timed on a processor with AVX-512) or `instructions` (of look-ups in byte tables,
+counted on several processors).
 """
 
 import sys
@@ -182,8 +182,8 @@ def error(record: Record) -> str:
 
 
 TABLES = {
-    "speedups": speedups, "codes": codes, "bytes": bytes_, "shapes": shapes, "recipe": recipe, "exact": exact, "avx512": avx512,
-    "instructions": instructions,
+    "speedups": speedups, "codes": codes, "bytes": bytes_, "shapes": shapes, "recipe": recipe, "exact": exact,
+    "avx512": avx512, "instructions": instructions,
 }  # fmt: skip
 
 
