@@ -155,5 +155,7 @@ def test_recipe_pqkv_by_bytes():
     )
     faster = floats["latency_ms"].value / by_bytes["latency_ms"].value
     assert told == [round(faster, 2), *(round(m["speedup"].value, 2) for m in (by_bytes, floats))]
-    page = numbers(text_of("docs/how-to/speed.md"), r"3 bits of recipe pqkv at ([\d.]+) times .*? in place of ([\d.]+\d)")
+    page = numbers(
+        text_of("docs/how-to/speed.md"), r"3 bits of recipe pqkv at ([\d.]+) times .*? in place of ([\d.]+\d)"
+    )
     assert page == told[1:]
