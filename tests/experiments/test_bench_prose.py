@@ -159,3 +159,17 @@ def test_recipe_pqkv_by_bytes():
         text_of("docs/how-to/speed.md"), r"3 bits of recipe pqkv at ([\d.]+) times .*? in place of ([\d.]+\d)"
     )
     assert page == told[1:]
+
+
+def test_a_whole_model_on_a_processor():
+    took = {
+        r.config["context"]: {row["name"]: round(row["tpot_ms"], 1) for row in r.tables["caches"]}
+        for r in load_records(ROOT / "results/end-to-end")
+    }
+    told = numbers(
+        text_of("docs/how-to/speed.md"),
+        r"takes ([\d.]+) ms a token after 2,048 tokens and ([\d.]+) ms after 7,872, with `DynamicCache` ([\d.]+) and "
+        r"([\d.]+), with `StaticCache` ([\d.]+) and (\d+\.\d)",
+    )
+    names = ("pqkv", "DynamicCache", "StaticCache")
+    assert told == [took[context][name] for name in names for context in (2048, 7872)]
