@@ -173,3 +173,42 @@ def test_a_whole_model_on_a_processor():
     )
     names = ("pqkv", "DynamicCache", "StaticCache")
     assert told == [took[context][name] for name in names for context in (2048, 7872)]
+
+
+def test_the_log_on_first_steps_and_avx512(tables):
+    log = text_of("experiments/LOG.md")
+    assert numbers(log, r"no record kept\) and\s+take ([\d.]+\d)") == [round(took(cell(tables, 1024, 3, "bytes")), 2)]
+    at_1024 = [
+        r.metrics["speedup"].value
+        for folder in ("results/bench", "results/bench-bytes")
+        for r in load_records(ROOT / folder)
+        if r.config["context"] == 1024 and r.config["batch"] == 1 and r.config["bits"]
+        and tables.form_of(r) in (None, "bytes")
+    ]  # fmt: skip
+    assert numbers(log, r"at 1,024 are at ([\d.]+) to ([\d.]+) of exact") == [
+        round(min(at_1024), 1), round(max(at_1024), 1),
+    ]  # fmt: skip
+    found = {bits: cell(tables, 131072, bits, "bytes", "results/bench-avx512").metrics["speedup"] for bits in (4, 3, 2)}
+    told = numbers(log, r"Speed at 131,072 tokens: ([\d.]+), ([\d.]+) and ([\d.]+)\s+times torch's")
+    assert told == [round(found[bits].value, 2) for bits in (4, 3, 2)]
+    with_avx2 = [took(of["bytes"]) / took(of["one byte"]) for of in both_forms(tables, "results/bench-bytes")]
+    told = numbers(log, r"\(([\d.]+) to ([\d.]+) times as fast\) and ([\d.]+) times with AVX-512")
+    pair = [cell(tables, 32768, 4, form, "results/bench-avx512") for form in ("bytes", "one byte")]
+    assert told == [round(min(with_avx2), 2), round(max(with_avx2), 2), round(took(pair[0]) / took(pair[1]), 2)]
+    recipe = {
+        r.config["backend"]: round(took(r), 1)
+        for r in load_records(ROOT / "results/bench-recipe")
+        if (r.config["bits"], r.config["context"]) == (3, 32768)
+    }
+    told = numbers(log, r"3 bits take ([\d.]+) ms in\s+place of ([\d.]+) at 32,768")
+    assert told == [recipe["cpu-bytes"], recipe["cpu"]]
+
+
+def both_forms(tables, folder):
+    """Of each cell the records of two bytes and of one."""
+    found = {}
+    for record in load_records(ROOT / folder):
+        c = record.config
+        if (form := tables.form_of(record)) and tables.usual(record):
+            found.setdefault((c["num_subspaces"], c["nbits"], c["context"]), {})[form] = record
+    return [of for of in found.values() if "one byte" in of]
