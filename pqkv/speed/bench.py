@@ -190,10 +190,12 @@ def _byte_obstacle(config: BenchConfig, cell: Cell) -> str | None:
 
 
 def _float_note(config: BenchConfig, cell: Cell, backend: str) -> str | None:
-    """What a record says of codes with centroids of bytes that are looked up as floats, or None."""
-    if cell.shape is None or not _of_bytes(config, backend):
+    """What a record says of codes that go by floats though centroids are bytes, at least of keys, or None."""
+    if cell.shape is None or not (backend in ROUNDED or (backend == "cpu" and "int8" in config.served)):
         return None
     obstacle = _byte_obstacle(config, cell)
+    if obstacle is None and not _of_bytes(config, backend):
+        obstacle = "values share one codebook of floats, which backend cpu-bytes rounds to bytes"
     return None if obstacle is None else f"codes are looked up as floats: {obstacle}"
 
 

@@ -260,6 +260,8 @@ def test_a_gpu_that_is_not_there_is_said_before_anything_runs():
         ({"served": ("int8",), "bits": (3,)}, "avx2", None),
         ({"served": ("int8",), "bits": (4,)}, None, "path 'avx2' has no byte tables for codes of 8 bits"),
         ({"served": (), "bits": (3,)}, None, None),  # centroids of floats
+        ({"bits": (3,)}, None, "values share one codebook of floats"),  # all of recipe pqkv
+        ({"bits": (3,), "backend": "cpu-bytes"}, "avx2", None),
         ({"served": (), "bits": (3,), "backend": "cpu-bytes"}, "avx2", None),
         ({"served": (), "bits": (3,), "backend": "cpu-8bit"}, "avx2", None),
         ({"served": ("int8",), "bits": (3,), "key_layout": "row"}, None, "pages of rows"),
