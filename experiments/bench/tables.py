@@ -1,7 +1,9 @@
 """The tables of experiments/bench/README.md, made of records: python experiments/bench/tables.py WHAT
 
-WHAT is `codes` (product codes of 8 bits), `bytes` (codes looked up in byte tables beside the same by floats), `exact`
-(pages of exact vectors) or `instructions` (of look-ups in byte tables, counted on several processors).
+WHAT is `speedups` and `codes` (product codes, looked up as floats), `bytes` (codes looked up in byte tables beside the
+same by floats), `shapes` (those of other heads and batches), `recipe` (all of recipe pqkv), `exact` (pages of exact
+vectors), `avx512` (all that was timed on a processor with AVX-512) or `instructions` (of look-ups in byte tables,
+counted on several processors).
 """
 
 import sys
@@ -13,8 +15,17 @@ from pqkv.record import Record, load_records
 
 ROOT = Path(__file__).parents[2]
 BYTES_HEAD = """\
-| bits | codes | tokens | ms | by floats, ms | of SDPA's speed, bytes | floats | largest error |
+| bits | codes | tokens | ms | by floats, ms | one byte, ms | of exact attention's | floats | one byte | largest error |
+|---|---|---|---|---|---|---|---|---|---|"""
+SHAPES_HEAD = """\
+| query heads on KV heads of | sequences | bits | codes | tokens | ms | of exact attention's speed | largest error |
 |---|---|---|---|---|---|---|---|"""
+SPEEDUPS_HEAD = """\
+| tokens | 4 bits, speed-up | 3 bits, speed-up | 2 bits, speed-up |
+|---|---|---|---|"""
+RECIPE_HEAD = """\
+| bits | tokens | ms | of exact attention's speed | values rounded to bytes, ms | of exact attention's speed |
+|---|---|---|---|---|---|"""
 CODES_HEAD = """\
 | tokens | 4 bits, ms | SDPA float32 over it | SDPA bfloat16 | 2 bits, ms | SDPA float32 over it | SDPA bfloat16 |
 |---|---|---|---|---|---|---|"""
@@ -24,6 +35,18 @@ EXACT_HEAD = """\
 COUNT_HEAD = """\
 | instructions for | codes | d_sub | keys | values |
 |---|---|---|---|---|"""
+
+
+def speedups() -> str:
+    """A row a length of one sequence."""
+    cells: dict[int, dict[float, Record]] = {}
+    for record in load_records(ROOT / "results/bench"):
+        if record.config["batch"] == 1:
+            cells.setdefault(record.config["context"], {})[record.config["bits"]] = record
+    lines = [SPEEDUPS_HEAD]
+    for context, of in sorted(cells.items()):
+        lines.append(f"| {context:,} | " + " | ".join(ratio(of.get(bits)) for bits in (4, 3, 2)) + " |")
+    return "\n".join(lines)
 
 
 def codes() -> str:
@@ -47,31 +70,82 @@ def against_sdpa(record: Record) -> list[str]:
     return [ms(record), *(f"{times[f'sdpa {dtype}']:.2f}x" for dtype in ("float32", "bfloat16"))]
 
 
-def bytes_() -> str:
-    """A row a shape and length: by bytes, by floats where that was measured."""
-    cells = {}
-    for record in load_records(ROOT / "results/bench-bytes"):
+def bytes_(folder: str = "results/bench-bytes") -> str:
+    """A row a shape and length: by bytes, by floats and by bytes of one plane where that was measured."""
+    cells: dict[tuple[float, int, int, int], dict[str, Record]] = {}
+    for record in load_records(ROOT / folder):
         c = record.config
-        cells[-c["bits"], c["num_subspaces"], c["nbits"], c["context"], "cpu_path" in c] = record
+        if (form := form_of(record)) and usual(record):
+            cells.setdefault((-c["bits"], c["num_subspaces"], c["nbits"], c["context"]), {})[form] = record
     lines = [BYTES_HEAD]
-    for key, record in sorted(cells.items()):
-        *shape, by_bytes = key
-        if not by_bytes:
-            continue
-        floats = cells.get((*shape, False))
-        bits, M, nbits, context = shape
-        lines.append(
-            f"| {-bits:g} | {M} of {nbits} bits | {context:,} | {ms(record)} | {ms(floats)} | {ratio(record)} | "
-            f"{ratio(floats)} | {record.tables['check'][0]['relative_error']:.1e} |"
-        )
+    for (bits, M, nbits, context), of in sorted(cells.items()):
+        forms = [of.get(form) for form in FORMS]
+        words = [f"{-bits:g}", f"{M} of {nbits} bits", f"{context:,}", *map(ms, forms), *map(ratio, forms)]
+        lines.append(f"| {' | '.join(words)} | {error(of[FORMS[0]])} |")
     return "\n".join(lines)
 
 
-def exact() -> str:
+def shapes(folder: str = "results/bench-bytes") -> str:
+    """Look-ups in byte tables of other heads than 32 on 8 of 128, and of several sequences: a row a cell."""
+    rows = []
+    for record in load_records(ROOT / folder):
+        c = record.config
+        if form_of(record) == FORMS[0] and not usual(record):
+            heads = f"{c['heads']} on {c['kv_heads']} of {c['head_dim']}"
+            codes = f"{c['bits']:g} | {c['num_subspaces']} of {c['nbits']} bits"
+            words = f"{heads} | {c['batch']} | {codes} | {c['context']:,}"
+            order = c["batch"], c["head_dim"], c["heads"], -c["bits"], c["context"]
+            rows.append((order, f"| {words} | {ms(record)} | {ratio(record)} | {error(record)} |"))
+    return "\n".join([SHAPES_HEAD, *(line for _, line in sorted(rows))])
+
+
+FORMS = "bytes", "floats", "one byte"
+
+
+def form_of(record: Record) -> str | None:
+    """How codes with centroids of bytes are looked up; None of other records. Another path than the processor's own is
+    another form too.
+    """
+    c = record.config
+    if not c["bits"] or c.get("served") != ["int8"]:
+        return None
+    if c["backend"] == "cpu-8bit":
+        return FORMS[2]
+    path = c.get("cpu_path")
+    own = "avx512" if record.env["simd"].startswith("avx512") else record.env["simd"]
+    return FORMS[1] if path is None else FORMS[0] if path == own else path
+
+
+def usual(record: Record) -> bool:
+    """Whether it is of one sequence and of the heads that most cells have."""
+    c = record.config
+    return (c["heads"], c["kv_heads"], c["head_dim"], c["batch"]) == (32, 8, 128, 1)
+
+
+def recipe() -> str:
+    """A row a width and length: with the codebook of values as it is, and rounded to bytes."""
+    cells: dict[tuple[float, int], dict[str, Record]] = {}
+    for record in load_records(ROOT / "results/bench-recipe"):
+        c = record.config
+        cells.setdefault((-c["bits"], c["context"]), {})[c["backend"]] = record
+    lines = [RECIPE_HEAD]
+    for (bits, context), of in sorted(cells.items()):
+        pair = of.get("cpu"), of.get("cpu-bytes")
+        lines.append(f"| {-bits:g} | {context:,} | " + " | ".join(f"{ms(r)} | {ratio(r)}" for r in pair) + " |")
+    return "\n".join(lines)
+
+
+def avx512() -> str:
+    """`bytes`, `shapes` and `exact` of a processor with AVX-512, one after another."""
+    folder = "results/bench-avx512"
+    return "\n\n".join((bytes_(folder), shapes(folder), exact(folder)))
+
+
+def exact(folder: str = "results/bench") -> str:
     """A row a length."""
     cells = {
         (r.config["context"], r.config["dtype"]): r
-        for r in load_records(ROOT / "results/bench")
+        for r in load_records(ROOT / folder)
         if r.config["bits"] == 0 and r.config["batch"] == 1
     }
     lines = [EXACT_HEAD]
@@ -103,7 +177,14 @@ def ratio(record: Record | None) -> str:
     return f"{m.value:.2f} [{m.low:.2f}, {m.high:.2f}]"
 
 
-TABLES = {"codes": codes, "bytes": bytes_, "exact": exact, "instructions": instructions}
+def error(record: Record) -> str:
+    return f"{record.tables['check'][0]['relative_error']:.1e}"
+
+
+TABLES = {
+    "speedups": speedups, "codes": codes, "bytes": bytes_, "shapes": shapes, "recipe": recipe, "exact": exact,
+    "avx512": avx512, "instructions": instructions,
+}  # fmt: skip
 
 
 def printed(words: list[str]) -> str:

@@ -174,23 +174,3 @@ def test_what_five_placements_say():
     rows = [row for row in race_rows(load_records(ROOT / "results/incremental-decode")) if row["way"] == "split"]
     slower = [round(row["times_sdpa"], 1) for row in rows]
     assert numbers(log, r"exact vectors is ([\d.]+) to ([\d.]+) times as slow") == [min(slower), max(slower)]
-
-
-def test_speed_ups_of_a_processor():
-    found = {}
-    for record in load_records(ROOT / "results/bench"):
-        c, speedup = record.config, record.metrics.get("speedup")
-        if record.kind == "bench" and c["batch"] == 1 and speedup is not None:
-            found[c["context"], c["bits"]] = speedup
-    text = (ROOT / "experiments/bench/README.md").read_text()
-    _, text = text.split("| tokens | 4 bits, speed-up | 3 bits, speed-up | 2 bits, speed-up |")
-    text, _ = text.split("\n\n", 1)
-    rows = re.findall(r"^\| ([\d,]+) \| (.+) \| (.+) \| (.+) \|$", text, re.MULTILINE)
-    assert [row[0] for row in rows] == ["1,024", "4,096", "32,768", "131,072"]
-    for tokens, *cells in rows:
-        for bits, cell in zip((4, 3, 2), cells, strict=True):
-            speedup = found.get((int(tokens.replace(",", "")), bits))
-            if speedup is None:
-                assert cell == "not measured"
-            else:
-                assert cell == f"{speedup.value:.2f} [{speedup.low:.2f}, {speedup.high:.2f}]"

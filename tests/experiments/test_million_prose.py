@@ -137,3 +137,13 @@ def test_what_a_real_model_says_of_opq():
     assert numbers(text, r"be\s+told \(([\d.]+) at 4 bits\) or loses \(([\d.]+) at 2\)") == balanced
     near = [times["OPQ loses less than neighbours", bits, "smollm2"] for bits in (4, 2)]
     assert numbers(text, r"neighbours \(([\d.]+) and ([\d.]+) of their loss") == near
+
+
+def test_what_bins_take_of_a_processors_time():
+    times = [
+        float(re.search(r"([\d.]+)x", row["ours"])[1])
+        for row in claims()
+        if row["claim"].startswith("values by gather or bins")
+    ]
+    assert len(times) == 4
+    assert numbers(TEXT, r"bins take ([\d.]+) to ([\d.]+) times as long as gathering") == [min(times), max(times)]

@@ -7,10 +7,10 @@ import torch
 from pqkv.config import SERVED, BenchConfig
 from pqkv.cpu_path import CpuPath
 from pqkv.errors import ConfigError, KernelError, RecordError, memory_is_short
-from pqkv.kernels import get_backend, register_backend, registry
+from pqkv.kernels import ChosenBackend, get_backend, register_backend, registry
 from pqkv.record import Metric, RecordStore
 from pqkv.report import to_frame, write_report
-from pqkv.speed import synthetic, timing
+from pqkv.speed import check, synthetic, timing
 from pqkv.speed.baselines import FORMS
 from pqkv.speed.bench import bench, break_even, device_of
 from pqkv.speed.check import relative_error
@@ -277,3 +277,18 @@ def test_a_cell_says_its_path_where_codes_are_looked_up_in_bytes(change, path, n
     assert described.get("cpu_path") == path
     assert len(notes) == (note is not None)
     assert all(f"as floats: {note}" in said for said in notes)
+
+
+def test_a_backend_of_bytes_is_held_to_rounded_centroids_only_where_it_looks_up_bytes(monkeypatch):
+    """Pages of 48 tokens go by floats, as they are; `reference` rounds nothing in either case."""
+    monkeypatch.setattr(check, "cpu_path", lambda: CpuPath("avx2", "a test"))
+    unrounded = ChosenBackend("cpu-bytes", get_backend("reference"))
+
+    def case(page_size):
+        asked = config(served=(), head_dim=32, page_size=page_size)
+        return decode_inputs(asked, 300, 1, (8, 4), 0, torch.device("cpu"))
+
+    error, limit = check.check_backend(unrounded, case(48), 0.2, None)
+    assert error < 1e-5 < limit == check.TOLERANCE[torch.float32]
+    with pytest.raises(KernelError, match="wrong result"):
+        check.check_backend(unrounded, case(64), 0.2, None)
