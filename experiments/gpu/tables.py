@@ -1,8 +1,9 @@
-"""The tables of experiments/gpu/README.md: python experiments/gpu/tables.py speed|recipe|bounds|parts|kernels|tokens
+"""The tables of experiments/gpu/README.md: python experiments/gpu/tables.py recipe|bounds|speed|parts|kernels|tokens
 
-speed: a decoding step beside the fastest exact attention, on an H100; recipe: the same of product codes and of recipe
-pqkv, on an H200; bounds: kernels that are asked for more blocks; parts: what a step consists of; kernels: what a
-profiler says of each launch; tokens: time per token of a whole model. All from results/gpu.
+recipe: a decoding step on product codes and on recipe pqkv beside the fastest exact attention, on an H100 and an H200;
+bounds: kernels that are asked for more blocks, on both; speed: cells of an H100 that were timed with eleven launches a
+step and not since; parts: what such a step consisted of; kernels: what a profiler says of each launch; tokens: time per
+token of a whole model. All from results/gpu.
 """
 
 import csv
@@ -13,16 +14,18 @@ from typing import Any
 from pqkv.record import Record, load_records
 
 FOLDER = Path(__file__).parents[2] / "results/gpu"
+CARDS = {"H100": "bench-h100", "H200": "bench-h200"}  # today's kernels: the folder of each card
 BITS = (0, 4, 3, 2)
+Cell = tuple[int, int, int, int]  # query heads, KV heads, batch, tokens
 KERNEL = "kernel", "codes", "recipe", "dtype", "heads"  # what tells the rows of `launch_bounds` apart
 SPEED_HEAD = """\
 | query heads on KV heads | batch | tokens | fastest exact, ms | exact pages | 4 bits | 3 bits | 2 bits |
 |---|---|---|---|---|---|---|---|"""
 
 
-def by_cell(records: list[Record]) -> dict[tuple[int, int, int, int], dict[float, Record]]:
-    """Records of a cell by their bits; cells are (query heads, KV heads, batch, tokens)."""
-    found: dict[tuple[int, int, int, int], dict[float, Record]] = {}
+def by_cell(records: list[Record]) -> dict[Cell, dict[float, Record]]:
+    """Records of a cell by their bits."""
+    found: dict[Cell, dict[float, Record]] = {}
     for record in records:
         c = record.config
         cell = c["heads"], c["kv_heads"], c["batch"], c["context"]
@@ -30,10 +33,20 @@ def by_cell(records: list[Record]) -> dict[tuple[int, int, int, int], dict[float
     return dict(sorted(found.items()))
 
 
+def by_recipe(folder: Path) -> tuple[dict[Cell, dict[float, Record]], ...]:
+    """`by_cell` of product codes alone, and of all that recipe pqkv adds to them."""
+    found = load_records(folder)
+    return tuple(by_cell([r for r in found if ("served" in r.config) == served]) for served in (False, True))
+
+
 def speed(folder: Path = FOLDER) -> str:
-    """Speed-ups with the intervals of their medians."""
+    """Speed-ups in cells that were not timed again."""
     lines = [SPEED_HEAD]
-    for (heads, kv_heads, batch, context), of in by_cell(load_records(folder / "bench")).items():
+    again, _ = by_recipe(folder / CARDS["H100"])
+    for cell, of in by_recipe(folder / "bench")[0].items():
+        if cell in again:
+            continue
+        heads, kv_heads, batch, context = cell
         exact = of[4].metrics["exact_latency_ms"].value
         ratios = " | ".join(f"{of[bits].metrics['speedup'].value:.2f}" for bits in BITS)
         lines.append(f"| {heads} on {kv_heads} | {batch} | {context:,} | {exact:.3f} | {ratios} |")
@@ -41,46 +54,55 @@ def speed(folder: Path = FOLDER) -> str:
 
 
 def recipe(folder: Path = FOLDER) -> str:
-    """Speed-ups of product codes alone and of all that recipe pqkv adds to them."""
-    found = load_records(folder / "bench-h200")
-    alone, whole = (by_cell([r for r in found if ("served" in r.config) == served]) for served in (False, True))
+    """Speed-ups of product codes alone and of all that recipe pqkv adds to them, a row a card."""
+    cards = {name: by_recipe(folder / where) for name, where in CARDS.items()}
     lines = [
-        "| query heads on KV heads | batch | tokens | fastest exact, ms | product codes, 4 bits | 2 bits | "
+        "| query heads on KV heads | batch | tokens | card | fastest exact, ms | product codes, 4 bits | 2 bits | "
         "recipe pqkv, 4 bits | 2 bits |",
-        "|---" * 8 + "|",
+        "|---" * 9 + "|",
     ]
-    for (heads, kv_heads, batch, context), of in alone.items():
-        exact = of[4].metrics["exact_latency_ms"].value
-        both = of, whole[heads, kv_heads, batch, context]
-        ratios = " | ".join(f"{one[bits].metrics['speedup'].value:.2f}" for one in both for bits in (4, 2))
-        lines.append(f"| {heads} on {kv_heads} | {batch} | {context:,} | {exact:.3f} | {ratios} |")
+    for cell in cards["H100"][0]:
+        heads, kv_heads, batch, context = cell
+        for name, both in cards.items():
+            exact = both[0][cell][4].metrics["exact_latency_ms"].value
+            ratios = " | ".join(f"{of[cell][bits].metrics['speedup'].value:.2f}" for of in both for bits in (4, 2))
+            lines.append(f"| {heads} on {kv_heads} | {batch} | {context:,} | {name} | {exact:.3f} | {ratios} |")
     return "\n".join(lines)
 
 
-def of_kernels(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Rows of the check `launch_bounds` by kernel: the one of which nothing is asked, and those that ask."""
+def of_kernels(folder: Path, card: str) -> dict[tuple[Any, ...], tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Rows of the check `launch_bounds` on a card by kernel: the one of which nothing is asked, and those that ask."""
+    (record,) = (
+        r for r in load_records(folder / "checks")
+        if r.config["check"] == "launch_bounds" and card in r.config["machine"]
+    )  # fmt: skip
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(tuple(row.get(name) for name in KERNEL), []).append(row)
-    return [(alone, asking) for alone, *asking in found.values()]
+    for row in record.tables["launch_bounds"]:
+        found.setdefault(tuple(row.get(name) or "" for name in KERNEL), []).append(row)
+    return {kernel: (alone, asking) for kernel, (alone, *asking) in found.items()}
 
 
 def bounds(folder: Path = FOLDER) -> str:
-    """Steps whose kernel is asked for more blocks, as times of the step whose kernel is not."""
-    (record,) = (r for r in load_records(folder / "checks") if r.config["check"] == "launch_bounds")
+    """Steps whose kernel is asked for more blocks, as times of the step whose kernel is not, on each card."""
+    cards = [of_kernels(folder, card) for card in CARDS]
     lines = [
-        "| kernel | codes | type | query heads on KV heads | blocks | step, us | asked for | times | interval |",
-        "|---" * 9 + "|",
-    ]
-    for alone, asking in of_kernels(record.tables["launch_bounds"]):
+        "| kernel | codes | type | query heads on KV heads | blocks | asked for | "
+        + " | ".join(f"{card}: step, us | times | interval" for card in CARDS) + " |",
+        "|---" * (6 + 3 * len(CARDS)) + "|",
+    ]  # fmt: skip
+    for kernel, (alone, asking) in cards[0].items():
         codes = alone["codes"] + (", recipe pqkv" if alone.get("recipe") else "")
         first = f"{alone['kernel']} | {codes} | {alone['dtype']} | {alone['heads']} on 8 | {alone['blocks']}"
-        lines += [
-            f"| {first} | {alone['step_us']:.1f} | {row['blocks']} | {row['times']:.3f} | "
-            f"[{row['low']:.3f}, {row['high']:.3f}] |"
-            for row in asking
-        ]
+        for i, row in enumerate(asking):
+            told = " | ".join(_asked(of[kernel], i) if kernel in of else " |  | " for of in cards)
+            lines.append(f"| {first} | {row['blocks']} | {told} |")
     return "\n".join(lines)
+
+
+def _asked(found: tuple[dict[str, Any], list[dict[str, Any]]], i: int) -> str:
+    """Cells of a card: the step of which nothing is asked, and the times of the `i`-th that asks."""
+    alone, row = found[0], found[1][i]
+    return f"{alone['step_us']:.1f} | {row['times']:.3f} | [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def parts(folder: Path = FOLDER) -> str:
@@ -131,7 +153,7 @@ def tokens(folder: Path = FOLDER) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"speed": speed, "recipe": recipe, "bounds": bounds, "parts": parts, "kernels": kernels, "tokens": tokens}
+TABLES = {"recipe": recipe, "bounds": bounds, "speed": speed, "parts": parts, "kernels": kernels, "tokens": tokens}
 
 
 def printed(words: list[str]) -> str:

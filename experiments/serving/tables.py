@@ -1,11 +1,12 @@
 """The tables of experiments/serving/README.md, made of records: python experiments/serving/tables.py WHAT
 
 WHAT is `loss` (recipe pqkv beside product codes in the schedule of a cache), `cache` (the same through the real cache),
-`step` (what each part costs a decoding step), `gpu` (the same on a GPU) or `choices` (recipes by the bits of
-everything).
+`step` (what each part costs a decoding step), `gpu` (the same on a GPU, launches counted), `gpu-older` (on a GPU,
+before they were) or `choices` (recipes by the bits of everything).
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from pqkv.record import Metric, Record, load_records
@@ -22,8 +23,9 @@ STEP_HEAD = """\
 | shape | bits | tokens | product codes, ms | int8 | frame | frame, turning mean | gains | Hadamard, universal | all |
 |---|---|---|---|---|---|---|---|---|---|"""
 GPU_HEAD = """\
-| batch | bits | tokens | launches | codes, us | int8 | frame | frame, turning | gains | Hadamard, universal | all |
-|---|---|---|---|---|---|---|---|---|---|---|"""
+| batch | bits | tokens | codes, us | launches | int8 | frame | frame, turning | gains | Hadamard, universal | all \
+| launches |
+|---|---|---|---|---|---|---|---|---|---|---|---|"""
 CHOICE_HEAD = """\
 | model | recipe | marginal bits | at 2,048 tokens, everything counted | KLD, nats |
 |---|---|---|---|---|"""
@@ -83,25 +85,30 @@ def step() -> str:
     return "\n".join(lines)
 
 
-def gpu() -> str:
-    """The same as captured graphs of a GPU, in float16."""
+def gpu(*, counted: bool = True) -> str:
+    """The same as captured graphs of a GPU, in float16: records that counted launches, or older ones."""
     lines = [GPU_HEAD]
-    for record in sorted(serving_records(ROOT / "results/gpu/parts"), key=lambda r: (*by_size(r), -launches_of(r)[1])):
+    for record in sorted(serving_records(ROOT / "results/gpu/parts"), key=lambda r: (*by_size(r), -launches_of(r)[0])):
         c, took = record.config, 1e3 * record.metrics["latency_ms"].value
         size = f"{c.get('batch', 1)} | {c['bits']:g} | {c['context']:,}"
-        counted, launches = launches_of(record)
-        lines.append(f"| {size} | {launches if counted else f'({launches})'} | {took:.1f} | {times(record)} |")
+        if has_count(record) == counted:
+            first, last = launches_of(record) if counted else (f"({launches_of(record)[0]})", "")
+            lines.append(f"| {size} | {took:.1f} | {first} | {times(record)} | {last} |")
     return "\n".join(lines)
 
 
-def launches_of(record: Record) -> tuple[bool, int]:
-    """Whether the record counted them, and the launches of a step of product codes: kernels and operations of torch.
-    Older records have no count. They were seven while races had no placements, and three from then on.
+def has_count(record: Record) -> bool:
+    return "kernels" in record.tables["parts"][0]
+
+
+def launches_of(record: Record) -> tuple[int, int]:
+    """Launches of a step of product codes and of all of recipe pqkv: kernels and operations of torch. Older records
+    have no count: kernels of a step were seven while races had no placements, and three from then on.
     """
-    step = record.tables["parts"][0]
-    if "kernels" in step:
-        return True, step["kernels"] + step["operations"]
-    return False, 3 if "placements" in record.config else 7
+    first, *_, last = record.tables["parts"]
+    if has_count(record):
+        return first["kernels"] + first["operations"], last["kernels"] + last["operations"]
+    return (3, 3) if "placements" in record.config else (7, 7)
 
 
 def serving_records(folder: Path) -> list[Record]:
@@ -143,7 +150,14 @@ def nats(metric: Metric) -> str:
     return f"{metric.value:.3g} [{metric.low:.2g}, {metric.high:.2g}]"
 
 
-TABLES = {"loss": loss, "cache": cache, "step": step, "gpu": gpu, "choices": choices}
+TABLES = {
+    "loss": loss,
+    "cache": cache,
+    "step": step,
+    "gpu": gpu,
+    "gpu-older": partial(gpu, counted=False),
+    "choices": choices,
+}
 
 
 def printed(words: list[str]) -> str:

@@ -1,4 +1,6 @@
-"""Figures of the README's results, which are told at more length elsewhere, are those of the records."""
+"""Figures of the README's results, which are told at more length elsewhere, are those of the records (those of a GPU:
+`test_gpu_cards_prose.py`).
+"""
 
 import subprocess
 import sys
@@ -46,17 +48,6 @@ def test_speed_on_a_processor():
     ]
     short = [speedup("results/bench", context, bits, **own) for context in (128, 512, 1024) for bits in (4, 2)]
     assert max(short) < 1
-
-
-def test_speed_on_a_gpu():
-    gpu = script("experiments/gpu/tables.py")
-    cells = gpu.by_cell(load_records(gpu.FOLDER / "bench"))
-    told = numbers(
-        README, r"run at ([\d.]+) times \(4 bits\) and ([\d.]+) times \(2 bits\) .*? KV heads at ([\d.]+) and ([\d.]+),"
-    )
-    assert told == [
-        round(cells[32, heads, 8, 32768][bits].metrics["speedup"].value, 1) for heads in (32, 8) for bits in (4, 2)
-    ]
 
 
 def test_how_fast_tokens_are_encoded():

@@ -1,4 +1,4 @@
-"""Figures in the prose of experiments/gpu, and of README.md on a GPU, are those of the records."""
+"""Figures in the prose of experiments/gpu on kernels before today's, on parts of a step, and on the bundled model."""
 
 import csv
 
@@ -7,7 +7,7 @@ from prose import ROOT, numbers, script, text_of
 
 from pqkv.record import load_records
 
-TEXT, README = text_of("experiments/gpu/README.md"), text_of("docs/how-to/speed.md")
+TEXT, SPEED, LOG = map(text_of, ("experiments/gpu/README.md", "docs/how-to/speed.md", "experiments/LOG.md"))
 
 
 @pytest.fixture(scope="module")
@@ -22,27 +22,15 @@ def speedups(tables):
     return {cell: {bits: record.metrics["speedup"].value for bits, record in of.items()} for cell, of in found.items()}
 
 
-def test_speed_ups(speedups):
-    large = speedups[32, 32, 8, 32768]
-    assert numbers(TEXT, r"4 bits are ([\d.]+) times and 2 bits ([\d.]+) times as fast at 32,768") == [
-        round(large[4], 1), round(large[2], 1),
-    ]  # fmt: skip
-    assert numbers(TEXT, r"of one sequence it is ([\d.]+) times") == [round(speedups[32, 32, 1, 32768][4], 1)]
-    grouped = speedups[32, 8, 8, 32768]
-    assert numbers(README, r"is ([\d.]+) times as fast on 4 bits and ([\d.]+) times on 2 bits") == [
-        round(large[4], 1), round(large[2], 1),
-    ]  # fmt: skip
-    assert numbers(README, r"for 32 query heads ([\d.]+) and ([\d.]+) times") == [
-        round(grouped[4], 1), round(grouped[2], 1),
-    ]  # fmt: skip
-    assert numbers(TEXT, r"reach at most ([\d.]+) of the fastest") == [round(max(s[0] for s in speedups.values()), 2)]
+def test_speed_ups_with_eleven_launches(speedups):
+    reached = max(of[0] for of in speedups.values())
+    assert numbers(TEXT, r"reached at most ([\d.]+) of the fastest") == [round(reached, 2)]
+    assert all(of[bits] < 1 for (heads, kv, _, _), of in speedups.items() if heads // kv == 8 for bits in (4, 3, 2))
 
 
-def test_where_codes_win(speedups):
-    assert all(s[bits] < 1 for (heads, kv, _, _), s in speedups.items() if heads // kv == 8 for bits in (4, 3, 2))
-    alone = {n: s for (heads, kv, batch, n), s in speedups.items() if heads // kv == 4 and batch == 1}
-    assert all(s[bits] < 1 for n, s in alone.items() if n < 131072 for bits in (4, 3, 2))
-    assert all(alone[131072][bits] > 1 for bits in (4, 3, 2))
+def test_a_table_has_what_was_not_timed_again(tables, speedups):
+    again, _ = tables.by_recipe(tables.FOLDER / tables.CARDS["H100"])
+    assert len(tables.speed().splitlines()) - 2 == len(speedups) - len(again) == 10
 
 
 def test_what_bounds_a_step(tables):
@@ -77,75 +65,84 @@ def test_the_bundled_model_on_a_gpu(tables):
     ]  # fmt: skip
 
 
-def test_what_recipe_pqkv_adds(tables):
-    found = {}
-    for record in load_records(tables.FOLDER / "parts"):
+@pytest.fixture(scope="module")
+def parts():
+    """Microseconds of steps by batch, bits, tokens, and launches: 7, 3 told from the race, 4 counted."""
+    serving, found = script("experiments/serving/tables.py"), {}
+    for record in serving.serving_records(ROOT / "results/gpu/parts"):
         c = record.config
-        found[c.get("batch", 1), c["bits"], c["context"], "placements" in c] = {
-            row["parts"]: row["times"] for row in record.tables["parts"]
+        launches = serving.launches_of(record)[0]
+        found[c.get("batch", 1), c["bits"], c["context"], launches] = {
+            row["parts"]: (1e3 * row["median_ms"], row["times"]) for row in record.tables["parts"]
         }
         assert not record.git["dirty"]
         assert record.env["gpus"][0]["name"].startswith("NVIDIA H100")
-    wholes = [times["all"] for times in found.values()]
-    assert numbers(TEXT, r"together take ([\d.]+) to ([\d.]+) times a step") == [
-        round(min(wholes), 2),
-        round(max(wholes), 2),
-    ]
-    assert numbers(README, r"and ([\d.]+) to ([\d.]+) times on an H100") == [
-        round(min(wholes), 2),
-        round(max(wholes), 2),
-    ]
+        assert serving.has_count(record) == (record.git["commit"][:7] == "13a412d") == (launches == 4)
+    return found
+
+
+def span(values):
+    return [round(pick(values), 2) for pick in (min, max)]
+
+
+def test_what_recipe_pqkv_adds(parts):
+    wholes = {launches: [of["all"][1] for key, of in parts.items() if key[3] == launches] for launches in (7, 4)}
+    assert numbers(TEXT, r"together take ([\d.]+) to ([\d.]+) times a step") == span(wholes[4])
+    assert numbers(TEXT, r"Seven launches a step had given ([\d.]+) to ([\d.]+\d)") == span(wholes[7])
+    assert numbers(SPEED, r"and ([\d.]+) to ([\d.]+) times on an H100") == span(wholes[4])
     processor = [
         {row["parts"]: row["times"] for row in record.tables["parts"]}
         for record in load_records(ROOT / "results/serving")
         if record.kind == "serving" and record.config["model"].endswith("of 128")
     ]
-    steps = [times["all"] for times in processor]
-    assert numbers(TEXT, r"on a processor ([\d.]+) to ([\d.]+)") == [round(min(steps), 2), round(max(steps), 2)]
+    assert numbers(TEXT, r"on a processor ([\d.]+) to ([\d.]+)") == span([times["all"] for times in processor])
     bias = [times["frame, turning"] - times["frame"] for times in processor]
-    log = text_of("experiments/LOG.md")
-    assert numbers(log, r"a processor pays up to ([\d.]+)") == [round(max(bias), 2)]
-    large = [found[8, bits, 32768, False] for bits in (4, 2)]
-    biases = [times["frame, turning"] - times["frame"] for times in large]
-    assert numbers(TEXT, r"\(([\d.]+) of a step at 4 bits, ([\d.]+) at 2\)") == [round(bias, 2) for bias in biases]
-    assert [bias / (times["all"] - 1) for bias, times in zip(biases, large, strict=True)] == pytest.approx(
-        [2 / 3] * 2, abs=0.03
+    assert numbers(LOG, r"a processor pays up to ([\d.]+)") == [round(max(bias), 2)]
+
+
+def test_what_the_bias_by_position_takes(parts):
+    def more(launches, i):
+        of = [parts[8, bits, 32768, launches] for bits in (4, 2)]
+        return [found["frame, turning"][i] - found["frame"][i] for found in of]
+
+    large, shares = [parts[8, bits, 32768, 4] for bits in (4, 2)], more(4, 1)
+    assert numbers(TEXT, r"\(([\d.]+) of a step at 4 bits, ([\d.]+) at 2\)") == [round(share, 2) for share in shares]
+    assert all(share > 0.5 * (of["all"][1] - 1) for share, of in zip(shares, large, strict=True))
+    told = r"(\d+) microseconds of a step where the tables before took (\d+) \(batch of 8; (\d+) and (\d+) at 4 bits\)"
+    (four, two), (four_before, two_before) = more(4, 0), more(7, 0)
+    assert numbers(LOG, told) == [round(us) for us in (two, two_before, four, four_before)]
+    assert numbers(TEXT, r"at 4 bits gains take ([\d.]+)") == [round(large[0]["gains"][1], 2)]
+    assert numbers(LOG, r"gains, which cost nothing before, take ([\d.]+\d)") == [round(large[0]["gains"][1], 2)]
+    assert max(of[name][1] for of in large for name in ("gains", "int8")) == large[0]["gains"][1]
+    assert max(large[1]["gains"][1], *(of["int8"][1] for of in large)) < 1.01
+    assert max(parts[8, bits, 32768, 7][name][1] for bits in (4, 2) for name in ("gains", "int8")) < 1.01
+
+
+def test_three_launches_in_place_of_seven(parts):
+    before, since = (
+        [of for (batch, *_, found), of in sorted(parts.items()) if (batch, found) == (1, launches)]
+        for launches in (7, 3)
     )
-    assert all(max(times["gains"], times["int8"]) < 1.01 for times in large)
-    assert "whole step | 59.1" in TEXT
+    steps = [[of["product codes"][0] for of in found] for found in (since, before)]
+    ratios = [own / other for own, other in zip(*steps, strict=True)]
+    assert len(ratios) == 4
+    assert numbers(TEXT, r"\(([\d.]+) to ([\d.]+) of the time\)") == span(ratios)
+    saved = [other - own for own, other in zip(*steps, strict=True)]
+    assert numbers(TEXT, r"of three took (\d+) microseconds less than one of seven") == [round(sum(saved) / len(saved))]
+    told = r"seven: (\d+) microseconds less a step\*\*, ([\d.]+) in place of ([\d.]+) at 4,096 tokens and 4 bits"
+    four = [parts[1, 4, 4096, launches]["product codes"][0] for launches in (3, 7)]
+    assert numbers(LOG, told) == [round(sum(saved) / len(saved)), *(round(us, 1) for us in four)]
 
 
-def test_three_launches(tables):
-    took = {}
-    for record in load_records(tables.FOLDER / "parts"):
-        c, rows = record.config, {row["parts"]: 1e3 * row["median_ms"] for row in record.tables["parts"]}
-        if c.get("batch", 1) == 1:
-            took.setdefault((c["bits"], c["context"]), {})["placements" in c] = rows
-    four, two = took[4, 4096], took[2, 4096]
-    assert numbers(
-        TEXT, r"([\d.]+) in place of ([\d.]+) at 4,096 tokens and 4 bits, ([\d.]+) in place\s+of ([\d.]+)"
-    ) == [round(of[new]["product codes"], 1) for of in (four, two) for new in (True, False)]
-    assert len(took) == 4
-    ratios = [of[True]["product codes"] / of[False]["product codes"] for of in took.values()]
-    assert numbers(TEXT, r"\(([\d.]+) to ([\d.]+) of the time in all four") == [
-        round(min(ratios), 2),
-        round(max(ratios), 2),
-    ]
-    saved = [of[False]["product codes"] - of[True]["product codes"] for of in took.values()]
-    assert numbers(TEXT, r"seven take (\d+) microseconds off") == [round(sum(saved) / len(saved))]
-    every = [of[False]["all"] - of[True]["all"] for of in took.values()]
-    assert numbers(TEXT, r"recipe pqkv takes (\d+) to (\d+) microseconds less") == [
-        round(min(every)),
-        round(max(every)),
-    ]
-
-
-def test_launches_are_those_recorded_or_said_to_be_inferred():
-    tables = script("experiments/serving/tables.py")
-    old = tables.serving_records(ROOT / "results/gpu/parts")[0]
-    inferred = 3 if "placements" in old.config else 7
-    assert tables.launches_of(old) == (False, inferred)
-    counted = [row | {"kernels": 3, "operations": 2} for row in old.tables["parts"]]
-    assert tables.launches_of(old.model_copy(update={"tables": {"parts": counted}})) == (True, 5)
-    assert f"| ({inferred}) |" in tables.gpu()
-    assert "brackets were not recorded" in TEXT
+def test_launches_that_were_counted():
+    serving = script("experiments/serving/tables.py")
+    counted = [r for r in serving.serving_records(ROOT / "results/gpu/parts") if serving.has_count(r)]
+    assert len(counted) == 6
+    assert {row["kernels"] for record in counted for row in record.tables["parts"]} == {3}
+    assert {record.tables["parts"][0]["operations"] for record in counted} == {1}
+    alone = {serving.launches_of(r)[1] - 4 for r in counted if r.config.get("batch", 1) == 1}
+    assert alone == {9}
+    assert "small launches of torch, nine of them" in TEXT
+    assert "a step is four launches in these cells, three kernels and one of torch's" in TEXT
+    assert "| (7) |" in serving.gpu(counted=False)
+    assert "(" not in serving.gpu()

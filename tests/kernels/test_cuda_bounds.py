@@ -28,9 +28,11 @@ assembling = pytest.mark.skipif(ASSEMBLER is None, reason="needs ptxas: pip inst
 HOPPER, AMPERE = (9, 0), (8, 0)
 CODES = Codes(64, 8, 2, "transposed")
 EXACT, CODED = fitting(ExactVariant("float16", 128, 4)), coded_variant(4, CODES, CODES)
+BRAIN = fitting(ExactVariant("bfloat16", 128, 4, query="bfloat16"))
 UNMEASURED = [
     replace(EXACT, dtype="bfloat16"), replace(EXACT, query="bfloat16"), replace(EXACT, paged=False),
     replace(EXACT, uneven=True), replace(EXACT, head_dim=64), fitting(ExactVariant("float16", 128, 8)),
+    replace(BRAIN, paged=False), replace(BRAIN, query="float32"), fitting(replace(BRAIN, group=8)),
     replace(CODED, turning=True, gains=True, query="float32"), replace(CODED, uneven=True),
     coded_variant(2, CODES, CODES), coded_variant(4, *[Codes(32, 8, 4, "transposed")] * 2),
     PlainVariant(4, CODES, CODES), MergeVariant(128), None,
@@ -38,9 +40,9 @@ UNMEASURED = [
 
 
 def test_nothing_is_asked_that_was_not_timed():
-    assert (launch_bounds(EXACT, HOPPER), launch_bounds(CODED, HOPPER)) == ((128, 4), (128, 5))
+    assert [launch_bounds(variant, HOPPER) for variant in (EXACT, BRAIN, CODED)] == [(128, 4), (128, 4), (128, 5)]
     assert [launch_bounds(variant, HOPPER) for variant in UNMEASURED] == [None] * len(UNMEASURED)
-    assert [launch_bounds(variant, AMPERE) for variant in (EXACT, CODED)] == [None] * 2
+    assert [launch_bounds(variant, AMPERE) for variant in (EXACT, BRAIN, CODED)] == [None] * 3
 
 
 def test_a_variant_may_ask_for_itself():
@@ -54,7 +56,8 @@ def test_a_kernel_that_ends_early_is_bound_as_the_whole():
 
 
 @pytest.mark.parametrize(
-    ("factory", "variant"), [(exact_kernel, EXACT), (coded_kernel, CODED), (exact_kernel, UNMEASURED[0])]
+    ("factory", "variant"),
+    [(exact_kernel, EXACT), (exact_kernel, BRAIN), (coded_kernel, CODED), (exact_kernel, UNMEASURED[0])],
 )
 @pytest.mark.parametrize("capability", [HOPPER, AMPERE])
 def test_numba_is_asked_when_a_kernel_is_to_run(factory, variant, capability, monkeypatch):
@@ -71,18 +74,18 @@ def directives(found):
 
 @assembling
 @pytest.mark.parametrize(
-    ("compile_one", "variant", "expected"),
+    ("compile_one", "variant", "expected", "spilled"),
     [
-        (compile_exact, EXACT, (4, "registers")),
-        (compile_exact, replace(EXACT, blocks=0), (3, "registers")),
-        (compile_coded, CODED, (4, "shared memory")),  # which allows no fifth: only its instructions change
+        (compile_exact, EXACT, (4, "registers"), False),
+        (compile_exact, replace(EXACT, blocks=0), (3, "registers"), False),
+        (compile_exact, BRAIN, (4, "registers"), True),  # a little, and is timed with it
+        (compile_coded, CODED, (4, "shared memory"), False),  # which allows no fifth: only its instructions change
     ],
-    ids=["exact", "exact alone", "coded"],
+    ids=["exact", "exact alone", "exact in bfloat16", "coded"],
 )
-def test_what_is_asked_is_in_the_ptx_and_spills_nothing(compile_one, variant, expected):
+def test_what_is_asked_is_in_the_ptx_and_what_it_spills_is_known(compile_one, variant, expected, spilled):
     found, asked = compile_one(variant, HOPPER), launch_bounds(variant, HOPPER)
-    texts = (re.search(pattern, found.ptx) for pattern in (r"\.maxntid (\d+)", r"\.minnctapersm (\d+)"))
-    assert [text and int(text[1]) for text in texts] == list(asked or (None, None))
-    assert (found.report.spill_bytes, found.report.stack_bytes) == (0, 0)
+    assert directives(found) == (asked or (None, None))
+    assert (0 < found.report.spill_bytes <= 16) == (found.report.stack_bytes > 0) == spilled
     fits = occupancy(found.report, variant.block, GPUS["h100"])
     assert (fits.blocks, fits.limit) == expected
