@@ -209,3 +209,17 @@ def test_where_drawn_texts_part():
     (told,) = numbers(text, r"at the same word, their (\d+)th")
     assert first == {told - 1}
     assert numbers(text, r"each other at the (\d+)th") == [same("4 bits", "2 bits") + 1]
+
+
+def test_transformers_writes_the_same_tokens():
+    (record,) = (
+        r
+        for r in load_records(ROOT / "results/checks")
+        if r.config["check"] == "generate_through_transformers" and r.config["model"] == "smollm2"
+    )
+    rows = {row["cache"]: row for row in record.tables["generate_through_transformers"]}
+    assert set(rows) == {"DynamicCache", "4 bits", "2 bits"}
+    assert all(row["same"] == row["tokens"] for row in rows.values())
+    assert all((row["coded_columns"] > 0) == (name != "DynamicCache") for name, row in rows.items())
+    told = numbers(text_of("experiments/generation/README.md"), r"writes the same ([\d,]+)\s+tokens as `pqkv generate`")
+    assert told == [rows["4 bits"]["tokens"]]
