@@ -64,10 +64,11 @@ def dry(steps):
 def test_a_dry_run_knows_what_every_timed_step_asks_for(steps, dry):
     timed = [s for s in steps if "bench" in s.command or any(word.endswith("parts.py") for word in s.command)]
     asked = {step.name: dry.configs(step.command) for step in timed if "--end-to-end" not in step.command}
-    assert len(asked) == 14
+    assert len(asked) == 17
     assert all(asked.values())
     (grid,) = asked["grid-group8-batch32"]
     assert (grid.heads, grid.kv_heads, grid.batch, grid.bits) == (64, 8, (32,), (0, 4, 3, 2))
+    assert (grid.served, asked["recipe-group4"][0].served) == ((), dry.SERVED_PARTS["all"])
     assert (grid.dtype, grid.fallback, grid.lengths[-1]) == ("float16", False, 32768)
     assert asked["breakdown-group1"][0].breakdown
     assert [config.served for config in asked["parts-batch1"]] == [(), dry.SERVED_PARTS["all"]]

@@ -48,7 +48,10 @@ def bench_config(command: Sequence[str]) -> BenchConfig | None:
             next(words)
         else:
             name, text = _NAMES.get(word, word.removeprefix("--")), next(words)
-            given[name] = tuple(map(_LISTS[name], text.split(","))) if name in _LISTS else text
+            if name == "served":
+                given[name] = () if text == "none" else tuple(text.split(","))
+            else:
+                given[name] = tuple(map(_LISTS[name], text.split(","))) if name in _LISTS else text
     return BenchConfig(**given)
 
 

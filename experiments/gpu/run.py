@@ -63,9 +63,18 @@ def steps() -> Iterator[Step]:
                 (
                     *PQKV, "bench", "--backend", "cuda", "--no-fallback", "--dtype", "float16", "--heads", heads,
                     "--kv-heads", kv_heads, "--batch", str(batch), "--bits", "0,4,3,2", "--lengths", lengths,
-                    "-o", "results/gpu/bench",
+                    "--served", "none", "-o", "results/gpu/bench",
                 ),
             )  # fmt: skip
+    for group, (heads, kv_heads) in GROUPS.items():
+        yield Step(
+            f"recipe-group{group}",
+            (
+                *PQKV, "bench", "--backend", "cuda", "--no-fallback", "--dtype", "float16", "--heads", heads,
+                "--kv-heads", kv_heads, "--batch", "1,8", "--bits", "4,2", "--lengths", "4096,32768",
+                "-o", "results/gpu/bench-recipe",
+            ),
+        )  # fmt: skip
     for group, (heads, kv_heads) in GROUPS.items():
         yield Step(
             f"breakdown-group{group}",

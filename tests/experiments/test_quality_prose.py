@@ -215,7 +215,7 @@ def test_transformers_writes_the_same_tokens():
     (record,) = (
         r
         for r in load_records(ROOT / "results/checks")
-        if r.config["check"] == "generate_through_transformers" and r.config["model"] == "smollm2"
+        if (r.config.get("check"), r.config.get("model")) == ("generate_through_transformers", "smollm2")
     )
     rows = {row["cache"]: row for row in record.tables["generate_through_transformers"]}
     assert set(rows) == {"DynamicCache", "4 bits", "2 bits"}
