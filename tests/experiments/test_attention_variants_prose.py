@@ -8,6 +8,7 @@ from prose import ROOT, numbers, text_of
 
 from pqkv.record import load_records
 from pqkv.reproduce.attention_variants.kept import kept_rows
+from pqkv.reproduce.attention_variants.reach import reach_rows
 from pqkv.reproduce.paired import paired_ratio
 
 FOLDER = ROOT / "results/attention-variants"
@@ -94,3 +95,24 @@ def test_together():
     product = math.prod(rows[name, longest] for name in ("heads", "window", "codes"))
     whole, all_parts = numbers(LOG, r"in bytes either \((\d+) of (\d+)\)")
     assert [whole, all_parts] == [round(rows["heads+window+codes", longest]), round(product)]
+
+
+def test_beyond_the_trained_length_of_a_real_model():
+    rows = {
+        (row["rope"], row["tokens"]): row
+        for row in reach_rows(load_records(ROOT / "results/attention-variants"))
+        if row["model"] == "smollm2"
+    }
+    text = text_of("experiments/attention-variants/README.md")
+    told = numbers(
+        text,
+        r"have a perplexity\s+of ([\d.]+) by its own embedding, ([\d.]+) by YaRN, ([\d.]+) by NTK, ([\d.]+) by linear "
+        r"scaling and ([\d.]+) by the lesson's",
+    )
+    kinds = ("none", "yarn", "ntk", "linear", "the lesson's")
+    assert told == [float(f"{rows[kind, 16384]['perplexity_newest']:.3g}") for kind in kinds]
+    told = numbers(text, r"they cost ([\d.]+)%, ([\d.]+)% and ([\d.]+)%, so")
+    plain = rows["none", 8192]["perplexity"]
+    costs = [100 * (rows[kind, 8192]["perplexity"] / plain - 1) for kind in ("yarn", "ntk", "linear")]
+    assert told == [round(costs[0], 2), round(costs[1], 2), round(costs[2])]
+    assert {row["windows"] for row in rows.values()} == {1}

@@ -141,7 +141,7 @@ def finding_e(records: Sequence[Record]) -> list[Row]:
                 continue
             ratios = [(n, *_ratio(by_digest, row, own[NONE, n])) for n, row in cells if (NONE, n) in own]
             said = ", ".join(f"{n:,}: {row['perplexity_newest']:.3g}" for n, row in cells)
-            times = ", ".join(f"{n:,}: {x:.2f} [{low:.2f}, {high:.2f}]" for n, x, low, high in ratios)
+            times = ", ".join(f"{n:,}: {x:.2f} {_told(low, high, '.2f')}" for n, x, low, high in ratios)
             text = {REPORTED: "the lesson's YaRN helps beyond the trained length"}.get(
                 kind, f"{kind}, factor {cells[0][1]['factor']:g}, helps beyond the trained length"
             )
@@ -152,7 +152,7 @@ def finding_e(records: Sequence[Record]) -> list[Row]:
             if (kind, trained) in own:
                 value, low, high = _ratio(by_digest, own[kind, trained], own[NONE, trained], name="nll")
                 result.append(claim(f"control: {kind} within 1% at the trained length", "no loss",
-                                    f"{value - 1:+.2%} [{low - 1:+.2%}, {high - 1:+.2%}] at {trained:,} tokens",
+                                    f"{value - 1:+.2%} {_told(low - 1, high - 1, '+.2%')} at {trained:,} tokens",
                                     held(inside=low - 1 > -CONTROL and high - 1 < CONTROL,
                                          outside=low - 1 >= CONTROL or high - 1 <= -CONTROL), model))  # fmt: skip
     return result
@@ -166,6 +166,11 @@ def _ratio(
     value = float(np.exp(a.mean() - b.mean()))
     low, high = bootstrap([a, b], lambda x, y: np.exp(x.mean(-1) - y.mean(-1)), 0)
     return value, 0.0 if low is None else low, float("inf") if high is None else high
+
+
+def _told(low: float, high: float, form: str) -> str:
+    """An interval, which one window does not give."""
+    return "(one window)" if high == float("inf") else f"[{low:{form}}, {high:{form}}]"
 
 
 def plots_e(records: Sequence[Record]) -> list[Plot]:
