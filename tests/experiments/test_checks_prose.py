@@ -139,6 +139,11 @@ def test_what_sweeps_survive(checks):
     log = text_of("experiments/LOG.md")
     assert numbers(log, rf"the interval is {INTERVAL} with 256 windows") == told[:2]
     assert numbers(log, rf"with the first 32 of them it is\s+{INTERVAL}") == told[2:]
+    scaling, *rounds = rows("workers")
+    told = numbers(SWEEPS, r"quiet cores run ([\d.]+) times the small cells .*? own takes\s+(\d+)% of a core")
+    busiest = max(row["driver"] for row in rounds if row["jobs"] == 2)
+    assert told == [round(scaling["ratio"], 2), round(100 * busiest)]
+    assert (scaling["cores"], scaling["counted"], len(rounds)) == (2, 6, scaling["rounds"])
     many = rows("planning")[-1]
     told = numbers(SWEEPS, r"Planning ([\d,]+) cells takes ([\d.]+) seconds of a processor and (\d+) MB")
     assert told == [many["cells"], round(many["processor_s"], 1), round(many["peak_bytes"] / 1e6)]
