@@ -97,6 +97,8 @@ def test_a_processor_with_avx512(tables):
     found = {bits: cell(tables, 131072, bits, "bytes", folder).metrics for bits in (4, 3, 2)}
     told = numbers(text, r"codes run at ([\d.]+) \(4 bits\), ([\d.]+) \(3\) and ([\d.]+) times \(2\)")
     assert told == [round(found[bits]["speedup"].value, 2) for bits in (4, 3, 2)]
+    page = text_of("docs/how-to/speed.md")
+    assert numbers(page, r"4, 3 and 2 bits run\s+at ([\d.]+), ([\d.]+) and ([\d.]+) times") == told
     told = numbers(text, r"bytes \((\d+)% and (\d+)% of the copy bandwidth at 131,072")
     assert told == [round(100 * found[bits]["bandwidth_fraction"].value) for bits in (2, 4)]
     pair = {bits: [took(cell(tables, 32768, bits, form, folder)) for form in ("bytes", "floats")] for bits in (4, 3, 2)}
