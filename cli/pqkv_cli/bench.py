@@ -71,7 +71,10 @@ def bench(
     key_layout: Layout = None,
     value_layout: Layout = None,
     backend: Annotated[
-        str | None, option("cuda, cuda-naive, cpu, cpu-centroids, cpu-tables, reference or auto.", CACHE, "auto")
+        str | None,
+        option(
+            "cuda, cuda-naive, cpu, cpu-bytes, cpu-8bit, cpu-centroids, cpu-tables, reference or auto.", CACHE, "auto"
+        ),
     ] = None,
     device: Annotated[str | None, option("cpu or cuda.", CACHE, "where the backend runs")] = None,
     fallback: Fallback = None,
