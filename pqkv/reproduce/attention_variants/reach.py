@@ -130,11 +130,13 @@ def finding_e(records: Sequence[Record]) -> list[Row]:
         if (NONE, trained) not in own or not beyond:
             continue
         plain = own[NONE, trained]["perplexity_newest"]
+        least, most = _bounds(own[NONE, trained])
         said = ", ".join(f"{n:,}: {own[NONE, n]['perplexity_newest']:.3g}" for n in beyond if (NONE, n) in own)
-        worst = [own[NONE, n]["perplexity_newest"] / plain for n in beyond if (NONE, n) in own]
+        worst = [_bounds(own[NONE, n]) for n in beyond if (NONE, n) in own]
         result.append(claim("beyond its trained length a model gets much worse", "large loss",
                             f"perplexity of the newest tokens: {trained:,}: {plain:.3g}, {said}",
-                            held(inside=min(worst) > 1.5, outside=max(worst) < 1.05), model))  # fmt: skip
+                            held(inside=all(low > 1.5 * most for low, _ in worst),
+                                 outside=all(high < 1.05 * least for _, high in worst)), model))  # fmt: skip
         for kind in KINDS[1:]:
             cells = [(n, own[kind, n]) for n in beyond if (kind, n) in own]
             if not cells:
@@ -166,6 +168,12 @@ def _ratio(
     value = float(np.exp(a.mean() - b.mean()))
     low, high = bootstrap([a, b], lambda x, y: np.exp(x.mean(-1) - y.mean(-1)), 0)
     return value, 0.0 if low is None else low, float("inf") if high is None else high
+
+
+def _bounds(row: Row) -> tuple[float, float]:
+    """The interval of a perplexity of the newest tokens; of one window it is everything."""
+    low, high = row["perplexity_newest_low"], row["perplexity_newest_high"]
+    return 0.0 if low is None else low, float("inf") if high is None else high
 
 
 def _told(low: float, high: float, form: str) -> str:
