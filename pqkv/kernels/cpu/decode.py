@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pqkv.kernels.cpu.byte_lookups.attend import VALUES, attend_bytes
+from pqkv.kernels.cpu.byte_lookups.prepare import heads_at_once
 from pqkv.kernels.cpu.coded import attend_coded
 from pqkv.kernels.cpu.exact import attend_exact_pages, merge
 from pqkv.kernels.cpu.held import NO_TURNS, Held, hold, recall
@@ -93,7 +94,8 @@ class Step:
             self.coded_query, *self.turning, *held.gains, *self.paging(), *keys, *values, *self.partial,
             *held.byte_tags,
         )  # fmt: skip
-        run_units(attend_bytes, self.units, self.page_work(), *given, tag(phases))
+        parts = held.group // heads_at_once(held.group)
+        run_units(attend_bytes, parts * self.units, parts * self.page_work(), *given, tag(phases))
 
     def without_pages(self) -> Step:
         """The same step with nothing but sinks and residual to merge."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from pqkv.cpu_path import cpu_path
 from pqkv.kernels.cpu.byte_lookups.attend import ByteSide
 from pqkv.kernels.cpu.byte_lookups.intrinsics import emitter_of, path_tag
-from pqkv.kernels.cpu.byte_lookups.prepare import byte_side, serves_bytes
+from pqkv.kernels.cpu.byte_lookups.prepare import byte_side, heads_at_once, serves_bytes
 from pqkv.kernels.cpu.exact_form import FORMS, host_form, orders
 from pqkv.kernels.cpu.exact_vectors import form_tags
 from pqkv.kernels.cpu.paging import Side
@@ -119,7 +119,7 @@ class Held:
         assert self.pages is not None
         name, gained = self.path.name, tag(int(self.pages.values.gains is not None))
         emitter = emitter_of(name, self.planes)
-        kinds = path_tag(name, self.planes), tag(emitter.lanes), tag(emitter.scaled), tag(self.group)
+        kinds = path_tag(name, self.planes), tag(emitter.lanes), tag(emitter.scaled), tag(heads_at_once(self.group))
         return emitter.largest_query, *kinds, gained, tag(emitter.query_bytes)
 
     @cached_property

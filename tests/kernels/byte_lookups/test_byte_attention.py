@@ -14,7 +14,7 @@ from pqkv.kernels import get_backend
 from pqkv.kernels.cpu import decode as decode_module
 from pqkv.kernels.cpu import held as held_module
 from pqkv.kernels.cpu.backend import attention
-from pqkv.kernels.cpu.byte_lookups.prepare import serves_bytes, with_rounded_centroids
+from pqkv.kernels.cpu.byte_lookups.prepare import heads_at_once, serves_bytes, with_rounded_centroids
 from pqkv.speed.check import BYTE_TOLERANCES
 
 pytestmark = pytest.mark.xdist_group("numba")
@@ -66,6 +66,20 @@ planes = pytest.mark.parametrize("planes", [2, 1])
 @pytest.mark.parametrize("served", [{}, {"turning": (0.0, *TURNING), "gains": True}], ids=["plain", "served"])
 def test_every_length(group, served):
     check(SPEC.but(group=group, **served))
+
+
+@pytest.mark.parametrize("group", [9, *later(12, 16, 32)])
+def test_larger_groups_are_served_in_parts(group):
+    """Of three, six and eight heads: each finds its own queries, turns and place in what comes out."""
+    spec = SPEC.but(group=group, turning=(0.0, *TURNING), gains=True, context=(0, 1, 65, 300), sinks=None)
+    check(spec.but(residual=(1, 2, 3, 4)), window=250)
+
+
+@pytest.mark.parametrize(
+    ("group", "together"), [(1, 1), (7, 7), (8, 8), (9, 3), (12, 6), (14, 7), (16, 8), (24, 8), (71, 1)]
+)
+def test_heads_that_share_a_look_up(group, together):
+    assert heads_at_once(group) == together
 
 
 @pytest.mark.parametrize("served", [{}, {"turning": (0.0, *TURNING), "gains": True}], ids=["plain", "served"])
@@ -203,3 +217,9 @@ def test_centroids_of_floats_are_rounded_where_asked():
 def test_what_byte_tables_do_not_serve_goes_by_floats(change):
     batch = build(SPEC.but(**change))
     assert not serves_bytes(batch.pages, 4, held_module.cpu_path())
+
+
+@pytest.mark.parametrize("group", [10, 11, 22, 71])
+def test_groups_that_fall_into_no_parts_worth_it_go_by_floats(group):
+    served = serves_bytes(build(SPEC).pages, group, held_module.cpu_path())
+    assert served == (group == 10)

@@ -46,7 +46,8 @@ def attend_bytes(
     out, top, total, largest_query, path, lanes, scaled, heads, gained, query_bytes, phases,
 ):  # fmt: skip
     """Partial attention of every stretch, as `coded.attend_coded` has it; `largest_query`, `lanes` and `scaled` are a
-    path's, and `query_bytes`, of a query's numbers.
+    path's, and `query_bytes`, of a query's numbers. A group of more query heads than the tag `heads` is long is served
+    in parts of as many, a unit of work each.
     It ends after as many `phases` as the tag is long (`SCORES`, `WEIGHTS`, `VALUES`)."""
     keys = ByteSide(key_pages, key_line, key_table, key_scales, key_channels, key_nbits, key_d_sub)
     values = ByteSide(value_pages, value_line, value_table, value_scales, value_channels, value_nbits, value_d_sub)
@@ -62,21 +63,25 @@ def _attend_units(taken, query, turning, gains, places, keys, values, found, tag
     context_len, lowest, table, Hkv, page_size, stretch_pages = places
     phasors, scale, middles, rows, slow = turning
     out, top, total = found
-    stretches, G = out.shape[2], out.shape[3]
+    stretches, G = out.shape[2], len(tags[4])
+    parts = out.shape[3] // G  # one after another on a stretch: its codes are in a cache then
     job = next_unit(taken)
-    while job < query.shape[0] * Hkv * stretches:
-        b, h, s = job // (Hkv * stretches), job // stretches % Hkv, job % stretches
+    while job < query.shape[0] * Hkv * stretches * parts:
+        part, unit = job % parts * G, job // parts
+        b, h, s = unit // (Hkv * stretches), unit // stretches % Hkv, unit % stretches
         first_page = max(s * stretch_pages, lowest[b] // page_size)
         first = first_page * page_size
         count = min((s + 1) * stretch_pages * page_size, context_len[b]) - first
-        own = out[b, h, s], top[b, h, s], total[b, h, s]
+        own = out[b, h, s, part : part + G], top[b, h, s, part : part + G], total[b, h, s, part : part + G]
         own[1][:] = -np.inf
         own[2][:] = 0.0
         if count > 0:
             pages = table[b, first_page : first_page + (count + page_size - 1) // page_size]
-            turns = phasors[b, h * G : (h + 1) * G], scale, middles, rows, slow
+            asking = h * out.shape[3] + part  # the first of the query heads
+            turns = phasors[b, asking : asking + G], scale, middles, rows, slow
             seen = count, lowest[b] - first, first // BLOCK
-            _attend(query[b], turns, gains, pages, seen, h, Hkv, page_size, keys, values, own, tags)
+            heads_of = query[b, asking : asking + G]
+            _attend(heads_of, turns, gains, pages, seen, h, Hkv, page_size, keys, values, own, tags)
         job = next_unit(taken)
 
 
@@ -96,9 +101,7 @@ def _attend(query, turning, gains, pages, seen, head, Hkv, page_size, keys, valu
     for i in range(groups * len(scaled)):
         places[i] = _place(keys, pages, min(i, blocks - 1), head, Hkv, page_size, D)
     own = head % keys.channels.shape[0]
-    integers, offsets, scales = _as_integers(
-        query, keys.scales[own], keys.channels[own], head, G, largest_query, query_bytes
-    )
+    integers, offsets, scales = _as_integers(query, keys.scales[own], keys.channels[own], G, largest_query, query_bytes)
     size = D * (1 << len(keys.nbits))
     for i in range(blocks):
         if i + _AHEAD < blocks:
@@ -141,7 +144,7 @@ def _query_room(shape, query_bytes):
 
 
 @register_jitable
-def _as_integers(query, scales, channels, head, G, largest_query, query_bytes):
+def _as_integers(query, scales, channels, G, largest_query, query_bytes):
     """Queries (G, D), signed and at most `largest_query`, in coded order with the centroids' scales in them, what
     unsigned components add to a sum, and what a product of integers stands for.
     """
@@ -152,7 +155,7 @@ def _as_integers(query, scales, channels, head, G, largest_query, query_bytes):
     for g in range(G):
         most = np.float32(0.0)
         for e in range(D):
-            scaled[e] = query[head * G + g, channels[e]] * scales[e]
+            scaled[e] = query[g, channels[e]] * scales[e]
             most = max(most, abs(scaled[e]))
         up = limit / most if most > _LEAST else np.float32(0.0)
         steps[g] = most / limit

@@ -16,7 +16,8 @@ from pqkv.kernels.types import PagedSide, PagedTokens
 from pqkv.packing import packed_size
 from pqkv.vector_code import tag
 
-_MOST_HEADS = 8  # of a group
+_MOST_HEADS = 8  # of a group that share a look-up
+_FEWEST_IN_PARTS = 3  # of a part of a larger group: with fewer heads to share them look-ups cost more than floats
 _WIDTHS_OF_SUBSPACES = (1, 2, 4, 8)
 
 
@@ -44,12 +45,20 @@ def shape_obstacle(shape: tuple[int, int], d_sub: int, page_size: int, group: in
     obstacles = (
         (not path.serves(nbits), f"path '{path.name}' has no byte tables for codes of {nbits} bits"),
         (page_size % BLOCK, f"pages of {page_size} tokens are no whole blocks of {BLOCK}"),
-        (group > _MOST_HEADS, f"{group} query heads share a KV head, and byte tables serve {_MOST_HEADS} at most"),
+        (
+            group > _MOST_HEADS and heads_at_once(group) < _FEWEST_IN_PARTS,
+            f"{group} query heads share a KV head, no multiple of {_FEWEST_IN_PARTS} to {_MOST_HEADS}",
+        ),
         (d_sub not in _WIDTHS_OF_SUBSPACES, f"subspaces of {d_sub} elements are none of 1, 2, 4 and 8"),
         (M * d_sub % 4, f"heads of {M * d_sub} elements are no multiple of 4"),
         (M * d_sub > most, f"heads of {M * d_sub} elements are more than the {most} whose sums fit 32 bits"),
     )
     return next((reason for applies, reason in obstacles if applies), None)
+
+
+def heads_at_once(group: int) -> int:
+    """Query heads of a group of so many that share a look-up: the most that divide it."""
+    return next(heads for heads in range(min(group, _MOST_HEADS), 0, -1) if group % heads == 0)
 
 
 def byte_side(side: PagedSide, page_size: int, channels: np.ndarray, *, keys: bool) -> ByteSide:
