@@ -10,12 +10,13 @@ from functools import cache
 from pqkv.errors import KernelError
 
 FORCED = "PQKV_CPU_PATH"
-PATHS = ("float", "portable", "avx2", "avx512")  # in a compiled function's type a path is its place here
-NEEDS = {
-    "avx2": ("avx2", "fma"),
-    "avx512": ("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni", "fma"),
+PATHS = ("float", "portable", "avx2", "vnni", "avx512")  # in a compiled function's type a path is its place here
+NEEDS = {  # LLVM's names, in each of the forms that a processor can have them in
+    "avx2": (("avx2", "fma"),),
+    "vnni": (("avx2", "fma", "avxvnni"), ("avx2", "fma", "avx512vnni", "avx512vl")),
+    "avx512": (("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni", "fma"),),
 }
-_WIDTHS = {"portable": (4, 6, 8), "avx2": (4, 6), "avx512": (4, 6, 8)}  # of codes, in bits
+_WIDTHS = {"portable": (4, 6, 8), "avx2": (4, 6), "vnni": (4, 6), "avx512": (4, 6, 8)}  # of codes, in bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +28,12 @@ class CpuPath:
     forced: bool = False
 
     def allowed(self, features: Mapping[str, bool]) -> dict[str, bool]:
-        """The features of a processor that pages of vectors may use: all of them, or where "portable" or "avx2" is
-        forced none that another processor of that name could lack.
+        """The features of a processor that pages of vectors may use: all of them, or where "portable", "avx2" or "vnni"
+        is forced none that another processor of that name could lack.
         """
-        if not self.forced or self.name not in ("portable", "avx2"):
+        if not self.forced or self.name not in ("portable", "avx2", "vnni"):
             return dict(features)
-        kept = self.name == "avx2"
+        kept = self.name != "portable"
         return {name: here and kept and not name.startswith("avx512") for name, here in features.items()}
 
     def serves(self, nbits: int) -> bool:
@@ -46,7 +47,7 @@ def choose_path(forced: str | None, features: Mapping[str, bool]) -> CpuPath:
     Raises `KernelError` for a name that is none, and for a path whose instructions the processor lacks: compiling for
     it would end the process.
     """
-    lacking = {name: [f for f in needs if not features.get(f)] for name, needs in NEEDS.items()}
+    lacking = {name: _lacking(forms, features) for name, forms in NEEDS.items()}
     if forced is not None:
         if forced not in PATHS:
             raise KernelError(f"{FORCED}={forced} names no path; known: {', '.join(PATHS)}")
@@ -58,9 +59,16 @@ def choose_path(forced: str | None, features: Mapping[str, bool]) -> CpuPath:
         return CpuPath(forced, f"{FORCED} is set", forced=True)
     if not lacking["avx512"]:
         return CpuPath("avx512", "the processor has VBMI and VNNI")
+    if not lacking["vnni"]:
+        return CpuPath("vnni", f"the processor has VNNI and no {', '.join(lacking['avx512'])}")
     if not lacking["avx2"]:
         return CpuPath("avx2", f"the processor has no {', '.join(lacking['avx512'])}")
     return CpuPath("float", f"the processor has no {', '.join(lacking['avx2'])}")
+
+
+def _lacking(forms: tuple[tuple[str, ...], ...], features: Mapping[str, bool]) -> list[str]:
+    """What a processor lacks of the form that it is nearest to."""
+    return min(([name for name in form if not features.get(name)] for form in forms), key=len)
 
 
 def _available(lacking: Mapping[str, list[str]]) -> list[str]:

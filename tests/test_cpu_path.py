@@ -9,7 +9,8 @@ import pytest
 from pqkv.cpu_path import NEEDS, PATHS, choose_path
 from pqkv.errors import KernelError
 
-ZEN4 = dict.fromkeys([*NEEDS["avx512"], "avx2"], True)
+ZEN4 = dict.fromkeys([*NEEDS["avx512"][0], "avx2"], True)
+ALDER_LAKE = dict.fromkeys(["avx2", "fma", "avxvnni"], True)
 
 
 def without(*names):
@@ -20,9 +21,12 @@ def without(*names):
     ("features", "name", "reason"),
     [
         (ZEN4, "avx512", "VBMI and VNNI"),
-        (without("avx512vbmi"), "avx2", "no avx512vbmi"),
+        (without("avx512vbmi"), "vnni", "VNNI and no avx512vbmi"),
+        (ALDER_LAKE, "vnni", "VNNI and no avx512f"),
         (without("avx512vnni"), "avx2", "no avx512vnni"),
-        (without(*NEEDS["avx512"][:-1]), "avx2", "no avx512f"),
+        (without("avx512vbmi", "avx512vl"), "avx2", "no avx512vl"),
+        ({**ALDER_LAKE, "fma": False}, "float", "no fma"),
+        (without(*NEEDS["avx512"][0][:-1]), "avx2", "no avx512f"),
         (without("avx2", "avx512f"), "float", "no avx2"),
         ({}, "float", "no avx2, fma"),
     ],
@@ -35,7 +39,8 @@ def test_the_best_path_a_processor_has(features, name, reason):
 
 def test_which_widths_a_path_serves():
     assert [nbits for nbits in range(1, 13) if choose_path(None, ZEN4).serves(nbits)] == [4, 6, 8]
-    assert [nbits for nbits in range(1, 13) if choose_path("avx2", ZEN4).serves(nbits)] == [4, 6]
+    for name in ("avx2", "vnni"):
+        assert [nbits for nbits in range(1, 13) if choose_path(name, ZEN4).serves(nbits)] == [4, 6]
     assert not any(choose_path("float", ZEN4).serves(nbits) for nbits in range(1, 13))
 
 
@@ -45,12 +50,19 @@ def test_a_path_may_be_forced(name):
 
 
 def test_a_path_the_processor_lacks_is_refused_by_what_is_missing():
-    with pytest.raises(KernelError, match="no avx512vbmi; it has float, portable, avx2"):
+    with pytest.raises(KernelError, match="no avx512vbmi; it has float, portable, avx2, vnni"):
         choose_path("avx512", without("avx512vbmi"))
 
 
+def test_what_is_missing_is_told_of_the_nearest_form():
+    with pytest.raises(KernelError, match="vnni cannot run: this processor has no avxvnni; it has"):
+        choose_path("vnni", without("avx512vnni", "avx512vl"))
+    with pytest.raises(KernelError, match="vnni cannot run: this processor has no avx2, avxvnni; it has"):
+        choose_path("vnni", {"fma": True})
+
+
 def test_an_unknown_path_is_refused_with_the_known_ones():
-    with pytest.raises(KernelError, match="known: float, portable, avx2, avx512"):
+    with pytest.raises(KernelError, match="known: float, portable, avx2, vnni, avx512"):
         choose_path("sse2", ZEN4)
 
 

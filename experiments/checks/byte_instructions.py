@@ -12,27 +12,29 @@ from collections.abc import Iterator
 import llvmlite.binding as llvm
 import pandas as pd
 
+from pqkv.cpu_path import CpuPath
 from pqkv.kernels.cpu.byte_lookups.assembly import instructions, key_loops, value_loops
-from pqkv.kernels.cpu.byte_lookups.avx2 import Avx2
-from pqkv.kernels.cpu.byte_lookups.avx512 import Avx512
 from pqkv.kernels.cpu.byte_lookups.instructions import Portable
-from pqkv.kernels.cpu.byte_lookups.one_plane import Avx2OnePlane, Avx512OnePlane
+from pqkv.kernels.cpu.byte_lookups.intrinsics import emitter_of
 from pqkv.kernels.cpu.byte_lookups.shapes import Shape
 
 HEADS = 4
 GEOMETRIES = ((8, 2), (8, 4), (6, 2), (4, 1), (4, 2))  # nbits, d_sub
-PROCESSORS = {Avx512: ("znver4", "sapphirerapids"), Avx2: ("znver3", "haswell")}
-FORMS = {2: {Avx512: Avx512, Avx2: Avx2}, 1: {Avx512: Avx512OnePlane, Avx2: Avx2OnePlane}}  # by planes
+PROCESSORS = {
+    "avx512": ("znver4", "sapphirerapids"),
+    "avx2": ("znver3", "haswell", "alderlake", "cascadelake"),  # the last two to compare
+    "vnni": ("alderlake", "cascadelake"),
+}
 
 
 def rows() -> Iterator[dict[str, object]]:
-    """A row a form, processor and geometry; AVX2 has no look-up among 256 entries."""
-    for planes, paths in FORMS.items():
+    """A row a form, processor and geometry, as far as a path serves it."""
+    for planes in (2, 1):
         for path, processors in PROCESSORS.items():
             for cpu in processors:
                 for nbits, d_sub in GEOMETRIES:
-                    if path is not Avx2 or nbits != 8:
-                        yield _row(planes, paths[path], cpu, Shape(nbits, d_sub, HEADS))
+                    if CpuPath(path, "asked for").serves(nbits):
+                        yield _row(planes, emitter_of(path, planes), cpu, Shape(nbits, d_sub, HEADS))
 
 
 def _row(planes: int, path: type[Portable], cpu: str, shape: Shape) -> dict[str, object]:

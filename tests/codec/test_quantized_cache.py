@@ -8,6 +8,9 @@ groups of tokens do not divide their number: the cases below are the ones where 
 keys by channel (axis -1) are KIVI's.
 """
 
+from importlib.util import find_spec
+from types import SimpleNamespace
+
 import pytest
 import torch
 from models import random_ids, tiny_model, untouched
@@ -18,6 +21,20 @@ from pqkv.codec.samples import Samples
 from pqkv.lm.step import cache_argument
 
 PREFILL, WINDOW = 64, 32
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_compiled(monkeypatch):
+    """quanto takes its integers apart in C++, which it would compile here first, for half a minute."""
+    if find_spec("optimum.quanto") is not None:
+        from optimum.quanto.library.extensions import get_extension
+
+        monkeypatch.setattr(get_extension("quanto_cpp"), "_lib", SimpleNamespace(unpack=unpacked))
+
+
+def unpacked(packed, bits):
+    """Integers of 2 or 4 bits from bytes, as quanto packs them: the lowest bits of all first."""
+    return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
 
 
 class Watched:

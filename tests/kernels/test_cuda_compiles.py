@@ -42,13 +42,14 @@ COMPILE = {
 many = [pytest.mark.slow, pytest.mark.ci]
 
 
-def in_turns(first, *axes):
-    """Every combination for every capability in `make test-slow`; CI takes each for one of them in turns, the first for
-    number `first`.
+def in_turns(first, *axes, turns=4):
+    """Every combination for every capability in `make test-slow`; CI takes one in so many, number `first` to begin
+    with, in which every value of every axis is.
     """
     return [
         pytest.param(
-            *(value for _, value in found), marks=many if sum(i for i, _ in found) % 2 == first else pytest.mark.slow
+            *(value for _, value in found),
+            marks=many if sum(i for i, _ in found) % turns == first else pytest.mark.slow,
         )
         for found in product(*map(enumerate, axes), enumerate(CAPABILITIES))
     ]
@@ -149,7 +150,7 @@ def test_coded_kernels_of_rows_with_a_bias_and_gains_are_sound(group, layouts):
     check(replace(coded(4, group, layouts), **BESIDE), (9, 0))
 
 
-@pytest.mark.parametrize(("group", "capability"), in_turns(1, GROUPS))
+@pytest.mark.parametrize(("group", "capability"), in_turns(1, GROUPS, turns=2))
 def test_plain_kernels_with_a_bias_and_gains_are_sound(group, capability):
     check(replace(plain(4, group, "row" if group == 2 else "transposed"), **BESIDE), capability)
 

@@ -191,6 +191,7 @@ SOFTWARE = {
     "avx2.pmadd.ub.sw": ([_B32, _B32], _W16, _maddubs),
     "avx2.pmadd.wd": ([_W16, _W16], _S8, _dot("sext", "sext", 2)),
     "avx512.vpdpwssd.512": ([_S16, _W32, _W32], _S16, _dot("sext", "sext", 2)),
+    "avx512.vpdpbusd.256": ([_S8, _B32, _B32], _S8, _dot("zext", "sext", 4)),
     "avx512.vpdpbusd.512": ([_S16, _B64, _B64], _S16, _dot("zext", "sext", 4)),
 }
 

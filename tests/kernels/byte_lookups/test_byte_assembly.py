@@ -5,8 +5,9 @@ import pytest
 from pqkv.kernels.cpu.byte_lookups.assembly import instructions, key_loops, value_loops
 from pqkv.kernels.cpu.byte_lookups.avx2 import Avx2
 from pqkv.kernels.cpu.byte_lookups.avx512 import Avx512
-from pqkv.kernels.cpu.byte_lookups.one_plane import Avx2OnePlane, Avx512OnePlane
+from pqkv.kernels.cpu.byte_lookups.one_plane import Avx2OnePlane, Avx512OnePlane, VnniOnePlane
 from pqkv.kernels.cpu.byte_lookups.shapes import Shape
+from pqkv.kernels.cpu.byte_lookups.vnni import Vnni
 
 WIDE, NARROW = ("znver4", "sapphirerapids"), ("znver3", "haswell")
 LOOK_UPS = {8: {"vpermi2b", "vpermt2b"}, 6: {"vpermb"}, 4: {"vpshufb"}}
@@ -45,7 +46,18 @@ def test_avx2(cpu, nbits, d_sub, keys, values):
     for loops in (own, theirs):
         assert count(loops, {"vpshufb"})
         assert count(loops, {"vpmaddwd"})
-        assert not any("zmm" in name for loop in loops for name in loop.names)
+
+
+@pytest.mark.parametrize(("nbits", "d_sub", "values"), [(6, 2, 200), (4, 1, 58), (4, 2, 116)])
+@pytest.mark.parametrize("cpu", ["alderlake", "cascadelake"])
+def test_dots_of_bytes_on_the_vectors_of_avx2(cpu, nbits, d_sub, values):
+    shape = Shape(nbits, d_sub, 4)
+    loops = value_loops(Vnni, shape, cpu)
+    assert instructions(loops, parts=False) <= values
+    assert instructions(loops, parts=False) < instructions(value_loops(Avx2, shape, cpu), parts=False)
+    assert count(loops, {"vpdpbusd"}) == 4 * 2 * d_sub * 4 * 2  # blocks, halves, components, heads, planes
+    one = instructions(value_loops(VnniOnePlane, shape, cpu), parts=False)
+    assert one < 0.8 * instructions(value_loops(Avx2OnePlane, shape, cpu), parts=False)
 
 
 @pytest.mark.parametrize(("nbits", "d_sub", "keys", "values"), [(8, 2, 33, 43), (4, 1, 20, 22)])

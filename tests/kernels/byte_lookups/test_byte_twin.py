@@ -17,16 +17,23 @@ from pqkv.cpu_path import NEEDS
 from pqkv.kernels.cpu.byte_lookups.assembly import key_module, value_module
 from pqkv.kernels.cpu.byte_lookups.avx2 import Avx2
 from pqkv.kernels.cpu.byte_lookups.avx512 import Avx512
-from pqkv.kernels.cpu.byte_lookups.one_plane import Avx2OnePlane, Avx512OnePlane, ByteWeights
+from pqkv.kernels.cpu.byte_lookups.one_plane import Avx2OnePlane, Avx512OnePlane, ByteWeights, VnniOnePlane
 from pqkv.kernels.cpu.byte_lookups.shapes import Shape
+from pqkv.kernels.cpu.byte_lookups.vnni import Vnni
 
-PATHS = {"avx2": Avx2, "avx512": Avx512, "avx2 8bit": Avx2OnePlane, "avx512 8bit": Avx512OnePlane}
+PATHS = {
+    "avx2": Avx2, "vnni": Vnni, "avx512": Avx512,
+    "avx2 8bit": Avx2OnePlane, "vnni 8bit": VnniOnePlane, "avx512 8bit": Avx512OnePlane,
+}  # fmt: skip
 # codes of every width, subspaces of every width, groups of 1 to 8
 SHAPES = [
     ("avx2", Shape(6, 2, 4), 16),
     ("avx2", Shape(4, 1, 3), 20),
     ("avx2", Shape(4, 4, 1), 24),
     ("avx2", Shape(6, 8, 2), 16),
+    ("vnni", Shape(6, 2, 4), 16),
+    ("vnni", Shape(4, 1, 3), 20),
+    ("vnni", Shape(4, 4, 2), 24),
     ("avx512", Shape(8, 2, 4), 16),
     ("avx512", Shape(6, 4, 2), 24),
     ("avx512", Shape(4, 1, 8), 20),
@@ -34,6 +41,8 @@ SHAPES = [
     ("avx2 8bit", Shape(6, 2, 4), 16),
     ("avx2 8bit", Shape(4, 1, 3), 20),
     ("avx2 8bit", Shape(4, 8, 1), 24),
+    ("vnni 8bit", Shape(6, 2, 4), 16),
+    ("vnni 8bit", Shape(4, 1, 3), 20),
     ("avx512 8bit", Shape(8, 2, 4), 16),
     ("avx512 8bit", Shape(6, 4, 3), 24),
     ("avx512 8bit", Shape(4, 1, 8), 20),
@@ -47,7 +56,7 @@ def built(make, path, *arguments):
     """As the path compiles it, and plain LLVM in its place."""
     cls = PATHS[path]
     there = get_host_cpu_features()
-    software = not all(there.get(feature) for feature in NEEDS[path.split()[0]])
+    software = not any(all(there.get(feature) for feature in form) for form in NEEDS[path.split()[0]])
     return Compiled(make(cls, *arguments), software=software), Compiled(make(portable_like(cls), *arguments))
 
 
@@ -112,7 +121,7 @@ def laid_out(path, integers):
     words = integers.astype(np.uint16)
     if path is Avx2:
         words = words.reshape(*words.shape[:-1], 2, 16, 2).swapaxes(-1, -2)
-    if path is Avx512:
+    if path in (Avx512, Vnni):
         return np.stack([(words >> 8).astype(np.uint8), words.astype(np.uint8)], -2).copy()
     return words.copy()
 

@@ -94,6 +94,7 @@ def instructions(loops: list[Loop], *, parts: bool) -> float:
 
 def _innermost(lines: list[str], work: int) -> list[Loop]:
     """Loops that hold vector instructions and no other loop."""
+    lines = [line.replace("{vex}", "") for line in lines]  # before an instruction that has another encoding too
     labels: dict[str, int] = {}
     spans: list[tuple[int, int]] = []
     for i, line in enumerate(lines):

@@ -17,10 +17,11 @@ from pqkv.kernels.cpu.byte_lookups.avx512 import Avx512
 from pqkv.kernels.cpu.byte_lookups.instructions import Portable, at
 from pqkv.kernels.cpu.byte_lookups.one_plane import ONE_PLANE
 from pqkv.kernels.cpu.byte_lookups.shapes import Shape
+from pqkv.kernels.cpu.byte_lookups.vnni import Vnni
 from pqkv.vector_code import I64, data, prefetch, tag
 
 TWO = 2  # planes
-EMITTERS: dict[str, type[Portable]] = {"portable": Portable, "avx2": Avx2, "avx512": Avx512}
+EMITTERS: dict[str, type[Portable]] = {"portable": Portable, "avx2": Avx2, "vnni": Vnni, "avx512": Avx512}
 
 
 def emitter_of(name: str, planes: int) -> type[Portable]:

@@ -8,8 +8,6 @@ weights have 7 bits, and queries stay words: as bytes they would have 6 bits and
 
 from __future__ import annotations
 
-import llvmlite.binding as llvm
-
 from pqkv.kernels.cpu.byte_lookups.avx2 import Avx2
 from pqkv.kernels.cpu.byte_lookups.avx512 import Avx512
 from pqkv.kernels.cpu.byte_lookups.instructions import (
@@ -26,9 +24,8 @@ from pqkv.kernels.cpu.byte_lookups.instructions import (
     same,
     vector_of,
 )
+from pqkv.kernels.cpu.byte_lookups.vnni import BytePlanes, Vnni
 from pqkv.vector_code import I16, I32
-
-_SINCE_21 = llvm.llvm_version_info[0] >= 21  # byte operands of vpdpbusd are bytes
 
 
 class ByteQueries(Portable):
@@ -113,23 +110,27 @@ class Avx2OnePlane(ByteWeights, Avx2):
         return [self.add_words(total, pairs, same(I16, 16, 1))]
 
 
-class Avx512OnePlane(OnePlane, Avx512):
+class ByteDots(OnePlane, BytePlanes):
     """`vpdpbusd` for keys and for values."""
 
     def key_operands(self, found: list[Value]) -> list[list[Value]]:
         return [_quads(self.builder, found)]
 
-    def _dot(self, total: Value, unsigned: Value, signed: Value) -> Value:
-        given = [unsigned, signed]
-        if not _SINCE_21:
-            given = [self.builder.bitcast(x, total.type) for x in given]
-        return called(self.builder, "llvm.x86.avx512.vpdpbusd.512", total.type, [total, *given])
-
     def add_keys(self, total: Value, components: Value, query: Value) -> Value:
-        return self._dot(total, components, query)
+        return self.dot_bytes(total, components, query)
 
     def add_values(self, sums: list[Value], components: list[Value], weights: list[Value]) -> list[Value]:
-        return [self._dot(sums[0], weights[0], components[0])]
+        return [self.dot_bytes(sums[0], weights[0], components[0])]
 
 
-ONE_PLANE: dict[str, type[Portable]] = {"portable": OnePlane, "avx2": Avx2OnePlane, "avx512": Avx512OnePlane}
+class VnniOnePlane(ByteDots, Vnni):
+    """On the vectors of AVX2."""
+
+
+class Avx512OnePlane(ByteDots, Avx512):
+    """On those of AVX-512."""
+
+
+ONE_PLANE: dict[str, type[Portable]] = {
+    "portable": OnePlane, "avx2": Avx2OnePlane, "vnni": VnniOnePlane, "avx512": Avx512OnePlane,
+}  # fmt: skip
