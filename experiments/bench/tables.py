@@ -113,7 +113,7 @@ def form_of(record: Record) -> str | None:
         return FORMS[2]
     path = c.get("cpu_path")
     own = "avx512" if record.env["simd"].startswith("avx512") else record.env["simd"]
-    return FORMS[1] if path is None else FORMS[0] if path == own else path
+    return FORMS[1] if path is None else FORMS[0] if path in (own, "vnni") else path
 
 
 def usual(record: Record) -> bool:

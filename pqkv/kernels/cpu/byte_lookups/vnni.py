@@ -41,23 +41,28 @@ class BytePlanes(Portable):
         return called(self.builder, name, total.type, [total, *given])
 
     def keep_weights(self, weights: Value, pointer: Value, offset: Value) -> None:
+        """The upper bytes of <64 x i16>, then the lower ones."""
         builder, start, kind = self.builder, at(self.builder, pointer, offset), vector_of(I8, BLOCK)
         high = builder.trunc(builder.lshr(weights, same(I16, BLOCK, 8)), kind)
         keep(builder, high, start, 0)
         keep(builder, builder.trunc(weights, kind), start, BLOCK)
 
     def weights(self, pointer: Value, offset: Value, part: int) -> list[Value]:
+        """Both planes of a part of a block."""
         start, kind = at(self.builder, pointer, offset), vector_of(I8, self.width)
         return [load(self.builder, start, plane * BLOCK + part * self.width, kind) for plane in range(2)]
 
     def components(self, found: Value) -> list[Value]:
+        """Looked-up bytes as they are."""
         return [found]
 
     def add_values(self, sums: list[Value], components: list[Value], weights: list[Value]) -> list[Value]:
+        """A sum a plane, and to it its products."""
         (found,) = components
         return [self.dot_bytes(total, plane, found) for total, plane in zip(sums, weights, strict=True)]
 
     def folded(self, sums: list[Value]) -> Value:
+        """The upper plane's sum counts 256 times."""
         high, low = sums
         return self.builder.add(self.builder.shl(high, same(I32, self.lanes, 8)), low)
 
