@@ -136,6 +136,30 @@ def test_instructions_of_the_log():
     )
 
 
+def test_instructions_of_vnni():
+    every = pd.read_csv(ROOT / "results/checks/byte_instructions.csv")
+    every = every.set_index(["path", "planes", "processor", "nbits", "d_sub"]).sort_index()
+    values, keys = every["values"], every["keys"]
+    text = " ".join(text_of("experiments/LOG.md").split())
+    (same,) = numbers(text, r"\(([\d.]+) instructions at 3 bits on Cascade Lake either way\)")
+    assert keys["avx2", 2, "cascadelake", 6, 2] == keys["vnni", 2, "cascadelake", 6, 2] == same
+    told = numbers(
+        text,
+        r"Values: ([\d.]+) in place of ([\d.]+) there and ([\d.]+) in place of ([\d.]+) on Alder Lake at 3 bits, "
+        r"([\d.]+) and ([\d.]+) in place of ([\d.]+) and ([\d.]+) with",
+    )
+    three = [values[path, 2, cpu, 6, 2] for cpu in ("cascadelake", "alderlake") for path in ("vnni", "avx2")]
+    two = [values[path, 2, cpu, 4, 2] for path in ("vnni", "avx2") for cpu in ("cascadelake", "alderlake")]
+    assert told == [*three, *two]
+    told = numbers(
+        text,
+        r"together ([\d.]+) in place of ([\d.]+) at 3 bits on Cascade Lake, ([\d.]+) in place of ([\d.]+) at 4 bits",
+    )
+    both = keys + values
+    cases = [("cascadelake", 6), ("alderlake", 4)]
+    assert told == [round(both[path, 1, cpu, nbits, 2], 1) for cpu, nbits in cases for path in ("vnni", "avx2")]
+
+
 def test_what_rounding_to_bytes_costs_a_model():
     said = numbers(
         text_of("experiments/bench/README.md"),
