@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,15 +89,17 @@ def test_its_kernels_are_those_that_a_step_launches(dry, monkeypatch):
     assert set(launched) == set(dry.kernels(config))
 
 
-def test_a_dry_run_fails_with_what_cannot_be_compiled_or_collected(dry, monkeypatch, capsys):
-    def refuse(kernel):
-        raise KernelError("ptxas is ill")
+def test_a_dry_run_fails_with_what_cannot_be_compiled_or_collected(dry, capsys):
+    def refuse(kernels):
+        made = {kernel: Future() for kernel in kernels}
+        for future in made.values():
+            future.set_exception(KernelError("ptxas is ill"))
+        return made
 
-    monkeypatch.setattr(dry, "assembled", refuse)
     step = SimpleNamespace(name="a", command=(sys.executable, "-m", "pqkv_cli", "bench", "--bits", "4"), minutes=1)
     tests = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/no_such_file.py")
     none = SimpleNamespace(name="b", command=tests, minutes=1)
-    assert dry.dry_run([step, none], FILE.parents[2]) == 1
+    assert dry.dry_run([step, none], FILE.parents[2], refuse) == 1
     printed = capsys.readouterr()
     assert "a: FAILED: ptxas is ill" in printed.out
     assert "b: FAILED" in printed.out

@@ -7,14 +7,18 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
 from math import log
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from pqkv.codec import code_geometry
 from pqkv.config import BenchConfig, CodeShape
+from pqkv.env import usable_cores
 from pqkv.kernels.cuda.backend import heads_of_block
 from pqkv.kernels.cuda.coded import CodedVariant, Codes, coded_variant
 from pqkv.kernels.cuda.compile import Report, compile_coded, compile_exact, compile_merge
@@ -137,10 +141,27 @@ def collected(command: Sequence[str], root: Path) -> int:
     return count
 
 
-def dry_run(steps: Iterable[Any], root: Path) -> int:
+def assembling(wanted: Iterable[Kernel]) -> dict[Kernel, Future[Report]]:
+    """`assembled` of each in processes of their own, as many as there are cores: compiling is what a dry run waits
+    for.
+    """
+    pool = ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn"))
+    made = {kernel: pool.submit(assembled, kernel) for kernel in wanted}
+    pool.shutdown(wait=False)
+    return made
+
+
+def dry_run(
+    steps: Iterable[Any], root: Path, assemble: Callable[[Iterable[Kernel]], dict[Kernel, Future[Report]]] = assembling
+) -> int:
     """Print a line a step; 1 where something cannot be collected or compiled."""
     seconds = Seconds(root / "results" / "gpu" / "bench")
-    reports: dict[Kernel, Report] = {}
+    steps, reports = list(steps), dict[Kernel, Report]()
+    every: dict[Kernel, None] = {}
+    for step in steps:
+        with suppress(Exception):  # what is wrong with a step is told in its turn
+            every |= dict.fromkeys(kernel for config in configs(step.command) for kernel in kernels(config))
+    made = assemble(every)
     failed: list[str] = []
     minutes = 0.0
     for step in steps:
@@ -150,7 +171,7 @@ def dry_run(steps: Iterable[Any], root: Path) -> int:
                 said = f"{collected(step.command[step.command.index(sys.executable) :], root)} tests"
             elif asked := configs(step.command):
                 wanted = list(dict.fromkeys(kernel for config in asked for kernel in kernels(config)))
-                reports |= {kernel: assembled(kernel) for kernel in wanted if kernel not in reports}
+                reports |= {kernel: made[kernel].result() for kernel in wanted}
                 listed = [cell for config in asked for cell in cells(config)]
                 times = [seconds.of(nbytes) for *_, nbytes in listed]
                 if all(times) and "bench" in step.command and "--breakdown" not in step.command:
