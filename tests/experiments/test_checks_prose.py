@@ -103,19 +103,23 @@ def test_what_sweeps_survive(checks):
     def rows(part):
         return checks[f"sweep_{part}", None, None]
 
-    (kills,), (shared,) = rows("kills"), rows("shared")
-    told = numbers(SWEEPS, r"Of (\d+) small cells under (\d+) SIGKILLs")
-    assert told == [kills["cells"], kills["kills"]]
-    assert kills["records"] == kills["outcomes"] == kills["cells"]
-    assert not any(
-        kills[name]
-        for name in (
-            "records_lost_or_written_over",
-            "records_unequal_to_undisturbed",
-            "failed",
-            "children_that_outlived",
+    (kills,), (on_ray,), (shared,) = rows("kills"), rows("kills_on_ray"), rows("shared")
+    told = numbers(SWEEPS, r"Of (\d+) small cells under (\d+) SIGKILLs at random instants \((\d+) met")
+    assert told == [kills["cells"], kills["kills"], kills["kills_at_work"]]
+    told = numbers(SWEEPS, r"with (\d+) of the drivers of a local Ray cluster that outlives them \((\d+)\)")
+    assert told == [on_ray["kills"], on_ray["kills_at_work"]]
+    for row in (kills, on_ray):
+        assert row["records"] == row["outcomes"] == row["cells"] == kills["cells"]
+        assert not any(
+            row[name]
+            for name in (
+                "records_lost_or_written_over",
+                "records_unequal_to_undisturbed",
+                "failed",
+                "children_that_outlived",
+                "locks_left",
+            )
         )
-    )
     each, cells = numbers(SWEEPS, r"on one folder each ran (\d+) of the (\d+) cells")
     assert shared["run_by_the_first"] == shared["run_by_the_second"] == each
     assert shared["cells"] == shared["attempts"] == shared["records"] == cells
@@ -126,10 +130,17 @@ def test_what_sweeps_survive(checks):
         assert row["cells"] == row["records"] == of
     plan = rows("plan")[0]
     told = numbers(
-        SWEEPS, r"a plan said ([\d.]+) of the time that (\d+) cells took, and ([\d.]+) to ([\d.]+) of the memory"
+        SWEEPS, r"A plan said ([\d.]+) of the time that (\d+) cells took, and ([\d.]+) to ([\d.]+) of the memory"
     )
     names = ("whole_time_ratio", "cells", "memory_ratio_least", "memory_ratio_most")
     assert told == [round(plan[name], 2) for name in names]
+    bench = rows("plan_bench")[0]
+    told = numbers(SWEEPS, r"of (\d+) cells of `bench` at .*?known ([\d.]+), and ([\d.]+) to ([\d.]+) of the memory")
+    names = ("cells", "whole_time_ratio", "memory_ratio_least", "memory_ratio_most")
+    assert told == [round(bench[name], 2) for name in names]
+    for row in (plan, bench):  # a factor of 2 and of 1.5
+        assert 0.5 <= row["whole_time_ratio"] <= 2
+        assert 1 / 1.5 <= row["memory_ratio_least"] <= row["memory_ratio_most"] <= 1.5
     planted, few, same = rows("compare")
     assert (same["low"], same["high"], same["exit_code"]) == (0, 0, 0)
     assert (planted["windows"], planted["exit_code"], few["windows"], few["exit_code"]) == (256, 1, 32, 0)
