@@ -118,6 +118,19 @@ def test_a_processor_with_avx512(tables):
     assert all(reached >= aim for reached, aim in zip(told[:4], told[4:], strict=True))
 
 
+def test_groups_in_parts(tables):
+    found = {}
+    for record in load_records(ROOT / "results/bench-bytes"):
+        heads = record.config["heads"] // record.config["kv_heads"]
+        if heads > 8:
+            found[heads, tables.form_of(record)] = took(record)
+    told = numbers(
+        " ".join(text_of("experiments/bench/README.md").split()),
+        r"two of eight take ([\d.]+) of the time of floats .*?nine in three of three (\d\.\d+)",
+    )
+    assert told == [round(found[heads, "bytes"] / found[heads, "floats"], 2) for heads in (16, 9)]
+
+
 def test_instructions_of_the_log():
     every = pd.read_csv(ROOT / "results/checks/byte_instructions.csv").set_index(["processor", "nbits", "d_sub"])
     table, one = every[every.planes == 2], every[every.planes == 1]
