@@ -149,6 +149,23 @@ def test_instructions_of_the_log():
     )
 
 
+def test_what_encoding_costs_a_step():
+    def share(folder, context):
+        (found,) = (
+            r.metrics
+            for r in load_records(ROOT / folder)
+            if (r.config["bits"], r.config["context"], r.config["batch"], r.config["backend"]) == (4, context, 1, "cpu")
+        )
+        return round(1e5 / found["encode_tokens_per_s"].value / found["latency_ms"].value, 1)
+
+    told = numbers(
+        " ".join(text_of("experiments/LOG.md").split()),
+        r"costs a step ([\d.]+)% of its time at 1,024 tokens with 4 bits and ([\d.]+)% at 32,768 .*?"
+        r"frames and gains ([\d.]+)% and ([\d.]+)%",
+    )
+    assert told == [share(f, n) for f in ("results/bench", "results/bench-recipe") for n in (1024, 32768)]
+
+
 def test_instructions_of_vnni():
     every = pd.read_csv(ROOT / "results/checks/byte_instructions.csv")
     every = every.set_index(["path", "planes", "processor", "nbits", "d_sub"]).sort_index()
