@@ -3,7 +3,7 @@
 EXAMPLES = {
     "train-codebooks": "pqkv train-codebooks --model smollm2 --bits 4 -o codebooks.safetensors",
     "eval": "pqkv eval --bits 4,2 --context 1024 --windows 4 -o results/mine",
-    "lm-eval": "pqkv lm-eval --model_args pretrained=reference,bits=4 --tasks pqkv_needle --batch_size 4",
+    "lm-eval": "pqkv lm-eval --model_args pretrained=smollm2,bits=4 --tasks pqkv_needle --batch_size 4",
     "generate": "pqkv generate --bits 4,2 --tokens 200 --prompt 'The history of the book'",
     "export": "pqkv export --bits 4 --prompt-file prompt.txt -o cache.safetensors",
     "lab": "pqkv lab experiments/quality-lab/smollm2.toml -o results/lab",

@@ -30,7 +30,7 @@ def lm_eval(
     mode=all-coded,coded_sinks=4, or --num_fewshot. The share of coded columns
     is told on the way and kept in the results (config, pqkv).
 
-    pqkv_needle plants a number at five depths; longer texts by --metadata
+    pqkv_needle plants a word at five depths; longer texts by --metadata
     characters=20000 needles=50.
 
     RULER: --tasks ruler --metadata max_seq_lengths=[4096,8192] tokenizer=ID

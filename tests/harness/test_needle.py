@@ -1,4 +1,4 @@
-"""`pqkv_needle`: a number by depth, found on codes and lost on codes that were dealt to the wrong tokens."""
+"""`pqkv_needle`: a fact by depth, found on codes and lost on codes that were dealt to the wrong tokens."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from pqkv.harness.model import PQKVLM
 from pqkv.harness.needle import documents
 from pqkv.harness.run import TASKS
 
-SIZE = {"characters": 900, "needles": 2}
+SIZE = {"characters": 900, "needles": 2, "fact": "number"}
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,19 @@ def test_depths_differ_in_where_the_fact_stands_and_in_nothing_else():
         assert a["prompt"].index(planted) < 0.15 * 900
         assert b["prompt"].index(planted) > 0.75 * 900
     assert len({row["answer"] for row in shallow}) == 2
+
+
+def test_a_word_is_planted_where_nothing_else_is_asked_for():
+    """And asked for in the words of the fact, which models that know no numbers by heart can go on with."""
+    for row in documents(0.5, characters=900, needles=3)["test"]:
+        *_, asked = row["prompt"].splitlines()
+        assert asked.startswith("The secret word of the ")
+        assert row["prompt"].count(f"\n{asked}{row['answer']}.\n") == 1
+
+
+def test_another_fact_is_refused():
+    with pytest.raises(ConfigError, match="a word or a number, not poem"):
+        documents(0.5, fact="poem")
 
 
 def test_a_text_that_is_too_short_is_refused(tmp_path):
