@@ -113,8 +113,8 @@ def test_the_command_runs_a_task_and_keeps_what_was_coded(four, tmp_path, capfd)
 
     with pytest.raises(SystemExit) as caught:
         main(
-            ["lm-eval", "--model_args", f"codebooks={four}", "--tasks", "pqkv_needle", "--metadata", "fact=number", "characters=900",
-             "needles=2", "--output_path", str(tmp_path), "--log_samples", "--control"]
+            ["lm-eval", "--model_args", f"codebooks={four}", "--tasks", "pqkv_needle", "--metadata", "fact=number",
+             "characters=900", "needles=2", "--output_path", str(tmp_path), "--log_samples", "--control"]
         )  # fmt: skip
     assert caught.value.code == 0
     out, err = capfd.readouterr()
