@@ -166,6 +166,23 @@ def test_what_encoding_costs_a_step():
     assert told == [share(f, n) for f in ("results/bench", "results/bench-recipe") for n in (1024, 32768)]
 
 
+def test_what_another_launch_would_save():
+    share = {
+        record.config["context"]: {
+            row["part"]: round(100 * row["share"]) for row in record.tables["breakdown"] if row["share"]
+        }
+        for record in load_records(ROOT / "results/bench-parts")
+    }
+    told = numbers(
+        " ".join(text_of("experiments/LOG.md").split()),
+        r"spends (\d+)% of its time at 1,024 tokens on its exact part and (\d+)% on the merge, "
+        r"(\d+)% and (\d+)% at 32,768 .*?"
+        r"below the (\d+)% of the merge. Arguments made in Python take (\d+)%, all parts together (\d+)% of the step",
+    )
+    assert told[:4] == [share[context][part] for context in (1024, 32768) for part in ("exact part", "merge")]
+    assert told[4:] == [share[1024][part] for part in ("merge", "arguments", "sum of parts")]
+
+
 def test_instructions_of_vnni():
     every = pd.read_csv(ROOT / "results/checks/byte_instructions.csv")
     every = every.set_index(["path", "planes", "processor", "nbits", "d_sub"]).sort_index()

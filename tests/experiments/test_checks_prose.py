@@ -99,6 +99,26 @@ def test_what_device_functions_cost():
     assert (sum(d > 0 for d in blocks), max(blocks)) == (10, 3)
 
 
+def test_needles_of_a_real_model(checks):
+    rows = {row["cache"]: row for row in checks["needles", "smollm2", None]}
+    (needles,) = (
+        r.config["needles"] for r in load_records(ROOT / "results/checks") if r.config.get("check") == "needles"
+    )
+
+    def answered(row):
+        return round(needles * sum(share for name, share in row.items() if name.startswith("depth_")))
+
+    depths = sum(name.startswith("depth_") for name in rows["exact"])
+    *told, share = numbers(
+        text_of("docs/how-to/lm-eval.md"),
+        r"\s(\d+) of (\d+) are answered on the exact cache, (\d+) on 4 bits, (\d+) on 2 bits, and (\d+) where "
+        r".*?with (\d+)% of",
+    )
+    every = [answered(rows[name]) for name in ("exact", "4 bits", "2 bits", "control")]
+    assert told == [every[0], depths * needles, *every[1:]]
+    assert share == round(100 * rows["4 bits"]["coded"])
+
+
 def test_what_sweeps_survive(checks):
     def rows(part):
         return checks[f"sweep_{part}", None, None]
