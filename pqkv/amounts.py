@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import inf, nan
 
 from pqkv.errors import ConfigError
 
@@ -27,11 +28,14 @@ def seconds_of(text: str, name: str) -> float:
 
 
 def share_of(text: str, name: str) -> float:
-    """`1%` or `0.01`; raises `ConfigError`, naming the setting, for anything else."""
+    """`1%` or `0.01`, 0 or more; raises `ConfigError`, naming the setting, for anything else."""
     try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError as error:
-        raise ConfigError(f"{name} takes 1% or 0.01, not '{text}'") from error
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = nan
+    if not 0 <= share < inf:
+        raise ConfigError(f"{name} takes 1% or 0.01, not '{text}'")
+    return share
 
 
 def bytes_text(count: float) -> str:

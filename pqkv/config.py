@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -516,9 +517,17 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def _first_problem(error: ValidationError, cls: type[BaseModel], source: str) -> str:
-    problem = error.errors()[0]
+    """The first of what is wrong in a line, and how much more is."""
+    problem, *others = error.errors()
+    more = f" (and {len(others)} more)" if others else ""
     key = ".".join(part for part in problem["loc"] if isinstance(part, str))
     if problem["type"] == "extra_forbidden":
-        return f"{source}: unknown key '{key}'; known keys: {', '.join(sorted(cls.model_fields))}"
+        near = get_close_matches(key, cls.model_fields, 1)
+        meant = f"did you mean '{near[0]}'? " if near else ""
+        return f"{source}: unknown key '{key}'; {meant}known keys: {', '.join(sorted(cls.model_fields))}{more}"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{source}: {key}: {message}" if key else f"{source}: {message}"
+    if problem["type"] == "missing":
+        message = "is required and not given"
+    elif problem["type"].endswith(("_type", "_parsing")):
+        message = f"{message}, not {problem['input']!r}"
+    return f"{source}: {key}: {message}{more}" if key else f"{source}: {message}{more}"

@@ -51,10 +51,11 @@ def choose_path(forced: str | None, features: Mapping[str, bool]) -> CpuPath:
     if forced is not None:
         if forced not in PATHS:
             raise KernelError(f"{FORCED}={forced} names no path; known: {', '.join(PATHS)}")
-        if missing := lacking.get(forced):
+        if lacking.get(forced):
+            missing = ", nor ".join(", ".join(_lacking((form,), features)) for form in NEEDS[forced])
             raise KernelError(
-                f"{FORCED}={forced} cannot run: this processor has no {', '.join(missing)}; "
-                f"it has {', '.join(_available(lacking))}"
+                f"{FORCED}={forced} cannot run: this processor has no {missing}; "
+                f"it has {', '.join(_available(lacking))}; unset {FORCED} to take the best of them"
             )
         return CpuPath(forced, f"{FORCED} is set", forced=True)
     if not lacking["avx512"]:

@@ -148,10 +148,14 @@ class RecordStore:
                 raise RecordError(_one_line(f"cannot remove the old failure {stale}: {_cause(error)}")) from error
         return path
 
-    def check_writable(self) -> None:
-        """Raise `RecordError` if the folder cannot take records: better before hours of cells than after the first."""
+    def check_folder(self) -> None:
+        """Raise `RecordError` if the folder is a file."""
         if self.folder.exists() and not self.folder.is_dir():
             raise RecordError(f"{self.folder} is a file; records need a folder of their own")
+
+    def check_writable(self) -> None:
+        """Raise `RecordError` if the folder cannot take records: better before hours of cells than after the first."""
+        self.check_folder()
         probe = self.folder / f".{secrets.token_hex(4)}.tmp"
         atomic_write(probe, b"")
         probe.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -94,7 +95,7 @@ def test_a_dry_run_fails_with_what_cannot_be_compiled_or_collected(dry, capsys):
         made = {kernel: Future() for kernel in kernels}
         for future in made.values():
             future.set_exception(KernelError("ptxas is ill"))
-        return made
+        return nullcontext(made)
 
     step = SimpleNamespace(name="a", command=(sys.executable, "-m", "pqkv_cli", "bench", "--bits", "4"), minutes=1)
     tests = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/no_such_file.py")

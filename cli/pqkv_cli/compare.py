@@ -38,7 +38,8 @@ def compare(
         str | None,
         typer.Option(
             "--fail-above",
-            help="Exit with 1 where a figure is worse by more than this with its whole interval, as 1%.",
+            help="Exit with 1 where a figure is worse by more than this with its whole interval, as 1%, or a cell of "
+            "before is not in after.",
             show_default=False,
         ),
     ] = None,
@@ -63,6 +64,11 @@ def compare(
         _print_rows(found, format)
     if limit is None:
         return
+    if found.only_first:
+        echo(
+            f"{len(found.only_first)} cells of {first} are not in {second}: {'; '.join(found.only_first[:3])}",
+            stderr=True,
+        )
     if untold := found.untold(limit):
         echo(_untold(untold, limit), stderr=True)
     if worse := found.worse(limit):
@@ -72,6 +78,7 @@ def compare(
             f"{one.value:+.2%}",
             stderr=True,
         )
+    if worse or found.only_first:
         raise typer.Exit(1)
 
 

@@ -92,7 +92,7 @@ def export(
         from pqkv.generation import prepare
         from pqkv.generation.export import export as write
 
-        session = prepare(wanted, text, bar.show)
+        session = prepare(wanted, text, bar.show, alone=True)
         bar.show("fill the cache", 0, 1)
         written = write(session, output)
     from pqkv_cli.table import print_pairs

@@ -20,10 +20,13 @@ def print_plan(
 ) -> None:
     """Cells with their digests, expected time and memory, and whether they are over; sums at the end."""
     from pqkv.env import environment, machine_name
+    from pqkv.record import RecordStore
     from pqkv.sweep.estimate import Estimator
     from pqkv.sweep.outcome import Outcomes
     from pqkv.sweep.past import read_past, usual_start
 
+    if output is not None:
+        RecordStore(output).check_folder()
     there = [folder for folder in [output] if folder is not None and folder.is_dir()]
     known = read_past([*there, *past], lambda: machine_name(environment()))
     estimator, start = Estimator(known), usual_start(known)

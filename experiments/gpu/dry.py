@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import pairwise
 from math import log
 from multiprocessing import get_context
@@ -29,6 +29,7 @@ from pqkv.speed.served_parts import SERVED_PARTS
 
 CAPABILITY = (9, 0)
 Kernel = CodedVariant | ExactVariant | MergeVariant
+Made = dict[Kernel, Future[Report]]
 _LISTS = {"lengths": int, "batch": int, "bits": float}
 _SWITCHES = {
     "--no-fallback": ("fallback", False),
@@ -141,18 +142,20 @@ def collected(command: Sequence[str], root: Path) -> int:
     return count
 
 
-def assembling(wanted: Iterable[Kernel]) -> dict[Kernel, Future[Report]]:
+@contextmanager
+def assembling(wanted: Iterable[Kernel]) -> Iterator[Made]:
     """`assembled` of each in processes of their own, as many as there are cores: compiling is what a dry run waits
-    for.
+    for. What has not begun when it is left is not made.
     """
     pool = ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn"))
-    made = {kernel: pool.submit(assembled, kernel) for kernel in wanted}
-    pool.shutdown(wait=False)
-    return made
+    try:
+        yield {kernel: pool.submit(assembled, kernel) for kernel in wanted}
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def dry_run(
-    steps: Iterable[Any], root: Path, assemble: Callable[[Iterable[Kernel]], dict[Kernel, Future[Report]]] = assembling
+    steps: Iterable[Any], root: Path, assemble: Callable[[Iterable[Kernel]], AbstractContextManager[Made]] = assembling
 ) -> int:
     """Print a line a step; 1 where something cannot be collected or compiled."""
     seconds = Seconds(root / "results" / "gpu" / "bench")
@@ -161,31 +164,31 @@ def dry_run(
     for step in steps:
         with suppress(Exception):  # what is wrong with a step is told in its turn
             every |= dict.fromkeys(kernel for config in configs(step.command) for kernel in kernels(config))
-    made = assemble(every)
     failed: list[str] = []
     minutes = 0.0
-    for step in steps:
-        said, takes = "", step.minutes
-        try:
-            if "pytest" in step.command:
-                said = f"{collected(step.command[step.command.index(sys.executable) :], root)} tests"
-            elif asked := configs(step.command):
-                wanted = list(dict.fromkeys(kernel for config in asked for kernel in kernels(config)))
-                reports |= {kernel: made[kernel].result() for kernel in wanted}
-                listed = [cell for config in asked for cell in cells(config)]
-                times = [seconds.of(nbytes) for *_, nbytes in listed]
-                if all(times) and "bench" in step.command and "--breakdown" not in step.command:
-                    takes = sum(filter(None, times)) / 60
-                said = (
-                    f"{len(listed)} cells, exact caches up to {max(cell[-1] for cell in listed) / 1e9:.1f} GB; "
-                    f"{len(wanted)} kernels for sm_{CAPABILITY[0]}{CAPABILITY[1]}, "
-                    f"{', '.join(str(reports[kernel].registers) for kernel in wanted)} registers"
-                )
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with a step, the others are looked at
-            failed.append(step.name)
-            said = f"FAILED: {error}"
-        minutes += takes
-        print(f"{step.name}: {said or 'a command of its own'}; at most {takes:.1f} min", flush=True)
+    with assemble(every) as made:
+        for step in steps:
+            said, takes = "", step.minutes
+            try:
+                if "pytest" in step.command:
+                    said = f"{collected(step.command[step.command.index(sys.executable) :], root)} tests"
+                elif asked := configs(step.command):
+                    wanted = list(dict.fromkeys(kernel for config in asked for kernel in kernels(config)))
+                    reports |= {kernel: made[kernel].result() for kernel in wanted}
+                    listed = [cell for config in asked for cell in cells(config)]
+                    times = [seconds.of(nbytes) for *_, nbytes in listed]
+                    if all(times) and "bench" in step.command and "--breakdown" not in step.command:
+                        takes = sum(filter(None, times)) / 60
+                    said = (
+                        f"{len(listed)} cells, exact caches up to {max(cell[-1] for cell in listed) / 1e9:.1f} GB; "
+                        f"{len(wanted)} kernels for sm_{CAPABILITY[0]}{CAPABILITY[1]}, "
+                        f"{', '.join(str(reports[kernel].registers) for kernel in wanted)} registers"
+                    )
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with a step, the others are looked at
+                failed.append(step.name)
+                said = f"FAILED: {error}"
+            minutes += takes
+            print(f"{step.name}: {said or 'a command of its own'}; at most {takes:.1f} min", flush=True)
     spilled = sum(report.spill_bytes > 0 for report in reports.values())
     print(f"{len(reports)} kernels compiled, {spilled} of them spill; {minutes:.0f} minutes at most in all")
     if failed:

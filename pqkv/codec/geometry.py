@@ -20,7 +20,9 @@ def code_geometry(shape: CodeShape, head_dim: int) -> tuple[int, int]:
         return shape.num_subspaces, shape.nbits
     bits = 4 if shape.bits is None else shape.bits
     if problem := unknown_bits(bits):
-        raise ConfigError(f"{problem}, or give --num-subspaces/--nbits")
+        raise ConfigError(
+            f"{problem}, or train codebooks of another (pqkv train-codebooks --num-subspaces M --nbits N)"
+        )
     d_sub, nbits = BIT_CHOICES[bits]
     if head_dim % d_sub:
         raise ConfigError(

@@ -15,8 +15,11 @@ from pqkv.lm.tokens import TokenForm, check_ids, token_form
 from pqkv.schedule import coded_len, first_coded
 
 
-def prompt_ids(lm: LanguageModel, config: GenerateConfig, prompt: str) -> tuple[Tensor, TokenForm]:
-    """`prompt` as ids (1, T) on the model's device, in its chat template if `config` says so, and how they were made.
+def prompt_ids(
+    lm: LanguageModel, config: GenerateConfig, prompt: str, *, alone: bool = False
+) -> tuple[Tensor, TokenForm]:
+    """`prompt` as ids (1, T) on the model's device, in its chat template if `config` says so, and how they were made;
+    `alone` says that nothing is written after it.
 
     Raises `ConfigError` for an empty prompt, and for one that with the new tokens is beyond the model's positions or
     too short for anything to be coded; `DataError` for ids that the model has no embedding for.
@@ -27,7 +30,7 @@ def prompt_ids(lm: LanguageModel, config: GenerateConfig, prompt: str) -> tuple[
         raise ConfigError("the prompt is empty; give some text with --prompt, --prompt-file or on standard input")
     ids = [*form.opening, *text, *(form.chat.between if form.chat else ())]
     check_ids(lm, np.array(ids), "the prompt")
-    _check_length(lm, config, len(ids))
+    _check_length(lm, config, len(ids), alone)
     return torch.tensor([ids], device=lm.device), form
 
 
@@ -39,7 +42,7 @@ def end_tokens(lm: LanguageModel) -> frozenset[int]:
     return frozenset(own if isinstance(own, list) else [] if own is None else [own])
 
 
-def _check_length(lm: LanguageModel, config: GenerateConfig, length: int) -> None:
+def _check_length(lm: LanguageModel, config: GenerateConfig, length: int, alone: bool) -> None:
     total, limit = length + config.tokens, position_limit(lm.model.config)
     if total > limit:
         raise ConfigError(
@@ -50,8 +53,10 @@ def _check_length(lm: LanguageModel, config: GenerateConfig, length: int) -> Non
     cache = {"residual": config.residual, "sink_tokens": config.sink_tokens}
     # the last token is chosen by a step that finds all but the newest two cached
     if config.codes_anything and not coded_len(total - 2, page_size=config.page_size, **cache):
+        least = first_coded(**cache) + 2
+        remedy = f"give a prompt of {least - 1} tokens" if alone else f"raise --tokens to {least - length}"
         raise ConfigError(
             f"a prompt of {length} tokens and {config.tokens} more leave nothing coded: the first "
-            f"{config.sink_tokens} and the newest {config.residual} stay exact; raise --tokens to "
-            f"{first_coded(**cache) + 2 - length}, or lower --residual and --page-size"
+            f"{config.sink_tokens} and the newest {config.residual} stay exact; "
+            f"{remedy}, or lower --residual and --page-size"
         )

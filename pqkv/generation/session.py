@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from pqkv.cell import run_cell
+from pqkv.codec.geometry import unknown_bits
 from pqkv.config import CacheConfig, GenerateConfig
+from pqkv.cpu_path import cpu_path
 from pqkv.env import environment, git_state
 from pqkv.errors import ConfigError
 from pqkv.generation.decode import write
@@ -152,14 +154,17 @@ class Session:
         }
 
 
-def prepare(config: GenerateConfig, prompt: str, progress: Progress | None = None) -> Session:
-    """Load the model, turn `prompt` into ids, load or train what codes. Raises `PqkvError` for whatever is wrong with
-    them, before anything is written.
+def prepare(config: GenerateConfig, prompt: str, progress: Progress | None = None, *, alone: bool = False) -> Session:
+    """Load the model, turn `prompt` into ids, load or train what codes; `alone` as `prompt_ids` has it. Raises
+    `PqkvError` for whatever is wrong with them, before anything is written.
     """
     tell = progress or (lambda stage, done, total: None)
     wanted = config.evaluation()
     named = named_codings(wanted)  # a bad file is told before a model is loaded
     check_backend(config.backend)
+    cpu_path()  # where PQKV_CPU_PATH names one that this processor lacks
+    if problem := unknown_bits(*filter(None, () if config.codebooks or config.codec else config.bits)):
+        raise ConfigError(problem)
     if fault_of(config.backend) is not None:
         raise ConfigError(f"backend '{config.backend}' is a fault to measure; see what it does with pqkv eval")
     tell("load model", 0, 1)
@@ -170,7 +175,7 @@ def prepare(config: GenerateConfig, prompt: str, progress: Progress | None = Non
         if coding.header is not None:
             check_codebooks(coding.header, lm, Path(path).name)
     attach(lm.model)
-    ids, form = prompt_ids(lm, config, prompt)
+    ids, form = prompt_ids(lm, config, prompt, alone=alone)
     found = named or (codec_codings if config.codec else default_codings)(wanted, lm, tell)
     return Session(config, prompt, lm, ids, form, _named(config, found))
 

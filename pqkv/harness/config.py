@@ -7,6 +7,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pqkv.config import CacheConfig, Dtype, EvalConfig, Layout, Recipe, Rope, Scope, Settings, check_rope_factor
+from pqkv.errors import ConfigError
+
+OF_THE_HARNESS = ("add_bos_token", "max_length", "prefix_token_id")  # what it takes of model arguments itself
 
 
 class HarnessConfig(Settings):
@@ -51,7 +54,11 @@ class HarnessConfig(Settings):
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> Self:
         """Model arguments as lm-eval parsed them. Raises `ConfigError` that says what is wrong and what is known."""
-        return cls.parse({k.replace("-", "_"): v for k, v in arguments.items()}, source="model arguments")
+        given = {k.replace("-", "_"): v for k, v in arguments.items()}
+        if unknown := sorted(set(given) - set(cls.model_fields)):
+            known = ", ".join(sorted({*cls.model_fields, *OF_THE_HARNESS}))
+            raise ConfigError(f"model arguments: unknown key '{unknown[0]}'; known keys: {known}")
+        return cls.parse(given, source="model arguments")
 
     @property
     def exact(self) -> bool:

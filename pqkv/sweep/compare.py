@@ -64,14 +64,18 @@ class Comparison:
 def compare(first: Path, second: Path, *, metrics: Sequence[str] = COMPARED, ignore: Iterable[str] = ()) -> Comparison:
     """Match the cells of two folders by their settings and set their figures beside each other.
 
-    Settings that are one value throughout a folder and another throughout the second are what is compared, and tell no
-    cells apart; nor do those of `ignore`, and what follows from others (codebooks' digests, the machine). Intervals are
-    at 95% for all of them together (Bonferroni). Raises `RecordError` where no cell is in both, or where settings that
-    are ignored leave several cells with one name; those that differ in their seed alone are runs of one cell.
+    Settings that are one value throughout a folder and another throughout the second are what is compared, and tell
+    no cells apart; nor do those of `ignore`, and what follows from others (codebooks' digests, the machine).
+    Intervals are at 95% for all of them together (Bonferroni). Raises `RecordError` where no cell is in both, or
+    where settings that are ignored leave several cells with one name or are in no record; those that differ in
+    their seed alone are runs of one cell.
     """
     for metric in metrics:
         metric_info(metric)
     sides = [_ran(first), _ran(second)]
+    known = {key for side in sides for record in side for key in record.config}
+    if unknown := sorted(set(ignore) - known):
+        raise RecordError(f"--ignore: no record has a setting '{unknown[0]}'; known: {', '.join(sorted(known))}")
     left_out = FOLLOWS | set(ignore)
     settings = {key: values for key, values in _constants(sides).items() if key not in left_out}
     left_out |= set(settings)

@@ -46,11 +46,16 @@ class Merged:
 def merge(folders: Sequence[Path], into: Path) -> Merged:
     """Put the records, outcomes and logs of `folders` and their sub-folders into `into`, whose own stay as they are.
     Records of one configuration with other figures are left out and returned. Raises `RecordError` for a damaged
-    record, before anything is written.
+    record and `ConfigError` for a folder that has none or is named twice, before anything is written.
     """
+    names: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"no folder of records at {folder}")
+        if not any(folder.rglob("*.json")):
+            raise ConfigError(f"no records in {folder}; is it the folder that a shard wrote to?")
+        if (other := names.setdefault(folder.resolve(), folder)) is not folder:
+            raise ConfigError(f"{folder} and {other} are one folder; name each once")
     sources = [*([into] if into.is_dir() else []), *folders]
     done, missing = Merged(), set()
     for name, found in sorted(_by_name(sources).items()):

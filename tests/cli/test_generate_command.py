@@ -10,6 +10,7 @@ import pytest
 from pqkv_cli.main import main
 
 from pqkv.cache.plain import load_export
+from pqkv.cpu_path import cpu_path
 
 PROMPT = "def wrap(text, width):"
 SMALL = ("--page-size", "8", "--residual", "16")
@@ -140,4 +141,25 @@ def test_export_writes_the_cache_of_a_prompt(capsys, asked, tmp_path):
     assert in_pages == 8 * int(plain.tensors["kv_indptr"][1]) > 0
     line = refused(capsys, *words[:-1], tmp_path)
     assert "cannot write" in line
-    assert "leave nothing coded" in refused(capsys, *words[:-4], "--prompt", "a", *words[-2:])
+    line = refused(capsys, *words[:-4], "--prompt", "a", *words[-2:])
+    assert "leave nothing coded" in line
+    assert "give a prompt of " in line
+    assert "--tokens" not in line
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "cause"),
+    [
+        (["--prompt", ""], None, "the prompt is empty"),
+        (["--prompt", "a", "--bits", "5"], None, "no default geometry for 5 bits; pick 6, 4"),
+        (["--prompt", "a"], "sse2", "PQKV_CPU_PATH=sse2 names no path"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_one_is_loaded(capsys, monkeypatch, words, path, cause):
+    if path is not None:
+        monkeypatch.setenv("PQKV_CPU_PATH", path)
+    cpu_path.cache_clear()
+    try:
+        assert cause in refused(capsys, "generate", "--model", "no-such-folder/no-such-model", *words)
+    finally:
+        cpu_path.cache_clear()

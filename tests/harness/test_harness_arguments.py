@@ -16,7 +16,7 @@ from pqkv.harness.run import TASKS, register, run
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"bit": 4}, "unknown key 'bit'; known keys: .*bits"),
+        ({"bit": 4}, "unknown key 'bit'; known keys: .*bits.*max_length"),
         ({"bits": 4, "codebooks": "x"}, "one of codebooks, bits and codec"),
         ({"coded_sinks": 4}, "mode=all-coded"),
         ({"bits": 0, "control": True}, "no control"),

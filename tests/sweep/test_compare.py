@@ -188,7 +188,22 @@ def test_the_command_ends_with_1_where_a_figure_is_surely_worse(tmp_path, capsys
     assert (code, [row["metric"] for row in json.loads(out)]) == (0, ["kld_mean"])
     code, _, err = run(a, b, "--fail-above", "some")
     assert (code, err) == (2, "error: --fail-above takes 1% or 0.01, not 'some'\n")
+    assert run(a, b, "--fail-above", "-1%")[0] == 2
+    code, _, err = run(a, b, "--ignore", "sed")
+    assert code == 2
+    assert "no record has a setting 'sed'; known: " in err
     assert run(a, tmp_path / "none")[0] == 2
+
+
+def test_cells_that_are_gone_fail_where_a_limit_is_given(tmp_path, capsys):
+    """A gate that is green because nothing was measured is none; cells that came are no fault."""
+    whole, part = (eval_record(WINDOWS), eval_record(WINDOWS, bits=2)), (eval_record(WINDOWS),)
+    a, b = folder_of(tmp_path / "a", *whole), folder_of(tmp_path / "b", *part)
+    for words, code in (([a, b, "--fail-above", "1%"], 1), ([b, a, "--fail-above", "1%"], 0), ([a, b], 0)):
+        with pytest.raises(SystemExit) as stop:
+            main(["compare", *map(str, words)])
+        assert stop.value.code == code
+        assert (f"1 cells of {a} are not in {b}: 2 bits" in capsys.readouterr().err) == (code == 1)
 
 
 def test_a_limit_that_windows_cannot_tell_is_said(tmp_path, capsys):

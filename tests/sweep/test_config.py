@@ -101,8 +101,10 @@ def test_each_command_has_its_own_settings():
     "text, said",
     [
         ("command = 'train'", "command: Input should be 'eval', 'lab', 'bench' or 'end-to-end'"),
-        ("command = 'eval'\nproducts = {}", "unknown key 'products'"),
-        ("command = 'eval'\n[fixed]\nbitz = 4", "unknown key 'bitz'; known keys: allow_contaminated"),
+        ("command = 'eval'\nproducts = {}", "unknown key 'products'; did you mean 'product'?"),
+        ("", "command: is required and not given"),
+        ("command = 'eval'\n[limits]\ntime = 600", "limits.time: Input should be a valid string, not 600"),
+        ("command = 'eval'\n[fixed]\nbitz = 4", "unknown key 'bitz'; did you mean 'bits'? known keys: allow_c"),
         ("command = 'eval'\n[product]\nbits = 4", "bits takes a list of what it varies over"),
         ("command = 'eval'\n[product]\nbits = []", "bits varies over nothing"),
         ("command = 'eval'\n[zip]\nbits = [4, 2]\ncontext = [256]", "bits has 2, context has 1 values"),

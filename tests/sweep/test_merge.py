@@ -98,8 +98,19 @@ def test_a_damaged_record_stops_a_merge_before_it_writes(tmp_path):
     with pytest.raises(RecordError, match="does not match its checksum"):
         merge([a, b], tmp_path / "c")
     assert not (tmp_path / "c").exists()
-    with pytest.raises(ConfigError, match="no folder of records"):
-        merge([tmp_path / "none"], tmp_path / "c")
+
+
+def test_a_folder_that_brings_nothing_is_refused(tmp_path):
+    a = folder_of(tmp_path / "a", eval_record([0.1, 0.2]))
+    (tmp_path / "empty").mkdir()
+    for folders, said in (
+        ([a, tmp_path / "none"], "no folder of records"), ([a, tmp_path / "empty"], "no records in .*empty"),
+        ([a, tmp_path / "b" / ".." / "a"], "are one folder"),
+    ):  # fmt: skip
+        (tmp_path / "b").mkdir(exist_ok=True)
+        with pytest.raises(ConfigError, match=said):
+            merge(folders, tmp_path / "c")
+        assert not (tmp_path / "c").exists()
 
 
 def test_the_command_shows_conflicts_and_ends_with_2(tmp_path, capsys):

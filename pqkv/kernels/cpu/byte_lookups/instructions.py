@@ -2,7 +2,7 @@
 
 Sixty-four tokens are a block. Their codes of one subspace are vectors of bytes, `width` tokens each. A *look-up* brings
 one component of each code's centroid, a byte; *products* of components with a query (keys) or with weights (values) are
-summed in int32, and no sum can overflow (`pqkv.kernels.cpu.byte_lookups.limits`). So every path gives the same
+summed in int32, and no sum can overflow (`pqkv.kernels.cpu.byte_lookups.shapes`). So every path gives the same
 integers, whatever the order, and what is done in floats afterwards has one order for all: `Portable` runs everywhere
 and says what the others must give. `builder` is llvmlite's; of Numba it takes helpers for that.
 """
