@@ -10,6 +10,7 @@ import json
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any, Literal, Self
 
 from pydantic import (
@@ -529,5 +530,5 @@ def _first_problem(error: ValidationError, cls: type[BaseModel], source: str) ->
     if problem["type"] == "missing":
         message = "is required and not given"
     elif problem["type"].endswith(("_type", "_parsing")):
-        message = f"{message}, not {problem['input']!r}"
+        message = f"{message}, not {shortened(problem['input'])}"
     return f"{source}: {key}: {message}{more}" if key else f"{source}: {message}{more}"
