@@ -158,16 +158,15 @@ def bench(
 
     def cells(store: RecordStore | None, bar: ProgressBar) -> Iterator[Record]:
         if wanted.breakdown:
-            from pqkv.speed.breakdown import breakdown
+            from pqkv.speed.breakdown import breakdown as measured
+        elif whole_model:
+            from pqkv.speed.end_to_end import end_to_end as measured
+        else:
+            from pqkv.speed.bench import bench as measured
+        from pqkv_cli.first_compilation import first_compilation
 
-            return breakdown(wanted, store, force=force, report=bar.show)
-        if whole_model:
-            from pqkv.speed.end_to_end import end_to_end
-
-            return end_to_end(wanted, store, force=force, report=bar.show)
-        from pqkv.speed.bench import bench
-
-        return bench(wanted, store, force=force, report=bar.show)
+        with first_compilation(bar.say):
+            yield from measured(wanted, store, force=force, report=bar.show)
 
     records = gather(cells, output)
     table = breakdown_table if wanted.breakdown else end_to_end_table if whole_model else _table
