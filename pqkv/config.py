@@ -68,12 +68,14 @@ class Settings(BaseModel):
         return digest_of(self.model_dump(mode="json"))
 
     @classmethod
-    def parse(cls, values: dict[str, Any], *, source: str = "configuration") -> Self:
-        """Validate `values`; raise `ConfigError` naming the first key that is wrong and why."""
+    def parse(cls, values: dict[str, Any], *, source: str = "configuration", also: tuple[str, ...] = ()) -> Self:
+        """Validate `values`; raise `ConfigError` naming the first key that is wrong and why. `also` are keys that users
+        may give and somebody else takes.
+        """
         try:
             return cls(**values)
         except ValidationError as error:
-            raise ConfigError(_first_problem(error, cls, source)) from error
+            raise ConfigError(_first_problem(error, [*cls.model_fields, *also], source)) from error
 
 
 class CodeShape(Settings):
@@ -517,15 +519,15 @@ def read_config_file(path: Path) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
-def _first_problem(error: ValidationError, cls: type[BaseModel], source: str) -> str:
+def _first_problem(error: ValidationError, known: list[str], source: str) -> str:
     """The first of what is wrong in a line, and how much more is."""
     problem, *others = error.errors()
     more = f" (and {len(others)} more)" if others else ""
     key = ".".join(part for part in problem["loc"] if isinstance(part, str))
     if problem["type"] == "extra_forbidden":
-        near = get_close_matches(key, cls.model_fields, 1)
+        near = get_close_matches(key, known, 1)
         meant = f"did you mean '{near[0]}'? " if near else ""
-        return f"{source}: unknown key '{key}'; {meant}known keys: {', '.join(sorted(cls.model_fields))}{more}"
+        return f"{source}: unknown key '{key}'; {meant}known keys: {', '.join(sorted(known))}{more}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
         message = "is required and not given"

@@ -29,6 +29,8 @@ def merge(
     from pqkv.sweep.merge import merge as join
 
     done = join(folders, output)
+    for folder in done.empty:
+        echo(f"no records in {folder}: a shard without cells, or another folder was meant", stderr=True)
     if done.conflicts:
         _print_conflicts(done.conflicts)
     echo(

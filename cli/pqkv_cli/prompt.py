@@ -7,16 +7,7 @@ from pathlib import Path
 
 
 def read_prompt(text: str | None, file: Path | None) -> str:
-    """The prompt from where it was given, without the line end that files and pipes close with; never an empty one."""
-    from pqkv.errors import ConfigError
-
-    found = _read(text, file)
-    if not found:
-        raise ConfigError("the prompt is empty; give some text with --prompt, --prompt-file or on standard input")
-    return found
-
-
-def _read(text: str | None, file: Path | None) -> str:
+    """The prompt from where it was given, without the line end that files and pipes close with."""
     from pqkv.errors import ConfigError
 
     if text is not None and file is not None:

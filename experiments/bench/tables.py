@@ -104,7 +104,7 @@ FORMS = "bytes", "floats", "one byte"
 
 def form_of(record: Record) -> str | None:
     """How codes with centroids of bytes are looked up; None of other records. Another path than the processor's own is
-    another form too.
+    another form too; "vnni" counts as its own, as a record does not say whether it has VBMI.
     """
     c = record.config
     if not c["bits"] or c.get("served") != ["int8"]:

@@ -26,12 +26,17 @@ def prompt_ids(
     """
     form = token_form(lm, config.bos, parse_special=config.parse_special, chat=config.chat)
     text = lm.encode(prompt, parse_special=form.parse_special)
-    if not text:
-        raise ConfigError("the prompt is empty; give some text with --prompt, --prompt-file or on standard input")
+    check_given(text)
     ids = [*form.opening, *text, *(form.chat.between if form.chat else ())]
     check_ids(lm, np.array(ids), "the prompt")
     _check_length(lm, config, len(ids), alone)
     return torch.tensor([ids], device=lm.device), form
+
+
+def check_given(prompt: str | list[int]) -> None:
+    """Raise `ConfigError` for a prompt of no characters, or of no tokens."""
+    if not prompt:
+        raise ConfigError("the prompt is empty; give some text with --prompt, --prompt-file or on standard input")
 
 
 def end_tokens(lm: LanguageModel) -> frozenset[int]:

@@ -21,7 +21,7 @@ from pqkv.cpu_path import cpu_path
 from pqkv.env import environment, git_state
 from pqkv.errors import ConfigError
 from pqkv.generation.decode import write
-from pqkv.generation.prompt import end_tokens, prompt_ids
+from pqkv.generation.prompt import check_given, end_tokens, prompt_ids
 from pqkv.generation.stream import TextStream
 from pqkv.kernels import check_backend
 from pqkv.kernels.faults import fault_of
@@ -159,8 +159,9 @@ def prepare(config: GenerateConfig, prompt: str, progress: Progress | None = Non
     `PqkvError` for whatever is wrong with them, before anything is written.
     """
     tell = progress or (lambda stage, done, total: None)
+    check_given(prompt)  # what needs no model is told before one is loaded
     wanted = config.evaluation()
-    named = named_codings(wanted)  # a bad file is told before a model is loaded
+    named = named_codings(wanted)
     check_backend(config.backend)
     cpu_path()  # where PQKV_CPU_PATH names one that this processor lacks
     if problem := unknown_bits(*filter(None, () if config.codebooks or config.codec else config.bits)):

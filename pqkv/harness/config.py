@@ -7,9 +7,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pqkv.config import CacheConfig, Dtype, EvalConfig, Layout, Recipe, Rope, Scope, Settings, check_rope_factor
-from pqkv.errors import ConfigError
 
-OF_THE_HARNESS = ("add_bos_token", "max_length", "prefix_token_id")  # what it takes of model arguments itself
+OF_THE_HARNESS = (  # what `PQKVLM` takes of model arguments for the harness's own model
+    "add_bos_token", "chat_template_args", "enable_thinking", "max_length", "prefix_token_id", "think_end_token",
+)  # fmt: skip
 
 
 class HarnessConfig(Settings):
@@ -55,10 +56,7 @@ class HarnessConfig(Settings):
     def of(cls, arguments: dict[str, Any]) -> Self:
         """Model arguments as lm-eval parsed them. Raises `ConfigError` that says what is wrong and what is known."""
         given = {k.replace("-", "_"): v for k, v in arguments.items()}
-        if unknown := sorted(set(given) - set(cls.model_fields)):
-            known = ", ".join(sorted({*cls.model_fields, *OF_THE_HARNESS}))
-            raise ConfigError(f"model arguments: unknown key '{unknown[0]}'; known keys: {known}")
-        return cls.parse(given, source="model arguments")
+        return cls.parse(given, source="model arguments", also=OF_THE_HARNESS)
 
     @property
     def exact(self) -> bool:

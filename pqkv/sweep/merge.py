@@ -32,7 +32,7 @@ class Conflict:
 class Merged:
     """What a merge did: records `written` and `there` before; those measured `twice` with the same figures, of which
     one stays, the first measured unless one was there; failures `outdone` by a success or a later failure; `outcomes`
-    of cells; `conflicts`, which are left out.
+    of cells; `conflicts`, which are left out; folders that were `empty`, as those of shards without cells are.
     """
 
     written: int = 0
@@ -41,23 +41,25 @@ class Merged:
     outdone: int = 0
     outcomes: int = 0
     conflicts: list[Conflict] = field(default_factory=list)
+    empty: tuple[Path, ...] = ()
 
 
 def merge(folders: Sequence[Path], into: Path) -> Merged:
     """Put the records, outcomes and logs of `folders` and their sub-folders into `into`, whose own stay as they are.
     Records of one configuration with other figures are left out and returned. Raises `RecordError` for a damaged
-    record and `ConfigError` for a folder that has none or is named twice, before anything is written.
+    record, and `ConfigError` where no folder has any or one is named twice, before anything is written.
     """
     names: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"no folder of records at {folder}")
-        if not any(folder.rglob("*.json")):
-            raise ConfigError(f"no records in {folder}; is it the folder that a shard wrote to?")
         if (other := names.setdefault(folder.resolve(), folder)) is not folder:
             raise ConfigError(f"{folder} and {other} are one folder; name each once")
+    empty = tuple(folder for folder in folders if not any(folder.rglob("*.json")))
+    if len(empty) == len(folders):
+        raise ConfigError(f"no records in {', '.join(map(str, empty))}")
     sources = [*([into] if into.is_dir() else []), *folders]
-    done, missing = Merged(), set()
+    done, missing = Merged(empty=empty), set()
     for name, found in sorted(_by_name(sources).items()):
         if not _merge_record(name, found, into, done):
             missing.add(next(iter(found.values())).digest)

@@ -2,21 +2,28 @@
 
 import sys
 from importlib.metadata import EntryPoint
+from inspect import signature
 
 import pytest
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'pqkv[lm-eval]'")
 
 from pqkv.errors import ConfigError, PqkvError
-from pqkv.harness.config import HarnessConfig
+from pqkv.harness.config import OF_THE_HARNESS, HarnessConfig
 from pqkv.harness.model import PQKVLM
 from pqkv.harness.run import TASKS, register, run
+
+
+def test_what_the_harness_takes_itself_is_named_among_the_known():
+    own = {"batch_size", "max_batch_size"}  # options of the command
+    taken = {name for name, one in signature(PQKVLM.__init__).parameters.items() if one.kind is one.KEYWORD_ONLY}
+    assert set(OF_THE_HARNESS) == taken - own
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"bit": 4}, "unknown key 'bit'; known keys: .*bits.*max_length"),
+        ({"bit": 4}, "unknown key 'bit'; did you mean 'bits'\\? known keys: .*bits.*max_length"),
         ({"bits": 4, "codebooks": "x"}, "one of codebooks, bits and codec"),
         ({"coded_sinks": 4}, "mode=all-coded"),
         ({"bits": 0, "control": True}, "no control"),

@@ -104,13 +104,24 @@ def test_a_folder_that_brings_nothing_is_refused(tmp_path):
     a = folder_of(tmp_path / "a", eval_record([0.1, 0.2]))
     (tmp_path / "empty").mkdir()
     for folders, said in (
-        ([a, tmp_path / "none"], "no folder of records"), ([a, tmp_path / "empty"], "no records in .*empty"),
+        ([a, tmp_path / "none"], "no folder of records"), ([tmp_path / "empty"], "no records in .*empty"),
         ([a, tmp_path / "b" / ".." / "a"], "are one folder"),
     ):  # fmt: skip
         (tmp_path / "b").mkdir(exist_ok=True)
         with pytest.raises(ConfigError, match=said):
             merge(folders, tmp_path / "c")
         assert not (tmp_path / "c").exists()
+
+
+def test_a_shard_without_cells_is_told_and_stops_nothing(tmp_path, capsys):
+    a = folder_of(tmp_path / "a", eval_record([0.1, 0.2]))
+    (tmp_path / "b").mkdir()
+    with pytest.raises(SystemExit) as stop:
+        main(["merge", str(a), str(tmp_path / "b"), "-o", str(tmp_path / "c")])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 0
+    assert "1 records written" in out
+    assert err.splitlines() == [f"no records in {tmp_path / 'b'}: a shard without cells, or another folder was meant"]
 
 
 def test_the_command_shows_conflicts_and_ends_with_2(tmp_path, capsys):
