@@ -6,8 +6,10 @@ Where a path's instructions are not those of this processor, they are defined in
 
 import ctypes
 import re
+from collections import Counter
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 
 from pqkv.kernels.cpu.byte_lookups import weights
@@ -46,14 +48,19 @@ def _module(path, arguments, emit):
 
 
 class Compiled:
-    """A module's `run` on this processor; numbers are passed as they are, arrays by their address."""
+    """A module's `run` on this processor; numbers are passed as they are, arrays by their address. `recorded` has what
+    is asked of memory noted down in place of asking (`prefetched`).
+    """
 
-    def __init__(self, module, *, software=False):
+    def __init__(self, module, *, software=False, recorded=False):
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         text = str(module)
         if software:
             text = _with_software(text)
+        if recorded:
+            self._asked = np.zeros(1 << 12, np.int64)  # how many, and the addresses
+            text = _with_notes(text, self._asked.ctypes.data)
         features = llvm.get_host_cpu_features().flatten()
         machine = llvm.Target.from_default_triple().create_target_machine(
             cpu=llvm.get_host_cpu_name(), features=features, opt=2
@@ -66,6 +73,24 @@ class Compiled:
         kinds = [ctypes.c_int64 if isinstance(a, int) else ctypes.c_void_p for a in arguments]
         given = [a if isinstance(a, int) else a.ctypes.data for a in arguments]
         ctypes.CFUNCTYPE(None, *kinds)(self.address)(*given)
+
+    def prefetched(self):
+        """How often each address was asked for."""
+        return Counter(self._asked[1 : 1 + self._asked[0]].tolist())
+
+
+def _with_notes(text, room):
+    """A module whose prefetches write their addresses down."""
+    text = re.sub(r'^declare .*@"llvm\.prefetch.*$', "", text, flags=re.MULTILINE).replace("llvm.prefetch.p0", "noted")
+    defined = ir.Module()
+    kinds = [POINTER, I32, I32, I32]
+    builder = ir.IRBuilder(ir.Function(defined, ir.FunctionType(ir.VoidType(), kinds), "noted").append_basic_block())
+    places = builder.inttoptr(I64(room), I64.as_pointer())
+    count = builder.add(builder.load(places), I64(1))
+    builder.store(count, places)
+    builder.store(builder.ptrtoint(builder.function.args[0], I64), builder.gep(places, [count]))
+    builder.ret_void()
+    return text + "\n" + "\n".join(str(function) for function in defined.functions)
 
 
 def _with_software(text):

@@ -85,7 +85,7 @@ def test_scores_of_a_block(path, shape, head_dim, seed, extreme):
     for run in built(key_module, path, shape):
         found = np.full((G, 64), np.nan, np.float32)
         start = page.reshape(-1)[8 * shape.nbits :]
-        run(start, page.shape[1], head_dim, table, query, offsets, scales, found)
+        run(start, page.shape[1], head_dim, table, query, offsets, scales, found, *[page.ctypes.data] * 2)
         assert np.array_equal(found, expected)
 
 
@@ -110,8 +110,25 @@ def test_values_of_a_span(path, shape, head_dim, seed, extreme):
     expected = twin.mixed(before, by_group[0], table, by_group[1], scales, shape.d_sub, cls.lanes)
     for own, run in zip((cls, portable_like(cls)), built(value_module, path, shape), strict=True):
         sums = before.copy()
-        run(page, places, groups, page.shape[1], head_dim, table, laid_out(own, integers), scales, sums)
+        given = laid_out(own, integers), scales, sums, page.ctypes.data + places
+        run(page, places, groups, page.shape[1], head_dim, table, *given)
         assert np.array_equal(sums, expected)
+
+
+@pytest.mark.parametrize("path", ["avx512", "avx512 8bit", "avx2"])
+@pytest.mark.parametrize("shape", [Shape(6, 2, 4), Shape(4, 1, 5), Shape(4, 8, 2)], ids=str)
+def test_each_subspace_of_what_comes_next_is_asked_for_once(path, shape):
+    M, line = 16 // shape.d_sub, 1_000_003
+    page, room = np.zeros((M, 8 * shape.nbits), np.uint8), np.zeros(4096, np.uint8)
+    asked = Compiled(key_module(PATHS[path], shape), software=True, recorded=True)
+    asked(page, page.shape[1], 16, np.zeros(4096, np.uint8), room, room, room, np.zeros(4096, np.float32), 7, 11)
+    assert asked.prefetched() == {first + page.shape[1] * m: 1 for m in range(M) for first in (7, 11)}
+    blocks = 2 * PATHS[path].scaled
+    asked = Compiled(value_module(PATHS[path], shape), software=True, recorded=True)
+    starts, weights = line * np.arange(1, blocks + 1), np.zeros(blocks * shape.heads * 128, np.uint8)
+    sums = np.zeros(16 * shape.heads * 16, np.float32)
+    asked(page, np.zeros(blocks, np.int64), 2, page.shape[1], 16, np.zeros(4096, np.uint8), weights, room, sums, starts)
+    assert asked.prefetched() == {int(start) + page.shape[1] * m: 1 for m in range(M) for start in starts}
 
 
 def laid_out(path, integers):

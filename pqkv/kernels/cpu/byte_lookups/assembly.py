@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from pqkv.kernels.cpu.byte_lookups.instructions import I8, Portable, Value
+from pqkv.kernels.cpu.byte_lookups.instructions import I8, Asked, Portable, Value, load
 from pqkv.kernels.cpu.byte_lookups.keys import score_block
 from pqkv.kernels.cpu.byte_lookups.shapes import Shape
-from pqkv.kernels.cpu.byte_lookups.values import mix_span
+from pqkv.kernels.cpu.byte_lookups.values import mix_span, subspaces_at_once
 from pqkv.vector_code import I64
 
 TRIPLE = "x86_64-unknown-linux-gnu"
@@ -36,17 +36,29 @@ class Loop:
 
 
 def key_module(path: type[Portable], shape: Shape) -> Value:
-    """A module with `run(codes, line, head_dim, table, query, offsets, scales, scores)`: `keys.score_block`."""
-    module, own, given = _function(path, [_POINTER, I64, I64, *[_POINTER] * 5])
-    score_block(own, shape, *given)
+    """A module with `run(codes, line, head_dim, table, query, offsets, scales, scores, asked, later)`:
+    `keys.score_block`, asking for the codes at two addresses.
+    """
+    module, own, given = _function(path, [_POINTER, I64, I64, *[_POINTER] * 5, I64, I64])
+    codes, line, *others, soon, later = given
+    asked = [Asked(own.builder, start, line) for start in (soon, later)]
+    score_block(own, shape, *[codes, line, *others, asked])
     own.builder.ret_void()
     return module
 
 
 def value_module(path: type[Portable], shape: Shape) -> Value:
-    """A module with `run(codes, places, groups, line, head_dim, table, weights, scales, sums)`: `values.mix_span`."""
-    module, own, given = _function(path, [_POINTER, _POINTER, I64, I64, I64, *[_POINTER] * 4])
-    mix_span(own, shape, *given)
+    """A module with `run(codes, places, groups, line, head_dim, table, weights, scales, sums, asked)`:
+    `values.mix_span`, asking for the blocks at addresses `asked`.
+    """
+    module, own, given = _function(path, [_POINTER, _POINTER, I64, I64, I64, *[_POINTER] * 5])
+    *others, asked = given
+    line, builder = others[3], own.builder
+
+    def asked_with(block: Value) -> Asked:
+        return Asked(builder, load(builder, asked, builder.shl(block, I64(3)), I64), line)
+
+    mix_span(own, shape, *[*others, asked_with])
     own.builder.ret_void()
     return module
 
@@ -83,7 +95,8 @@ def key_loops(path: type[Portable], shape: Shape, cpu: str) -> list[Loop]:
 
 def value_loops(path: type[Portable], shape: Shape, cpu: str) -> list[Loop]:
     """The loops over groups of blocks, one a part of a subspace's components."""
-    return _innermost(assembly(value_module(path, shape), cpu), 64 * path.scaled)
+    work = 64 * path.scaled * subspaces_at_once(path, shape)
+    return _innermost(assembly(value_module(path, shape), cpu), work)
 
 
 def instructions(loops: list[Loop], *, parts: bool) -> float:

@@ -21,7 +21,7 @@ from pqkv.kernels.cpu.turning import add_bias_of_blocks
 from pqkv.vector_code import chosen, next_unit, on_threads
 
 SCORES, WEIGHTS, VALUES = 1, 2, 3  # phases
-_AHEAD = 2  # blocks between the one whose codes are asked for and the one that is scored
+_AHEAD = 2  # blocks between the one that is scored and the one whose codes are asked for meanwhile
 _LEAST = np.float32(2.0**-100)  # a query all of whose numbers are below scores 0
 
 
@@ -96,19 +96,26 @@ def _attend(query, turning, gains, pages, seen, head, Hkv, page_size, keys, valu
     G, D = len(heads), keys.channels.shape[1]
     blocks = (count + BLOCK - 1) // BLOCK
     groups = (blocks + len(scaled) - 1) // len(scaled)
-    scores = np.empty(groups * len(scaled) * G * BLOCK, np.float32)
+    scores = _lines(4 * groups * len(scaled) * G * BLOCK).view(np.float32)
     places = np.empty(groups * len(scaled), np.int64)  # of the codes of each block's first subspace
     for i in range(groups * len(scaled)):
         places[i] = _place(keys, pages, min(i, blocks - 1), head, Hkv, page_size, D)
+    for i in range(min(_AHEAD, blocks)):
+        _ask_for_block(keys, places[i], page_size, D)
     own = head % keys.channels.shape[0]
     integers, offsets, scales = _as_integers(query, keys.scales[own], keys.channels[own], G, largest_query, query_bytes)
     size = D * (1 << len(keys.nbits))
+    key_start, value_start = keys.pages.ctypes.data, values.pages.ctypes.data
+    mixed_first = blocks - min(SPAN, blocks)  # from here on the values that are read first are asked for as well
     for i in range(blocks):
-        if i + _AHEAD < blocks:
-            _prefetch_block(keys, pages, i + _AHEAD, head, Hkv, page_size, D)
+        soon = key_start + places[min(i + _AHEAD, blocks - 1)]
+        later, later_line = soon, keys.line
+        if i >= mixed_first:
+            later = value_start + _place(values, pages, i - mixed_first, head, Hkv, page_size, D)
+            later_line = values.line
         score_block(
-            scores, keys.pages, keys.table, integers, offsets, scales, i, places[i], keys.line, own * size, D, path,
-            keys.nbits, keys.d_sub, heads,
+            scores, keys.pages, keys.table, integers, offsets, scales, i, places[i], keys.line, own * size, D,
+            soon, keys.line, later, later_line, path, keys.nbits, keys.d_sub, heads,
         )  # fmt: skip
     add_bias_of_blocks(scores, turning, first_block, blocks, heads)
     _hide(scores, count, hidden, G)
@@ -121,6 +128,14 @@ def _attend(query, turning, gains, pages, seen, head, Hkv, page_size, keys, valu
 
 
 @register_jitable
+def _lines(count):
+    """`count` bytes that begin with a line of the cache: a vector that lies across two of them takes two loads."""
+    room = np.empty(count + BLOCK, np.uint8)
+    first = -room.ctypes.data % BLOCK
+    return room[first : first + count]
+
+
+@register_jitable
 def _place(side, pages, block, head, Hkv, page_size, D):
     """Where the codes of a block's first subspace begin."""
     page, first = np.int64(pages[block * BLOCK // page_size]), block * BLOCK % page_size
@@ -128,12 +143,11 @@ def _place(side, pages, block, head, Hkv, page_size, D):
 
 
 @register_jitable
-def _prefetch_block(side, pages, block, head, Hkv, page_size, D):
-    """Ask for a block's share of its page, which lies elsewhere than the one before: nothing else would fetch it."""
-    share = D // len(side.d_sub) * side.line * BLOCK // page_size
-    page, number = np.int64(pages[block * BLOCK // page_size]), block % (page_size // BLOCK)
-    start = (page * Hkv + head) * (D // len(side.d_sub)) * side.line + number * share
-    prefetch_bytes(side.pages, start, share)
+def _ask_for_block(side, place, page_size, D):
+    """Ask for the codes of a block: those that no look-up before them asks for."""
+    share = BLOCK * len(side.nbits) // 8
+    for m in range(D // len(side.d_sub)):
+        prefetch_bytes(side.pages, place + m * side.line, share)
 
 
 @chosen
@@ -191,26 +205,27 @@ def _mix(out, scores, places, top, total, gains, pages, count, head, Hkv, page_s
     for g in range(G):
         best[g] = top[g] if top[g] > -np.inf else np.float32(0.0)
     room = min(SPAN, len(places))
-    weights = np.empty(room * G * WEIGHT_BYTES, np.uint8)
+    asked, start = np.empty(room, np.int64), values.pages.ctypes.data
+    weights = _lines(room * G * WEIGHT_BYTES)
     steps = np.empty(room // len(scaled) * G, np.float32)
     mass, norm = np.zeros(G * LANES, np.float32), np.zeros(G * LANES, np.float32)
-    sums = np.zeros(D * G * L, np.float32)
+    sums = _lines(4 * D * G * L).view(np.float32)
+    sums[:] = 0.0
     gain = np.empty(room * BLOCK if len(gained) else 0, np.float32)
     inverse = np.empty_like(gain)
     own = head % values.channels.shape[0]
     size = D * (1 << len(values.nbits))
-    blocks = (count + BLOCK - 1) // BLOCK
     for first in range(0, len(places), room):
         groups = min(room, len(places) - first) // len(scaled)
         if len(gained):
             _spread_gains(gain, inverse, gains, pages, first * BLOCK, count, head, Hkv, page_size)
         weigh(scores, best, gain, inverse, weights, steps, mass, norm, first, groups, path, heads, gained)
         if len(phases) == VALUES:
-            for i in range(first + room, min(first + 2 * room, blocks)):  # of the next span
-                _prefetch_block(values, pages, i, head, Hkv, page_size, D)
+            for i in range(room):  # of the next span
+                asked[i] = start + places[min(first + room + i, len(places) - 1)]
             mix_span(
-                sums, values.pages, places[first:], values.table, weights, steps, groups, values.line, own * size, D,
-                path, values.nbits, values.d_sub, heads,
+                sums, values.pages, places[first:], values.table, weights, steps, asked, groups, values.line,
+                own * size, D, path, values.nbits, values.d_sub, heads,
             )  # fmt: skip
     for g in range(G):
         stood = np.float32(0.0)

@@ -21,6 +21,7 @@ from pqkv.kernels.cpu.byte_lookups.instructions import (
     vector_of,
 )
 from pqkv.kernels.cpu.byte_lookups.vnni import SINCE_21, BytePlanes
+from pqkv.vector_code import I32
 
 _BYTES = vector_of(I8, BLOCK)
 
@@ -29,12 +30,14 @@ class Avx512(BytePlanes):
     """Sixty-four tokens a vector."""
 
     name = "avx512"
-    registers = 32
+    roomy = True
 
     def _codes_6(self, pointer: Value, offset: int) -> Value:
         """Six bytes to eight codes: `vpermb` spreads them, `vpmultishiftqb` takes eight bits from every sixth on."""
         builder = self.builder
-        packed = load(builder, pointer, offset, vector_of(I8, 48))
+        seen = ir.Constant(vector_of(ir.IntType(1), BLOCK), [1] * 48 + [0] * 16)  # nothing behind them is touched
+        start = builder.bitcast(at(builder, pointer, offset), _BYTES.as_pointer())
+        packed = called(builder, "llvm.masked.load.v64i8.p0", _BYTES, [start, I32(1), seen, same(I8, BLOCK, 0)])
         spread = pick(builder, packed, None, [6 * (i // 8) + min(i % 8, 5) for i in range(BLOCK)])
         starts = ir.Constant(_BYTES, [6 * (i % 8) for i in range(BLOCK)])
         found = called(builder, "llvm.x86.avx512.pmultishift.qb.512", _BYTES, [starts, spread])

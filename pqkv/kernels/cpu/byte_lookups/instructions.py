@@ -9,19 +9,20 @@ and says what the others must give. `builder` is llvmlite's; of Numba it takes h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Generator, Sequence
+from typing import Any, Generic, TypeVar
 
 from llvmlite import ir
 from numba.core import cgutils
 
-from pqkv.vector_code import FLOAT, I16, I32, I64
+from pqkv.vector_code import FLOAT, I16, I32, I64, prefetch
 
 I8, F32 = ir.IntType(8), FLOAT
 BLOCK = 64  # tokens
 LARGEST_QUERY = 32_512  # of a query's numbers as integers of two bytes: a byte times 256
 WEIGHT_BYTES = 2 * BLOCK  # of the weights of a block for one head, at most
 
+Made = TypeVar("Made")
 Value = Any  # of llvmlite, which has no types: a value, a builder or a pointer
 
 
@@ -84,6 +85,50 @@ def align_stack(builder: Value) -> None:
     builder.call(kept, [room])
 
 
+def stay_in_order(builder: Value) -> None:
+    """Keep what reads memory on its side of this place: LLVM reads ahead what it then has no registers for."""
+    kept = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", side_effect=True)
+    builder.call(kept, [])
+
+
+class Asked:
+    """Codes to ask memory for while others are looked up: those of subspace 0 begin at address `start`, of the next
+    `line` bytes on. A line with each look-up: asked for all at once, they would fill what a core can wait for.
+    """
+
+    def __init__(self, builder: Value, start: Value, line: Value) -> None:
+        self._builder, self._start, self._line = builder, start, line
+
+    def ask(self, first: Value, count: int) -> None:
+        """Those of `count` subspaces from `first` on, into the second-level cache."""
+        builder = self._builder
+        for i in range(count):
+            ahead = builder.mul(builder.add(first, I64(i)), self._line)
+            prefetch(builder, builder.inttoptr(builder.add(self._start, ahead), I8.as_pointer()), 2)
+
+
+class Steps(Generic[Made]):
+    """Code that is emitted step by step between other code, so that a core can do both at once."""
+
+    def __init__(self, steps: Generator[None, None, Made]) -> None:
+        self._steps, self._made = steps, None
+
+    def emit(self, count: int) -> None:
+        """The next steps, as far as there are any."""
+        for _ in range(count):
+            if self._made is None:
+                try:
+                    next(self._steps)
+                except StopIteration as end:
+                    self._made = end.value
+
+    def made(self) -> Made:
+        """What it comes to, the rest emitted first."""
+        while self._made is None:
+            self.emit(1)
+        return self._made
+
+
 class Portable:
     """Plain LLVM. Subclasses put a processor's own instructions in its place, and give the same integers.
 
@@ -101,7 +146,8 @@ class Portable:
     value_sums = 1  # accumulators of a value's component and a head
     query_bytes = 2  # of an integer of a query
     weight_bytes = WEIGHT_BYTES  # of the weights of a block for one head
-    registers = 16  # of vectors
+    key_components = 2  # that an operand of keys holds
+    roomy = False  # whether registers hold what is looked up and the sums of four heads besides
 
     def __init__(self, builder: Value) -> None:
         self.builder = builder
@@ -156,14 +202,12 @@ class Portable:
 
     # keys
 
-    def key_operands(self, found: list[Value]) -> list[list[Value]]:
-        """Four looked-up components as products take them: in one or two parts, for four sums each; a part meets four
-        bytes of a query.
-        """
-        return [self.word_pairs(*found[i : i + 2]) for i in (0, 2)]
+    def key_operand(self, found: list[Value]) -> list[Value]:
+        """`key_components` components as products take them: four vectors, whose lanes meet four bytes of a query."""
+        return self.word_pairs(*found)
 
     def add_keys(self, total: Value, components: Value, query: Value) -> Value:
-        """A sum, and to it the products of an operand of `key_operands` with numbers of a query, in every lane."""
+        """A sum, and to it the products of a vector of `key_operand` with numbers of a query, in every lane."""
         return self.add_words(total, components, query)
 
     def word_pairs(self, a: Value, b: Value) -> list[Value]:

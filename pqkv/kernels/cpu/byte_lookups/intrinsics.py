@@ -14,7 +14,7 @@ from pqkv.cpu_path import PATHS
 from pqkv.kernels.cpu.byte_lookups import keys, values, weights
 from pqkv.kernels.cpu.byte_lookups.avx2 import Avx2
 from pqkv.kernels.cpu.byte_lookups.avx512 import Avx512
-from pqkv.kernels.cpu.byte_lookups.instructions import Portable, at
+from pqkv.kernels.cpu.byte_lookups.instructions import Asked, Portable, at, load
 from pqkv.kernels.cpu.byte_lookups.one_plane import ONE_PLANE
 from pqkv.kernels.cpu.byte_lookups.shapes import Shape
 from pqkv.kernels.cpu.byte_lookups.vnni import Vnni
@@ -45,20 +45,23 @@ def _pointers(context: Any, builder: Any, signature: Any, arguments: Any, names:
 
 @intrinsic
 def score_block(
-    typing_context, scores, codes, table, query, offsets, scales, block, place, line, table_place, head_dim, path,
-    nbits, d_sub, heads
+    typing_context, scores, codes, table, query, offsets, scales, block, place, line, table_place, head_dim, soon,
+    soon_line, later, later_line, path, nbits, d_sub, heads
 ):  # fmt: skip
-    """See `keys.score_block`: of block `block`, whose codes begin at codes[place], its table at table[table_place]."""
-    signature = types.void(scores, codes, table, query, offsets, scales, *[types.int64] * 5, path, nbits, d_sub, heads)
+    """See `keys.score_block`: of block `block`, whose codes begin at codes[place], its table at table[table_place]. The
+    codes at addresses `soon` and `later` are asked for meanwhile.
+    """
+    signature = types.void(scores, codes, table, query, offsets, scales, *[types.int64] * 9, path, nbits, d_sub, heads)
     shape = Shape(len(nbits), len(d_sub), len(heads))
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         scores, codes, table, query, offsets, scales = _pointers(context, builder, signature, arguments, 6)
-        block, place, line, table_place, head_dim = arguments[6:11]
+        block, place, line, table_place, head_dim, *asked = arguments[6:15]
         own = at(builder, scores, builder.mul(block, I64(4 * 64 * shape.heads)))
         keys.score_block(
-            _emitter(builder, signature.args[11]), shape, at(builder, codes, place), line, head_dim,
+            _emitter(builder, signature.args[15]), shape, at(builder, codes, place), line, head_dim,
             at(builder, table, table_place), query, offsets, scales, own,
+            [Asked(builder, *asked[:2]), Asked(builder, *asked[2:])],
         )  # fmt: skip
         return context.get_dummy_value()
 
@@ -67,19 +70,25 @@ def score_block(
 
 @intrinsic
 def mix_span(
-    typing_context, sums, codes, places, table, integers, scales, groups, line, table_place, head_dim, path, nbits,
-    d_sub, heads
+    typing_context, sums, codes, places, table, integers, scales, asked, groups, line, table_place, head_dim, path,
+    nbits, d_sub, heads
 ):  # fmt: skip
-    """See `values.mix_span`."""
-    signature = types.void(sums, codes, places, table, integers, scales, *[types.int64] * 4, path, nbits, d_sub, heads)
+    """See `values.mix_span`. Blocks whose codes begin at addresses `asked`, as many, are asked for meanwhile."""
+    signature = types.void(
+        sums, codes, places, table, integers, scales, asked, *[types.int64] * 4, path, nbits, d_sub, heads
+    )
     shape = Shape(len(nbits), len(d_sub), len(heads))
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        sums, codes, places, table, integers, scales = _pointers(context, builder, signature, arguments, 6)
-        groups, line, table_place, head_dim = arguments[6:10]
+        sums, codes, places, table, integers, scales, asked = _pointers(context, builder, signature, arguments, 7)
+        groups, line, table_place, head_dim = arguments[7:11]
+
+        def asked_with(block: Any) -> Asked:
+            return Asked(builder, load(builder, asked, builder.shl(block, I64(3)), I64), line)
+
         values.mix_span(
-            _emitter(builder, signature.args[10]), shape, codes, places, groups, line, head_dim,
-            at(builder, table, table_place), integers, scales, sums,
+            _emitter(builder, signature.args[11]), shape, codes, places, groups, line, head_dim,
+            at(builder, table, table_place), integers, scales, sums, asked_with,
         )  # fmt: skip
         return context.get_dummy_value()
 

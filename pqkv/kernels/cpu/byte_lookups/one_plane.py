@@ -33,14 +33,13 @@ class ByteQueries(Portable):
 
     largest_query = 127
     query_bytes = 1
+    key_components = 4
 
-    def key_operands(self, found: list[Value]) -> list[list[Value]]:
+    def key_operand(self, found: list[Value]) -> list[Value]:
         """Four components of a token in four neighbouring bytes."""
         every = joined(self.builder, found)
         tokens = [self.score_tokens(k) for k in range(4)]
-        return [
-            [pick(self.builder, every, None, [t + s * self.width for t in own for s in range(4)]) for own in tokens]
-        ]
+        return [pick(self.builder, every, None, [t + s * self.width for t in own for s in range(4)]) for own in tokens]
 
     def add_keys(self, total: Value, components: Value, query: Value) -> Value:
         """total, int32, and to each lane the products of four bytes, unsigned ones with signed ones."""
@@ -113,8 +112,8 @@ class Avx2OnePlane(ByteWeights, Avx2):
 class ByteDots(OnePlane, BytePlanes):
     """`vpdpbusd` for keys and for values."""
 
-    def key_operands(self, found: list[Value]) -> list[list[Value]]:
-        return [_quads(self.builder, found)]
+    def key_operand(self, found: list[Value]) -> list[Value]:
+        return _quads(self.builder, found)
 
     def add_keys(self, total: Value, components: Value, query: Value) -> Value:
         return self.dot_bytes(total, components, query)
