@@ -62,24 +62,33 @@ def check_step(
         _check_coded_query(pages, query)
 
 
-def check_lengths(pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None) -> None:
+Lengths = list[int] | None
+
+
+def check_lengths(
+    pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None
+) -> tuple[Lengths, Lengths, Lengths]:
     """Raise `KernelError` for lengths beyond what is there and for page ids that name no page, unless they are trusted.
+    Returns the lengths in sinks, pages and residual, None of a part that there is not.
 
     Looks at the numbers themselves, so a backend on another device calls it only where it waits for the host anyway.
     """
-    for name, part in (("sinks", sinks), ("residual", residual)):
-        if part is not None and part.length.numel():
-            _check_range(f"{name}.length", part.length, part.keys.shape[2])
-    if pages is None or not pages.context_len.numel():
-        return
-    _check_range("context_len", pages.context_len, pages.page_table.shape[1] * pages.page_size)
-    if pages.trusted:
-        return
+    first = None if sinks is None else _in_range("sinks.length", sinks.length, sinks.keys.shape[2])
+    last = None if residual is None else _in_range("residual.length", residual.length, residual.keys.shape[2])
+    if pages is None:
+        return first, None, last
+    most = pages.page_table.shape[1] * pages.page_size
+    lengths = _in_range("context_len", pages.context_len, most)
+    if not pages.trusted and lengths:
+        _check_ids(pages, lengths)
+    return first, lengths, last
+
+
+def _check_ids(pages: PagedTokens, lengths: list[int]) -> None:
     check_channels(pages)
     count = min(pages.keys.pages.shape[0], pages.values.pages.shape[0])
-    table, lengths = pages.page_table.cpu().numpy(), pages.context_len.cpu().numpy()
-    for row, length in zip(table, lengths, strict=True):
-        ids = row[: -(-int(length) // pages.page_size)]
+    for row, length in zip(pages.page_table.cpu().numpy(), lengths, strict=True):
+        ids = row[: -(-length // pages.page_size)]
         if ids.size and (ids.min() < 0 or ids.max() >= count):
             raise KernelError(f"page_table names pages {ids.min()} to {ids.max()}, but there are {count}")
 
@@ -93,10 +102,11 @@ def check_channels(pages: PagedTokens) -> None:
                 raise KernelError(f"{name}.channels name channels {channels.min()} to {channels.max()}")
 
 
-def _check_range(name: str, lengths: Tensor, most: int) -> None:
-    values = lengths.tolist()
-    if min(values) < 0 or max(values) > most:
+def _in_range(name: str, lengths: Tensor, most: int) -> list[int]:
+    values: list[int] = lengths.tolist()
+    if values and (min(values) < 0 or max(values) > most):
         raise KernelError(f"{name} is {min(values)} to {max(values)}, but there is room for 0 to {most}")
+    return values
 
 
 def _check_exact(name: str, part: ExactTokens, batch: int, head_dim: int, device: torch.device) -> int:

@@ -43,12 +43,12 @@ def attention(
             check_channels(pages)
     else:
         check_step(query, pages, sinks, residual, window)
-    check_lengths(pages, sinks, residual)
+    lengths = check_lengths(pages, sinks, residual)
     Tq = query.shape[1]
     if Tq == 1:
         return decode(
             query, pages, sinks, residual, scale=scale, window=window, ways=ways, rounded=rounded, planes=planes,
-            held=held,
+            held=held, lengths=lengths,
         )  # fmt: skip
     if Tq <= _FEW and residual is not None and query.shape[0] and int(residual.length.min()) >= Tq:
         # all new tokens stand in the residual: each query sees one more of them than the one before

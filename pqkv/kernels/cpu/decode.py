@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pqkv.kernels.checks import Lengths, check_lengths
 from pqkv.kernels.cpu.byte_lookups.attend import VALUES, attend_bytes
 from pqkv.kernels.cpu.byte_lookups.prepare import heads_at_once
 from pqkv.kernels.cpu.coded import attend_coded
@@ -23,6 +24,7 @@ _STRETCH = 8192  # tokens of one unit of work: their scores stay in the second-l
 _SPAN = 64  # tokens that stretches of exact pages are multiples of
 _SHORTEST = 256  # a unit this short pays for being handed to a thread
 
+Counts = tuple[Lengths, Lengths, Lengths]
 Turning = tuple[Array, float, Array, Array, Array]
 
 
@@ -132,11 +134,12 @@ def step_of(
     rounded: bool = False,
     planes: int = 2,
     held: Held | None = None,
+    lengths: Counts | None = None,
 ) -> Step:
     """The arguments of `AttentionBackend` for Tq = 1 as arrays; `ways` force what codes of keys and values look up,
     `stretches` how many units of work the pages of a sequence are cut into, `rounded` takes centroids of floats as
     bytes where those are looked up, and `planes` is of how many bytes queries and weights are there, 1 or 2. `held` is
-    what was made of the same tensors before.
+    what was made of the same tensors before, `lengths` what `check_lengths` found.
     """
     if held is None:
         given = query, pages, sinks, residual, ways, rounded, planes
@@ -146,19 +149,16 @@ def step_of(
     scale *= math.log2(math.e)
     scaled = _scaled(query, scale)
     coded_query, turning = _as_codes_meet(held, scaled, pages, scale)
-    lengths = [
-        held.none if sinks is None else _whole(sinks.length),
-        held.none if pages is None else _whole(pages.context_len),
-        held.none if residual is None else _whole(residual.length),
-    ]
-    longest = 0 if pages is None else max(lengths[1].tolist(), default=0)
+    counts = check_lengths(pages, sinks, residual) if lengths is None else lengths
+    wholes = [held.none if count is None else np.array(count, np.int64) for count in counts]
+    longest = max(counts[1] or (), default=0)
     if stretches is None or pages is None:
         stretches = _stretches(longest, B * Hkv)
     out = np.empty((B, Hkv, stretches, G, D), np.float32)
     top, total = (np.empty((B, Hkv, stretches, G), np.float32) for _ in range(2))
-    starts = [held.none] * 3 if window is None else _starts(lengths, window)
+    starts = [held.none] * 3 if window is None else _starts(wholes, window)
     table = None if pages is None else held.table(pages)
-    return Step(held, scaled, coded_query, turning, table, longest, lengths, starts, (out, top, total))
+    return Step(held, scaled, coded_query, turning, table, longest, wholes, starts, (out, top, total))
 
 
 def decode(
@@ -174,22 +174,25 @@ def decode(
     rounded: bool = False,
     planes: int = 2,
     held: Held | None = None,
+    lengths: Counts | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`AttentionBackend` for Tq = 1; returns out in the query's dtype and lse in float64. See `step_of`."""
     step = step_of(
         query, pages, sinks, residual, scale=scale, window=window, ways=ways, stretches=stretches, rounded=rounded,
-        planes=planes, held=held,
+        planes=planes, held=held, lengths=lengths,
     )  # fmt: skip
     step.attend_pages()
     result, lse = step.merge()
     rows = query.shape[:3]  # of arrays: to index a tensor takes longer
-    return torch.from_numpy(result.reshape(query.shape)).to(query.dtype), torch.from_numpy(lse.reshape(rows))
+    out = torch.from_numpy(result.reshape(query.shape))
+    return out if query.dtype == torch.float32 else out.to(query.dtype), torch.from_numpy(lse.reshape(rows))
 
 
 def _scaled(query: Tensor, scale: float) -> Array:
     """(B, 1, Hq, ...) -> (B, Hq, ...) float32."""
     B, _, *rest = query.shape
-    scaled: Array = np.multiply(query.detach().float().numpy(), np.float32(scale))
+    plain = query.dtype == torch.float32 and not query.requires_grad  # then two calls of torch less
+    scaled: Array = np.multiply((query if plain else query.detach().float()).numpy(), np.float32(scale))
     return scaled.reshape(B, *rest)
 
 
@@ -205,11 +208,6 @@ def _as_codes_meet(held: Held, query: Array, pages: PagedTokens | None, scale: f
     if order is not None:
         phasors = np.take(phasors, order, 2)  # in a row: of strided ones kernels would be compiled once more
     return _scaled(coded.query, scale), (phasors, scale, *tables)
-
-
-def _whole(lengths: Tensor) -> Array:
-    found: Array = lengths.numpy().astype(np.int64)
-    return found
 
 
 def _starts(lengths: list[Array], window: int) -> list[Array]:

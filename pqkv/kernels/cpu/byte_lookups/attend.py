@@ -64,6 +64,7 @@ def _attend_units(taken, query, turning, gains, places, keys, values, found, tag
     phasors, scale, middles, rows, slow = turning
     out, top, total = found
     stretches, G = out.shape[2], len(tags[4])
+    room = _room_of(min(stretch_pages * page_size, _longest(context_len)), keys.channels.shape[1], tags)
     parts = out.shape[3] // G  # one after another on a stretch: its codes are in a cache then
     job = next_unit(taken)
     while job < query.shape[0] * Hkv * stretches * parts:
@@ -81,12 +82,12 @@ def _attend_units(taken, query, turning, gains, places, keys, values, found, tag
             turns = phasors[b, asking : asking + G], scale, middles, rows, slow
             seen = count, lowest[b] - first, first // BLOCK
             heads_of = query[b, asking : asking + G]
-            _attend(heads_of, turns, gains, pages, seen, h, Hkv, page_size, keys, values, own, tags)
+            _attend(heads_of, turns, gains, pages, seen, h, Hkv, page_size, keys, values, own, room, tags)
         job = next_unit(taken)
 
 
 @compiled(error_model="numpy")
-def _attend(query, turning, gains, pages, seen, head, Hkv, page_size, keys, values, found, tags):
+def _attend(query, turning, gains, pages, seen, head, Hkv, page_size, keys, values, found, room, tags):
     """Partial attention of `count` tokens in `pages`, from block `first_block` of their sequence on, of which the first
     `hidden` are not seen.
     """
@@ -96,7 +97,7 @@ def _attend(query, turning, gains, pages, seen, head, Hkv, page_size, keys, valu
     G, D = len(heads), keys.channels.shape[1]
     blocks = (count + BLOCK - 1) // BLOCK
     groups = (blocks + len(scaled) - 1) // len(scaled)
-    scores = _lines(4 * groups * len(scaled) * G * BLOCK).view(np.float32)
+    scores = room[0][: groups * len(scaled) * G * BLOCK]
     places = np.empty(groups * len(scaled), np.int64)  # of the codes of each block's first subspace
     for i in range(groups * len(scaled)):
         places[i] = _place(keys, pages, min(i, blocks - 1), head, Hkv, page_size, D)
@@ -124,7 +125,29 @@ def _attend(query, turning, gains, pages, seen, head, Hkv, page_size, keys, valu
     largest(scores, top, groups * len(scaled), heads)
     for i in range(groups * len(scaled)):
         places[i] = _place(values, pages, min(i, blocks - 1), head, Hkv, page_size, D)
-    _mix(out, scores, places, top, total, gains, pages, count, head, Hkv, page_size, values, tags)
+    _mix(out, scores, places, top, total, gains, pages, count, head, Hkv, page_size, values, room, tags)
+
+
+@register_jitable
+def _longest(context_len):
+    """Tokens of the longest sequence."""
+    most = np.int64(0)
+    for length in context_len:
+        most = max(most, length)
+    return most
+
+
+@register_jitable
+def _room_of(tokens, D, tags):
+    """What a thread works in, for all its units, of at most `tokens` each: scores of a stretch, weights of a span, sums
+    of values. Fresh pages of memory for each unit would cost more than the smallest of them.
+    """
+    lanes, scaled, G = len(tags[2]), len(tags[3]), len(tags[4])
+    blocks = (tokens + BLOCK - 1) // BLOCK
+    blocks = (blocks + scaled - 1) // scaled * scaled
+    scores = _lines(4 * blocks * G * BLOCK).view(np.float32)
+    weights = _lines(min(SPAN, blocks) * G * WEIGHT_BYTES)
+    return scores, weights, _lines(4 * D * G * lanes).view(np.float32)
 
 
 @register_jitable
@@ -198,31 +221,30 @@ def _hide(scores, count, hidden, G):
 
 
 @register_jitable
-def _mix(out, scores, places, top, total, gains, pages, count, head, Hkv, page_size, values, tags):
+def _mix(out, scores, places, top, total, gains, pages, count, head, Hkv, page_size, values, room, tags):
     _, path, lanes, scaled, heads, gained, _, phases = tags
     G, D, L = len(heads), values.channels.shape[1], len(lanes)
     best = np.empty(G, np.float32)
     for g in range(G):
         best[g] = top[g] if top[g] > -np.inf else np.float32(0.0)
-    room = min(SPAN, len(places))
-    asked, start = np.empty(room, np.int64), values.pages.ctypes.data
-    weights = _lines(room * G * WEIGHT_BYTES)
-    steps = np.empty(room // len(scaled) * G, np.float32)
+    _, weights, sums = room
+    span = min(SPAN, len(places))
+    asked, start = np.empty(span, np.int64), values.pages.ctypes.data
+    steps = np.empty(span // len(scaled) * G, np.float32)
     mass, norm = np.zeros(G * LANES, np.float32), np.zeros(G * LANES, np.float32)
-    sums = _lines(4 * D * G * L).view(np.float32)
     sums[:] = 0.0
-    gain = np.empty(room * BLOCK if len(gained) else 0, np.float32)
+    gain = np.empty(span * BLOCK if len(gained) else 0, np.float32)
     inverse = np.empty_like(gain)
     own = head % values.channels.shape[0]
     size = D * (1 << len(values.nbits))
-    for first in range(0, len(places), room):
-        groups = min(room, len(places) - first) // len(scaled)
+    for first in range(0, len(places), span):
+        groups = min(span, len(places) - first) // len(scaled)
         if len(gained):
             _spread_gains(gain, inverse, gains, pages, first * BLOCK, count, head, Hkv, page_size)
         weigh(scores, best, gain, inverse, weights, steps, mass, norm, first, groups, path, heads, gained)
         if len(phases) == VALUES:
-            for i in range(room):  # of the next span
-                asked[i] = start + places[min(first + room + i, len(places) - 1)]
+            for i in range(span):  # of the next span
+                asked[i] = start + places[min(first + span + i, len(places) - 1)]
             mix_span(
                 sums, values.pages, places[first:], values.table, weights, steps, asked, groups, values.line,
                 own * size, D, path, values.nbits, values.d_sub, heads,
