@@ -28,7 +28,7 @@ from pqkv.kernels.cpu.byte_lookups.instructions import (
 from pqkv.kernels.cpu.byte_lookups.shapes import Shape
 from pqkv.vector_code import I32, I64, splat
 
-_MOST_HEADS = 4  # whose sums, sixteen vectors, stay in registers beside two operands of four
+_FEW_HEADS = 4  # whose sums, sixteen vectors, stay in registers beside two operands of four
 
 
 def score_block(
@@ -56,8 +56,10 @@ def score_block(
 
 
 def _heads_at_once(path: Portable, heads: int) -> list[range]:
-    """Heads whose sums grow together: all of them where sums leave registers anyway, else four at most."""
-    count = -(-heads // _MOST_HEADS) if path.roomy else 1
+    """Heads whose sums grow together: all of them where sums leave registers anyway, else four. Where an operand holds
+    four components it pays for the sums of eight on the stack.
+    """
+    count = -(-heads // (_FEW_HEADS * path.key_components // 2)) if path.roomy else 1
     bounds = [heads * i // count for i in range(count + 1)]
     return [range(*pair) for pair in pairwise(bounds)]
 
@@ -73,7 +75,7 @@ def _sums(
     elements = shape.subspaces * shape.d_sub  # of a turn of the loop
     turns = builder.udiv(head_dim, I64(elements))
     operand = partial(_operand, path, shape, codes, line, table, part)
-    ready = _Ready(builder, Steps(operand(I64(0), 0)).made()) if path.roomy else None
+    ready = _Ready(builder, Steps(operand(I64(0), 0)).made()) if path.roomy and len(heads) <= _FEW_HEADS else None
     with cgutils.for_range(builder, turns) as loop:
         for other in asked:
             other.ask(builder.mul(loop.index, I64(shape.subspaces)), shape.subspaces)
