@@ -2,8 +2,8 @@
 
 WHAT is `speedups` and `codes` (product codes, looked up as floats), `bytes` (codes looked up in byte tables beside the
 same by floats), `shapes` (those of other heads and batches), `recipe` (all of recipe pqkv), `exact` (pages of exact
-vectors), `avx512` (all that was timed on a processor with AVX-512) or `instructions` (of look-ups in byte tables,
-counted on several processors).
+vectors), `zen4` (all that was timed on a processor with AVX-512), `xeon` (another one, its longest context),
+`instructions` (of look-ups in byte tables, counted on several processors) or `cycles` (on the processor at hand).
 """
 
 import sys
@@ -35,6 +35,10 @@ EXACT_HEAD = """\
 COUNT_HEAD = """\
 | instructions for | codes | d_sub | keys | values |
 |---|---|---|---|---|"""
+
+CYCLES_HEAD = """\
+| weights of | codes | d_sub | heads | keys before | keys | values before | values |
+|---|---|---|---|---|---|---|---|"""
 
 
 def speedups() -> str:
@@ -70,12 +74,14 @@ def against_sdpa(record: Record) -> list[str]:
     return [ms(record), *(f"{times[f'sdpa {dtype}']:.2f}x" for dtype in ("float32", "bfloat16"))]
 
 
-def bytes_(folder: str = "results/bench-bytes") -> str:
-    """A row a shape and length: by bytes, by floats and by bytes of one plane where that was measured."""
+def bytes_(folder: str = "results/bench-bytes", fewest: int = 0) -> str:
+    """A row a shape and length, of `fewest` tokens and more: by bytes, by floats and by bytes of one plane where that
+    was measured.
+    """
     cells: dict[tuple[float, int, int, int], dict[str, Record]] = {}
     for record in load_records(ROOT / folder):
         c = record.config
-        if (form := form_of(record)) and usual(record):
+        if (form := form_of(record)) and usual(record) and c["context"] >= fewest:
             cells.setdefault((-c["bits"], c["num_subspaces"], c["nbits"], c["context"]), {})[form] = record
     lines = [BYTES_HEAD]
     for (bits, M, nbits, context), of in sorted(cells.items()):
@@ -122,11 +128,13 @@ def usual(record: Record) -> bool:
     return (c["heads"], c["kv_heads"], c["head_dim"], c["batch"]) == (32, 8, 128, 1)
 
 
-def recipe() -> str:
+def recipe(folder: str = "results/bench-recipe") -> str:
     """A row a width and length: with the codebook of values as it is, and rounded to bytes."""
     cells: dict[tuple[float, int], dict[str, Record]] = {}
-    for record in load_records(ROOT / "results/bench-recipe"):
+    for record in load_records(ROOT / folder):
         c = record.config
+        if not c["bits"] or c["served"] == ["int8"]:  # pages of vectors, and codes without the rest of the recipe
+            continue
         cells.setdefault((-c["bits"], c["context"]), {})[c["backend"]] = record
     lines = [RECIPE_HEAD]
     for (bits, context), of in sorted(cells.items()):
@@ -135,10 +143,15 @@ def recipe() -> str:
     return "\n".join(lines)
 
 
-def avx512() -> str:
-    """`bytes`, `shapes` and `exact` of a processor with AVX-512, one after another."""
-    folder = "results/bench-avx512"
-    return "\n\n".join((bytes_(folder), shapes(folder), exact(folder)))
+def zen4() -> str:
+    """`bytes`, `shapes`, `recipe` and `exact` of a processor with AVX-512, one after another."""
+    folder = "results/bench-zen4"
+    return "\n\n".join((bytes_(folder), shapes(folder), recipe(folder), exact(folder)))
+
+
+def xeon() -> str:
+    """`bytes` of another one, at its longest context."""
+    return bytes_("results/bench-avx512", 131_072)
 
 
 def exact(folder: str = "results/bench") -> str:
@@ -166,6 +179,19 @@ def instructions() -> str:
     return "\n".join([COUNT_HEAD, *rows])
 
 
+def cycles() -> str:
+    """A row a form and geometry: cycles before look-ups of AVX-512 were put in order, and since."""
+    files = [pd.read_csv(ROOT / f"results/checks/byte_cycles{which}.csv") for which in ("_before", "")]
+    shape = ["planes", "nbits", "d_sub", "heads"]
+    form = {1: "one byte", 2: "two bytes"}
+    rows = [
+        f"| {form[r.planes]} | {r.nbits} bits | {r.d_sub} | {r.heads} | {r.keys_x:.1f} | {r.keys_y:.1f} | "
+        f"{r.values_x:.1f} | {r.values_y:.1f} |"
+        for r in files[0].merge(files[1], on=shape).itertuples()
+    ]
+    return "\n".join([CYCLES_HEAD, *rows])
+
+
 def ms(record: Record | None) -> str:
     return "" if record is None else f"{record.metrics['latency_ms'].value:.2f}"
 
@@ -183,7 +209,7 @@ def error(record: Record) -> str:
 
 TABLES = {
     "speedups": speedups, "codes": codes, "bytes": bytes_, "shapes": shapes, "recipe": recipe, "exact": exact,
-    "avx512": avx512, "instructions": instructions,
+    "zen4": zen4, "xeon": xeon, "instructions": instructions, "cycles": cycles,
 }  # fmt: skip
 
 
