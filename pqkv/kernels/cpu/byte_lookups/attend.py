@@ -102,7 +102,7 @@ def _attend(query, turning, gains, pages, seen, head, Hkv, page_size, keys, valu
     for i in range(groups * len(scaled)):
         places[i] = _place(keys, pages, min(i, blocks - 1), head, Hkv, page_size, D)
     for i in range(min(_AHEAD, blocks)):
-        _ask_for_block(keys, places[i], page_size, D)
+        _ask_for_block(keys, places[i], D)
     own = head % keys.channels.shape[0]
     integers, offsets, scales = _as_integers(query, keys.scales[own], keys.channels[own], G, largest_query, query_bytes)
     size = D * (1 << len(keys.nbits))
@@ -166,7 +166,7 @@ def _place(side, pages, block, head, Hkv, page_size, D):
 
 
 @register_jitable
-def _ask_for_block(side, place, page_size, D):
+def _ask_for_block(side, place, D):
     """Ask for the codes of a block: those that no look-up before them asks for."""
     share = BLOCK * len(side.nbits) // 8
     for m in range(D // len(side.d_sub)):
