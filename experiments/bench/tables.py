@@ -2,12 +2,14 @@
 
 WHAT is `speedups` and `codes` (product codes, looked up as floats), `bytes` (codes looked up in byte tables beside the
 same by floats), `shapes` (those of other heads and batches), `recipe` (all of recipe pqkv), `exact` (pages of exact
-vectors), `zen4` (all that was timed on a processor with AVX-512), `xeon` (another one, its longest context),
-`instructions` (of look-ups in byte tables, counted on several processors) or `cycles` (on the processor at hand).
+vectors), `zen4` (all that was timed on a processor with AVX-512), `xeon` (another one, its longest context), `turns`
+(before and since a change, in turns), `instructions` (of look-ups in byte tables, counted on several processors) or
+`cycles` (on the processor at hand).
 """
 
 import sys
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 
@@ -39,6 +41,10 @@ COUNT_HEAD = """\
 CYCLES_HEAD = """\
 | weights of | codes | d_sub | heads | keys before | keys | values before | values |
 |---|---|---|---|---|---|---|---|"""
+
+TURNS_HEAD = """\
+| tokens | bits | before, ms | since, ms | since over before, turn by turn | speed-up before | since |
+|---|---|---|---|---|---|---|"""
 
 
 def speedups() -> str:
@@ -154,6 +160,32 @@ def xeon() -> str:
     return bytes_("results/bench-avx512", 131_072)
 
 
+def turns() -> str:
+    """A row a cell: medians of three turns, and the three ratios of a code's own time."""
+    found = turn_records()
+    lines = [TURNS_HEAD]
+    for (context, bits), of in sorted(found.items()):
+        own = {which: [r.metrics["latency_ms"].value for r in records] for which, records in of.items()}
+        gain = {which: median(r.metrics["speedup"].value for r in records) for which, records in of.items()}
+        ratios = ", ".join(f"{b / a:.2f}" for a, b in zip(own["before"], own["since"], strict=True))
+        lines.append(
+            f"| {context:,} | {-bits:g} | {median(own['before']):.2f} | {median(own['since']):.2f} | {ratios} | "
+            f"{gain['before']:.2f} | {gain['since']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def turn_records() -> dict[tuple[int, float], dict[str, list[Record]]]:
+    """Of each cell the records before and since, turn by turn."""
+    found: dict[tuple[int, float], dict[str, list[Record]]] = {}
+    for which in ("before", "since"):
+        for turn in (1, 2, 3):
+            for record in load_records(ROOT / f"results/bench-zen4-turns/{which}-{turn}"):
+                cell = found.setdefault((record.config["context"], -record.config["bits"]), {})
+                cell.setdefault(which, []).append(record)
+    return found
+
+
 def exact(folder: str = "results/bench") -> str:
     """A row a length."""
     cells = {
@@ -209,7 +241,7 @@ def error(record: Record) -> str:
 
 TABLES = {
     "speedups": speedups, "codes": codes, "bytes": bytes_, "shapes": shapes, "recipe": recipe, "exact": exact,
-    "zen4": zen4, "xeon": xeon, "instructions": instructions, "cycles": cycles,
+    "zen4": zen4, "xeon": xeon, "turns": turns, "instructions": instructions, "cycles": cycles,
 }  # fmt: skip
 
 

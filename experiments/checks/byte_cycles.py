@@ -5,7 +5,8 @@ python experiments/checks/byte_cycles.py FILE.csv
 Per 64 tokens and subspace of a group of query heads, keys (one block of 64 tokens again and again) and values (one
 span), heads of 128, what they read in a first- or second-level cache. Cycles are told by a chain of additions that is
 timed beside them in every round, so a clock that changes does not matter; what other machines on the same cores take
-does: medians of 31 rounds. `planes` is of how many bytes queries and weights are.
+does: medians of 31 rounds. `planes` is of how many bytes queries and weights are. Copied into an older checkout and run
+there it counts that one's; a commit with a + had changes.
 """
 
 import ctypes
@@ -146,7 +147,8 @@ def rows() -> Iterator[dict[str, object]]:
     llvm.initialize_native_asmparser()
     clock = compiled(chain())
     here = {"machine": machine_name({**environment(), "gpus": []}), "llvm": ".".join(map(str, llvm.llvm_version_info))}
-    here["commit"] = git_state()["commit"][:12]
+    state = git_state()
+    here["commit"] = state["commit"][:12] + ("+" if state["dirty"] else "")
     for planes in (2, 1):
         for shape in (Shape(*geometry) for geometry in GEOMETRIES):
             if CpuPath(cpu_path().name, "asked for").serves(shape.nbits):

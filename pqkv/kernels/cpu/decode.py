@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pqkv.kernels.checks import Lengths, check_lengths
+from pqkv.kernels.checks import Lengths
 from pqkv.kernels.cpu.byte_lookups.attend import VALUES, attend_bytes
 from pqkv.kernels.cpu.byte_lookups.prepare import heads_at_once
 from pqkv.kernels.cpu.coded import attend_coded
@@ -139,7 +139,7 @@ def step_of(
     """The arguments of `AttentionBackend` for Tq = 1 as arrays; `ways` force what codes of keys and values look up,
     `stretches` how many units of work the pages of a sequence are cut into, `rounded` takes centroids of floats as
     bytes where those are looked up, and `planes` is of how many bytes queries and weights are there, 1 or 2. `held` is
-    what was made of the same tensors before, `lengths` what `check_lengths` found.
+    what was made of the same tensors before, `lengths` what `check_lengths` returned; nothing is checked here.
     """
     if held is None:
         given = query, pages, sinks, residual, ways, rounded, planes
@@ -149,7 +149,7 @@ def step_of(
     scale *= math.log2(math.e)
     scaled = _scaled(query, scale)
     coded_query, turning = _as_codes_meet(held, scaled, pages, scale)
-    counts = check_lengths(pages, sinks, residual) if lengths is None else lengths
+    counts = _counts(pages, sinks, residual) if lengths is None else lengths
     wholes = [held.none if count is None else np.array(count, np.int64) for count in counts]
     longest = max(counts[1] or (), default=0)
     if stretches is None or pages is None:
@@ -208,6 +208,12 @@ def _as_codes_meet(held: Held, query: Array, pages: PagedTokens | None, scale: f
     if order is not None:
         phasors = np.take(phasors, order, 2)  # in a row: of strided ones kernels would be compiled once more
     return _scaled(coded.query, scale), (phasors, scale, *tables)
+
+
+def _counts(pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None) -> Counts:
+    """The lengths of sinks, pages and residual, as they are."""
+    first, last = (None if part is None else part.length.tolist() for part in (sinks, residual))
+    return first, None if pages is None else pages.context_len.tolist(), last
 
 
 def _starts(lengths: list[Array], window: int) -> list[Array]:

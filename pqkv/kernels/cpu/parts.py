@@ -59,7 +59,9 @@ def decode_parts(
 
 
 def _byte_parts(step: Step) -> list[Part]:
-    """Look-ups in byte tables end after a phase: the others' own times are differences."""
+    """Look-ups in byte tables end after a phase: the others' own times are differences. Scores ask memory for the first
+    values too.
+    """
     names = {SCORES: "scores", WEIGHTS: "softmax", VALUES: "values"}
     return [
         Part(name, partial(step.attend_by_bytes, phase), beyond=names.get(phase - 1)) for phase, name in names.items()

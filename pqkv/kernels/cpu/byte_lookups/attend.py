@@ -89,7 +89,7 @@ def _attend_units(taken, query, turning, gains, places, keys, values, found, tag
 @compiled(error_model="numpy")
 def _attend(query, turning, gains, pages, seen, head, Hkv, page_size, keys, values, found, room, tags):
     """Partial attention of `count` tokens in `pages`, from block `first_block` of their sequence on, of which the first
-    `hidden` are not seen.
+    `hidden` are not seen. `room` is of `_room_of`.
     """
     count, hidden, first_block = seen
     largest_query, path, _, scaled, heads, _, query_bytes, phases = tags
@@ -110,7 +110,7 @@ def _attend(query, turning, gains, pages, seen, head, Hkv, page_size, keys, valu
     mixed_first = blocks - min(SPAN, blocks)  # from here on the values that are read first are asked for as well
     for i in range(blocks):
         soon = key_start + places[min(i + _AHEAD, blocks - 1)]
-        later, later_line = soon, keys.line
+        later, later_line = soon, 0  # nothing: the same line again and again
         if i >= mixed_first:
             later = value_start + _place(values, pages, i - mixed_first, head, Hkv, page_size, D)
             later_line = values.line

@@ -93,7 +93,8 @@ def stay_in_order(builder: Value) -> None:
 
 class Asked:
     """Codes to ask memory for while others are looked up: those of subspace 0 begin at address `start`, of the next
-    `line` bytes on. A line with each look-up: asked for all at once, they would fill what a core can wait for.
+    `line` bytes on. A line with each look-up: asked for all at once, they would fill what a core can wait for. Of codes
+    that lie across two lines of the cache the first is asked for; the second is that of the next subspace.
     """
 
     def __init__(self, builder: Value, start: Value, line: Value) -> None:

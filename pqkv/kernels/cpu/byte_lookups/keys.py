@@ -56,8 +56,8 @@ def score_block(
 
 
 def _heads_at_once(path: Portable, heads: int) -> list[range]:
-    """Heads whose sums grow together: all of them where sums leave registers anyway, else four. Where an operand holds
-    four components it pays for the sums of eight on the stack.
+    """Heads whose sums grow together: four where registers hold an operand besides (`roomy`), and eight where one of four
+    components pays for sums on the stack; else all of them.
     """
     count = -(-heads // (_FEW_HEADS * path.key_components // 2)) if path.roomy else 1
     bounds = [heads * i // count for i in range(count + 1)]
