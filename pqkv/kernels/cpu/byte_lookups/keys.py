@@ -56,7 +56,7 @@ def score_block(
 
 
 def _heads_at_once(path: Portable, heads: int) -> list[range]:
-    """Heads whose sums grow together: four where registers hold an operand besides (`roomy`), and eight where one of four
+    """Heads whose sums grow together: four where registers hold an operand besides (`roomy`), eight where one of four
     components pays for sums on the stack; else all of them.
     """
     count = -(-heads // (_FEW_HEADS * path.key_components // 2)) if path.roomy else 1
