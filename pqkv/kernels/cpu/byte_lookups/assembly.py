@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from pqkv.kernels.cpu.byte_lookups.instructions import I8, Asked, Portable, Value, load
+from pqkv.kernels.cpu.byte_lookups.instructions import I8, Asked, Portable, Value
 from pqkv.kernels.cpu.byte_lookups.keys import score_block
 from pqkv.kernels.cpu.byte_lookups.shapes import Shape
 from pqkv.kernels.cpu.byte_lookups.values import mix_span, subspaces_at_once
@@ -52,13 +52,7 @@ def value_module(path: type[Portable], shape: Shape) -> Value:
     `values.mix_span`, asking for the blocks at addresses `asked`.
     """
     module, own, given = _function(path, [_POINTER, _POINTER, I64, I64, I64, *[_POINTER] * 5])
-    *others, asked = given
-    line, builder = others[3], own.builder
-
-    def asked_with(block: Value) -> Asked:
-        return Asked(builder, load(builder, asked, builder.shl(block, I64(3)), I64), line)
-
-    mix_span(own, shape, *[*others, asked_with])
+    mix_span(own, shape, *given)
     own.builder.ret_void()
     return module
 

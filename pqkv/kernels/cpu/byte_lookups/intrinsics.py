@@ -14,7 +14,7 @@ from pqkv.cpu_path import PATHS
 from pqkv.kernels.cpu.byte_lookups import keys, values, weights
 from pqkv.kernels.cpu.byte_lookups.avx2 import Avx2
 from pqkv.kernels.cpu.byte_lookups.avx512 import Avx512
-from pqkv.kernels.cpu.byte_lookups.instructions import Asked, Portable, at, load
+from pqkv.kernels.cpu.byte_lookups.instructions import Asked, Portable, at
 from pqkv.kernels.cpu.byte_lookups.one_plane import ONE_PLANE
 from pqkv.kernels.cpu.byte_lookups.shapes import Shape
 from pqkv.kernels.cpu.byte_lookups.vnni import Vnni
@@ -82,13 +82,9 @@ def mix_span(
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         sums, codes, places, table, integers, scales, asked = _pointers(context, builder, signature, arguments, 7)
         groups, line, table_place, head_dim = arguments[7:11]
-
-        def asked_with(block: Any) -> Asked:
-            return Asked(builder, load(builder, asked, builder.shl(block, I64(3)), I64), line)
-
         values.mix_span(
             _emitter(builder, signature.args[11]), shape, codes, places, groups, line, head_dim,
-            at(builder, table, table_place), integers, scales, sums, asked_with,
+            at(builder, table, table_place), integers, scales, sums, asked,
         )  # fmt: skip
         return context.get_dummy_value()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from typing import NamedTuple
 
@@ -28,14 +28,14 @@ from pqkv.vector_code import I32, I64, splat
 
 def mix_span(
     path: Portable, shape: Shape, codes: Value, places: Value, groups: Value, line: Value, head_dim: Value,
-    table: Value, weights: Value, scales: Value, sums: Value, asked: Callable[[Value], Asked],
+    table: Value, weights: Value, scales: Value, sums: Value, asked: Value,
 ) -> None:  # fmt: skip
     """sums[e, g] (D, G, lanes) float32 += for each of `groups` groups of `path.scaled` blocks, scales[group, g] times
     the sum over its tokens of their weights times table[e, code of e's subspace], as lanes hold them (`Portable`).
 
     places (groups * scaled,) int64: where in `codes` a block's codes of subspace 0 begin, those of the next `line`
     bytes on. table (D, C) int8; weights (groups * scaled, G), as `keep_weights` laid each out; scales (groups, G).
-    `asked` says what to ask for while a block is looked up.
+    asked (groups * scaled,) int64: the address of another block's codes, laid out alike, to ask for with each.
     """
     builder, subspaces = path.builder, subspaces_at_once(path, shape)
     elements = subspaces * shape.d_sub  # of a turn of the loop
@@ -46,7 +46,8 @@ def mix_span(
             with cgutils.for_range(builder, groups) as group:
                 blocks = [builder.add(builder.mul(group.index, I64(path.scaled)), I64(i)) for i in range(path.scaled)]
                 for block in blocks if some.start == 0 else ():
-                    asked(block).ask(builder.mul(turn.index, I64(subspaces)), subspaces)
+                    start = load(builder, asked, builder.shl(block, I64(3)), I64)
+                    Asked(builder, start, line).ask(builder.mul(turn.index, I64(subspaces)), subspaces)
                 side = _Codes(codes, places, line, table, builder.mul(turn.index, I64(elements)))
                 for s, g, made in (_by_head if path.roomy else _by_block)(path, shape, some, side, blocks, weights):
                     number = builder.sitofp(path.folded(made), kind)
