@@ -17,7 +17,7 @@ import torch
 
 from pqkv.workers import share
 
-_WORTH = 40.0  # microseconds of work on one thread from which on two are faster
+WORTH = 40.0  # microseconds of work on one thread from which on two are faster
 
 
 class _Team:
@@ -47,17 +47,22 @@ def _find() -> int:
 _TEAM = _Team()
 
 
+def openmp() -> int:
+    """The address of `GOMP_parallel` of torch's OpenMP, or 0 where Python threads have to take its place (`share`)."""
+    return _TEAM.address
+
+
 def run_units(function: Callable[..., bool], units: int, microseconds: float, *arguments: object) -> None:
     """Do `units` of work on torch's number of threads, as it is set now, this one among them.
 
     `function(launch, threads, taken, *arguments)` is compiled with `nogil` and passes all this to
-    `vector_code.on_threads`. `taken`, int64 (1,), counts the units that were begun; whoever is free takes the next one
-    by `vector_code.next_unit(taken)`. With fewer than two units, or with so little to do in all (`microseconds` on one
+    `thread_code.on_threads`. `taken`, int64 (1,), counts the units that were begun; whoever is free takes the next one
+    by `thread_code.next_unit(taken)`. With fewer than two units, or with so little to do in all (`microseconds` on one
     thread, an estimate) that a second thread would gain nothing, this thread does it alone. Returns when all units are
     done; raises `MemoryError` where a thread could not get the memory that it works in.
     """
     taken = np.zeros(1, np.int64)
-    threads = torch.get_num_threads() if units > 1 and microseconds >= _WORTH else 1
+    threads = torch.get_num_threads() if units > 1 and microseconds >= WORTH else 1
 
     def run(launch: int = 0, threads: int = 1) -> None:
         if function(launch, threads, taken, *arguments):

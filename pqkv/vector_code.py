@@ -14,14 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
 FLOAT, I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-_BYTES = ir.IntType(8).as_pointer()
-_PART = ir.FunctionType(ir.VoidType(), [_BYTES])
-_TEAM = ir.FunctionType(ir.VoidType(), [_PART.as_pointer(), _BYTES, I32, I32])
 _FUSE = ("contract", "nsz")  # a product and a sum may become one instruction
 
 
@@ -38,7 +34,8 @@ def drop_stale_code(function: Any) -> None:
     if function.stats.cache_path is None:  # nothing is kept
         return
     with suppress(OSError):
-        newest = max(path.stat().st_mtime for path in (Path(__file__), *folder.glob("*.py")))
+        shared = (Path(__file__), Path(__file__).with_name("thread_code.py"))
+        newest = max(path.stat().st_mtime for path in (*shared, *folder.glob("*.py")))
         for path in Path(function.stats.cache_path).glob("*.nb[ic]"):
             if path.stat().st_mtime < newest:
                 path.unlink()
@@ -55,72 +52,6 @@ def chosen(choose: Callable[..., Any]) -> Callable[..., Any]:
 
     overload(compiled_only)(choose)
     return compiled_only
-
-
-@intrinsic
-def next_unit(typing_context: Any, taken: Any) -> Any:
-    """taken[0], and count it up in the same instant: threads that share `taken`, int64 (1,), get each number once."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.atomic_rmw("add", data(context, builder, signature, arguments, 0), I64(1), "monotonic")
-
-    return types.int64(taken), generate
-
-
-def _lent(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-    """The value with arrays that own nothing: the caller keeps them alive, and threads do not meet in counting how
-    often each is used, for which they would wait for each other.
-    """
-    if isinstance(kind, types.Array):
-        array = context.make_array(kind)(context, builder, value)
-        array.meminfo = cgutils.get_null_value(array.meminfo.type)
-        array.parent = cgutils.get_null_value(array.parent.type)
-        return array._getvalue()
-    if isinstance(kind, types.BaseTuple):
-        parts = zip(kind.types, cgutils.unpack_tuple(builder, value), strict=True)
-        return context.make_tuple(builder, kind, [_lent(context, builder, part, each) for part, each in parts])
-    return value
-
-
-@intrinsic
-def on_threads(typing_context: Any, launch: Any, count: Any, function: Any, arguments: Any) -> Any:
-    """Call compiled `function(*arguments)` on `count` threads at once, none of which holds the interpreter's lock, and
-    return whether any of them failed. `launch` is the address of OpenMP's `GOMP_parallel`, not asked for one thread.
-    """
-    wanted = typing_context.resolve_function_type(function, tuple(arguments.types), {})
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        found = function.dispatcher.get_compile_result(wanted)
-        context.active_code_library.add_linking_library(found.library)
-        target = context.declare_function(builder.module, found.fndesc)
-        given_values = zip(cgutils.unpack_tuple(builder, given[3]), arguments.types, wanted.args, strict=True)
-        values = [
-            _lent(context, builder, after, context.cast(builder, value, before, after))
-            for value, before, after in given_values
-        ]
-        shared = cgutils.alloca_once(builder, ir.LiteralStructType([I32, *(value.type for value in values)]))
-        for i, value in enumerate([I32(0), *values]):
-            builder.store(value, builder.gep(shared, [I32(0), I32(i)]))
-        part = ir.Function(builder.module, _PART, builder.module.get_unique_name("part"))
-        part.linkage = "internal"
-        own = ir.IRBuilder(part.append_basic_block())
-        fields = [own.gep(own.bitcast(part.args[0], shared.type), [I32(0), I32(i)]) for i in range(len(values) + 1)]
-        status, _ = context.call_conv.call_function(
-            own, target, wanted.return_type, wanted.args, [own.load(field) for field in fields[1:]]
-        )
-        with cgutils.if_unlikely(own, status.is_error):
-            own.store(I32(1), fields[0])
-        own.ret_void()
-        room = builder.bitcast(shared, _BYTES)
-        with builder.if_else(builder.icmp_signed("<=", given[1], I64(1))) as (alone, together):
-            with alone:
-                builder.call(part, [room])
-            with together:
-                team = builder.inttoptr(given[0], _TEAM.as_pointer())
-                builder.call(team, [part, room, builder.trunc(given[1], I32), I32(0)])
-        return builder.trunc(builder.load(builder.gep(shared, [I32(0), I32(0)])), ir.IntType(1))
-
-    return types.boolean(types.int64, types.int64, function, arguments), generate
 
 
 def data(context: Any, builder: Any, signature: Any, arguments: Any, index: int) -> Any:

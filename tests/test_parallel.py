@@ -15,7 +15,7 @@ import torch
 from pqkv import parallel
 from pqkv.compiled import compiled
 from pqkv.parallel import run_units
-from pqkv.vector_code import next_unit, on_threads
+from pqkv.thread_code import next_unit, on_threads
 
 MUCH = 1e6  # microseconds that a call pretends to have to do
 

@@ -21,6 +21,7 @@ from pqkv.codec.seeding import next_state
 from pqkv.codec.tiles import TILE, tile_order
 from pqkv.compiled import compiled
 from pqkv.parallel import run_units
+from pqkv.thread_code import next_unit, on_threads
 from pqkv.vector_code import (
     I32,
     I64,
@@ -29,9 +30,7 @@ from pqkv.vector_code import (
     data,
     drop_stale_code,
     floats,
-    next_unit,
     number,
-    on_threads,
     splat,
     store,
     tag,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pqkv.compiled import compiled
 from pqkv.parallel import run_units
+from pqkv.thread_code import next_unit, on_threads
 from pqkv.vector_code import (
     I16,
     I32,
@@ -27,9 +28,7 @@ from pqkv.vector_code import (
     data,
     drop_stale_code,
     floats,
-    next_unit,
     number,
-    on_threads,
     shuffle,
     splat,
     tag,

@@ -10,7 +10,10 @@ import numpy as np
 
 from pqkv.compiled import compiled
 from pqkv.parallel import run_units
-from pqkv.vector_code import drop_stale_code, next_unit, on_threads
+from pqkv.thread_code import next_unit, on_threads
+from pqkv.vector_code import (
+    drop_stale_code,
+)
 
 _BLOCK = 64  # points whose weights are summed: a draw looks through blocks, then through one of them
 _LANES = 8  # running sums at once

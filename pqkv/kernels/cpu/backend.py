@@ -43,12 +43,13 @@ def attention(
             check_channels(pages)
     else:
         check_step(query, pages, sinks, residual, window)
-    lengths = check_lengths(pages, sinks, residual)
     Tq = query.shape[1]
+    if Tq != 1 or (pages is not None and not pages.trusted):  # else the kernels look whether there is room
+        check_lengths(pages, sinks, residual)
     if Tq == 1:
         return decode(
             query, pages, sinks, residual, scale=scale, window=window, ways=ways, rounded=rounded, planes=planes,
-            held=held, lengths=lengths,
+            held=held,
         )  # fmt: skip
     if Tq <= _FEW and residual is not None and query.shape[0] and int(residual.length.min()) >= Tq:
         # all new tokens stand in the residual: each query sees one more of them than the one before

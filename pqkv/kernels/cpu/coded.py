@@ -15,27 +15,28 @@ from pqkv.compiled import compiled
 from pqkv.kernels.cpu.lookups import bin_block, empty_bins, fill_table, score_block, sum_block, value_block
 from pqkv.kernels.cpu.paging import Side, Stretch, codes_at, own_centroids, prefetch_block, scratch_of
 from pqkv.kernels.cpu.softmax import fold_scores, largest, soften
+from pqkv.kernels.cpu.step import NOW, PAGES, end_unit
 from pqkv.kernels.cpu.turning import add_bias, weigh_by_gains
-from pqkv.vector_code import chosen, next_unit, on_threads
+from pqkv.thread_code import bind, bound_size, next_unit
+from pqkv.vector_code import (
+    chosen,
+)
 
 CENTROID, TABLE = range(2)  # lengths of a `way`
 
 
 @compiled(nogil=True)
-def attend_coded(
-    launch, threads, taken, query, phasors, phasor_scale, turn_middles, turn_rows, turn_slow, gains, gain_values,
-    context_len, lowest, table, num_kv_heads, page_size, stretch_pages,
+def bind_coded(
+    turn_middles, turn_rows, turn_slow, gains, gain_values, num_kv_heads, page_size,
     key_pages, key_line, key_centroids, key_channels, key_unpacked, key_d_sub, key_block, key_nbits, key_order, key_way,
     value_pages, value_line, value_centroids, value_channels, value_unpacked, value_d_sub, value_block_, value_nbits,
-    value_order, value_way, out, top, total, heads, unit,
+    value_order, value_way, heads, unit,
 ):  # fmt: skip
-    """Partial attention of every stretch, a unit of work each (`run_units`); `pqkv.kernels.cpu.decode` merges them.
+    """Partial attention of every stretch of a step, a unit of work each, bound (`thread_code.bind`) to what stays: its
+    address and its room.
 
-    query (B, Hq, D) float32, as coded keys meet it, scaled to base 2; phasors (B, Hq, P, 2), which `phasor_scale`
-    scales so, with the tables of `pqkv.kernels.turns`; gains, flat, and gain_values (Hkv, 256) of values. Sequence b
-    has context_len[b] tokens in the pages of table[b], of which those before lowest[b] are not seen. Of keys and
-    values: the fields of a `Side`. Per (b, head, stretch): out (..., G, D), largest score `top` and mass `total`
-    (..., G); -inf and 0 for what is empty.
+    The tables of `pqkv.kernels.turns`; gains, flat, and gain_values (Hkv, 256) of values; of keys and values the fields
+    of a `Side`.
     """
     # made here: as arguments, named tuples take long to be recognised
     keys = Side(
@@ -46,27 +47,25 @@ def attend_coded(
         value_pages, value_line, value_centroids, value_channels, value_unpacked, value_d_sub, value_block_,
         value_nbits, value_order, value_way,
     )  # fmt: skip
-    places = context_len, lowest, table, num_kv_heads, page_size, stretch_pages
-    turning = phasors, phasor_scale, turn_middles, turn_rows, turn_slow
-    return on_threads(
-        launch, threads, _attend_units,
-        (taken, query, turning, (gains, gain_values), places, keys, values, out, top, total, heads, unit),
-    )  # fmt: skip
+    turns = turn_middles, turn_rows, turn_slow
+    given = turns, (gains, gain_values), num_kv_heads, page_size, keys, values, heads, unit
+    room = np.empty(bound_size(_attend_units, NOW, given), np.uint8)
+    return bind(_attend_units, NOW, given, room), room
 
 
 @compiled(error_model="numpy")
-def _attend_units(taken, query, turning, gains, places, keys, values, out, top, total, heads, unit):
-    Hkv, stretches = out.shape[1:3]
-    phasors, scale, middles, rows, slow = turning
-    G = len(heads)
-    job = next_unit(taken)
-    while job < query.shape[0] * Hkv * stretches:
+def _attend_units(now, turns, gains, Hkv, page_size, keys, values, heads, unit):
+    middles, rows, slow = turns
+    stretches, G = now.top.shape[2] - 2, len(heads)
+    places = now.lengths[PAGES], now.starts[PAGES], now.table, Hkv, page_size, now.stretch // page_size
+    job = next_unit(now.taken)
+    while job < len(now.query) * Hkv * stretches:
         b, h, s, hidden, stretch = stretch_of(job, stretches, *places)
-        own = phasors[b, h * G : (h + 1) * G], scale, middles, rows, slow
-        _attend(
-            query[b], own, gains, stretch, keys, values, hidden, out[b, h, s], top[b, h, s], total[b, h, s], heads, unit
-        )
-        job = next_unit(taken)
+        turning = now.phasors[b, h * G : (h + 1) * G], now.phasor_scale, middles, rows, slow
+        found = now.out[b, h, s], now.top[b, h, s], now.total[b, h, s]
+        _attend(now.coded_query[b], turning, gains, stretch, keys, values, hidden, *found, heads, unit)
+        end_unit(now, b, h)
+        job = next_unit(now.taken)
 
 
 @register_jitable

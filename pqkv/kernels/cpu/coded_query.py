@@ -19,6 +19,7 @@ from torch import Tensor
 from pqkv.compiled import compiled
 from pqkv.kernels.cpu.exact_form import FORMS, host_form
 from pqkv.parallel import run_units
+from pqkv.thread_code import next_unit, on_threads
 from pqkv.vector_code import (
     I16,
     I32,
@@ -28,9 +29,7 @@ from pqkv.vector_code import (
     data,
     drop_stale_code,
     floats,
-    next_unit,
     number,
-    on_threads,
     splat,
     store,
     tag,

@@ -1,127 +1,106 @@
-"""One query per sequence on the CPU: from tensors to the arrays the kernels read, and back."""
+"""One query per sequence on the CPU: from tensors to the addresses and numbers that one compiled call takes."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Required, TypedDict, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pqkv.kernels.checks import Lengths
-from pqkv.kernels.cpu.byte_lookups.attend import VALUES, attend_bytes
-from pqkv.kernels.cpu.byte_lookups.prepare import heads_at_once
-from pqkv.kernels.cpu.coded import attend_coded
-from pqkv.kernels.cpu.exact import attend_exact_pages, merge
-from pqkv.kernels.cpu.held import NO_TURNS, Held, hold, recall
+from pqkv.kernels.checks import check_lengths
+from pqkv.kernels.cpu.byte_lookups.attend import VALUES
+from pqkv.kernels.cpu.held import NO_TURNS, NOTHING, Bound, Held, Tables, hold, recall
 from pqkv.kernels.cpu.sides import Array, Way
+from pqkv.kernels.cpu.step import DONE, NO_MEMORY, NO_ROOM, RESIDUAL, SINKS, Now, begin_step, take_step, work
 from pqkv.kernels.types import ExactTokens, PagedTokens
-from pqkv.parallel import run_units
-from pqkv.vector_code import tag
+from pqkv.parallel import openmp
+from pqkv.workers import share
 
 _STRETCH = 8192  # tokens of one unit of work: their scores stay in the second-level cache, tables come often from it
-_SPAN = 64  # tokens that stretches of exact pages are multiples of
 _SHORTEST = 256  # a unit this short pays for being handed to a thread
+_LOG2_E = math.log2(math.e)
 
-Counts = tuple[Lengths, Lengths, Lengths]
-Turning = tuple[Array, float, Array, Array, Array]
+Number = int | float
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One decoding step as the arrays that kernels read and write. `partial` are out (B, Hkv, stretches, G, D), top and
-    total (B, Hkv, stretches, G); lengths and starts of sinks, pages, residual.
-    """
+class How(TypedDict, total=False):
+    """How a step is taken: what an `AttentionBackend` is told, and what the backends of the CPU differ in."""
+
+    scale: Required[float]
+    window: int | None
+    ways: tuple[Way, Way]  # force what codes of keys and of values look up
+    rounded: bool  # centroids of floats as bytes, where those are looked up
+    planes: int  # bytes that numbers of queries and weights are of there, 1 or 2
+    stretches: int | None  # units of work that the pages of a sequence are cut into, None to choose
+    held: Held | None  # what was made of the same tensors before
+
+
+class _Given(NamedTuple):
+    """What `begin_step` takes, the tables of turns, and what has to live as long as the addresses are used."""
+
+    numbers: tuple[Number, ...]
+    tables: Tables
+    alive: tuple[object, ...]
+
+
+def _given(
+    held: Held, query: Tensor, pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None,
+    scale: float, window: int | None, stretches: int | None, out: Tensor, lse: Tensor,
+) -> _Given:  # fmt: skip
+    own, coded = _floats(query), None if pages is None else pages.query
+    tables, pairs, asked, phasors = NO_TURNS, 0, 0, 0
+    table, width, paged = None, 0, None
+    alive: tuple[object, ...] = ()
+    if coded is not None:
+        assert pages is not None
+        meets, turned = _floats(coded.query), _floats(coded.phasors)
+        if coded.frequencies:
+            order, tables = held.turning(coded, pages)
+            if order is not None:
+                turned = turned[..., order, :].contiguous()
+            pairs, phasors = len(coded.frequencies), turned.data_ptr()
+        asked, alive = meets.data_ptr(), (meets, turned)
+    if pages is not None:
+        table, paged = _in_a_row(pages.page_table), _in_a_row(pages.context_len)
+        width = table.shape[1]
+    first, last = (None if part is None else _in_a_row(part.length) for part in (sinks, residual))
+    wanted = -1 if stretches is None or pages is None else stretches
+    numbers = (
+        torch.get_num_threads(), _STRETCH, _SHORTEST, wanted, window or 0, scale * _LOG2_E, *held.numbers,
+        own.data_ptr(), asked, phasors, pairs, _address(table), width, _address(first), _address(paged), _address(last),
+        out.data_ptr(), lse.data_ptr(),
+    )  # fmt: skip
+    return _Given(numbers, tables, (own, table, paged, first, last, *alive))
+
+
+def _floats(tensor: Tensor) -> Tensor:
+    """As float32, one number after another: mostly the tensor itself."""
+    if tensor.dtype == torch.float32 and tensor.is_contiguous():
+        return tensor
+    return tensor.detach().float().contiguous()
+
+
+def _in_a_row(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+class _Begun(NamedTuple):
+    """A step before its compiled call."""
 
     held: Held
-    query: Array  # (B, Hq, D) float32, scaled to base 2
-    coded_query: Array  # (B, Hq, D), what codes meet
-    turning: Turning  # phasors (B, Hq, P, 2), what scales them, and the tables of `pqkv.kernels.turns`
-    table: Array | None  # (B, max_pages), page ids
-    longest: int  # tokens in pages of a sequence
-    lengths: list[Array]
-    starts: list[Array]
-    partial: tuple[Array, Array, Array]
-
-    @property
-    def stretches(self) -> int:
-        """Units of work of a sequence and KV head."""
-        return int(self.partial[0].shape[2])
-
-    @property
-    def units(self) -> int:
-        """Units of work of all sequences and KV heads."""
-        return len(self.query) * self.held.kv_heads * self.stretches
-
-    def page_work(self) -> float:
-        """About how many microseconds `attend_pages` takes on one thread, where all sequences are as long."""
-        return len(self.query) * self.longest * self.held.kv_heads * self.held.token_work
-
-    def paging(self) -> tuple[Array, Array, Array, int, int, int]:
-        """Lengths, starts, table, KV heads, page size and pages of a stretch, as the kernels take them."""
-        pages, table = self.held.pages, self.table
-        assert pages is not None
-        assert table is not None
-        each = max(1, -(-self.longest // (self.stretches * pages.page_size)))
-        return self.lengths[1], self.starts[1], table, self.held.kv_heads, pages.page_size, each
-
-    def exact_paging(self) -> tuple[Array | int, ...]:
-        """Table, lengths, starts, KV heads, page size and tokens of a stretch: exact pages are cut where need be."""
-        lengths, starts, table, kv_heads, page_size, _ = self.paging()
-        return table, lengths, starts, kv_heads, page_size, -(-self.longest // (self.stretches * _SPAN)) * _SPAN
-
-    def attend_pages(self) -> None:
-        """Partial results of all stretches."""
-        held = self.held
-        if held.pages is None or not self.stretches:
-            return
-        if held.pages.keys.centroids is None:
-            keys, values, tags = held.exact_pages
-            exact = self.query, *self.exact_paging(), keys, values, *self.partial, *tags
-            run_units(attend_exact_pages, self.units, self.page_work(), *exact)
-            return
-        if held.by_bytes:
-            self.attend_by_bytes()
-            return
-        keys, values = held.coded_sides
-        coded = self.coded_query, *self.turning, *held.gains, *self.paging(), *keys, *values, *self.partial, *held.tags
-        run_units(attend_coded, self.units, self.page_work(), *coded)
-
-    def attend_by_bytes(self, phases: int = VALUES) -> None:
-        """`attend_pages` by look-ups in byte tables, up to a phase (`attend_bytes`)."""
-        held = self.held
-        keys, values = held.byte_sides
-        given = (
-            self.coded_query, *self.turning, *held.gains, *self.paging(), *keys, *values, *self.partial,
-            *held.byte_tags,
-        )  # fmt: skip
-        parts = held.group // heads_at_once(held.group)
-        run_units(attend_bytes, parts * self.units, parts * self.page_work(), *given, tag(phases))
-
-    def without_pages(self) -> Step:
-        """The same step with nothing but sinks and residual to merge."""
-        out, top, total = self.partial
-        return replace(self, partial=(out[:, :, :0], top[:, :, :0], total[:, :, :0]))
-
-    def without_exact_parts(self) -> Step:
-        """The same step with nothing but the stretches to merge."""
-        none = self.held.none
-        return replace(self, lengths=[none, self.lengths[1], none], starts=[none, self.starts[1], none])
-
-    def merge(self) -> tuple[Array, Array]:
-        """Stretches, sinks and residual together: (B, Hq, D) float32, and lse (B, Hq) float64."""
-        held, (B, Hq, D) = self.held, self.query.shape
-        result, lse = np.empty((B, Hq, D), np.float32), np.empty((B, Hq), np.float64)
-        run_units(
-            merge, B * held.kv_heads, held.exact_work, self.query, *self.partial, *held.sinks, self.lengths[0],
-            self.starts[0], *held.residual, self.lengths[2], self.starts[2], result, lse,
-            *held.exact_tags,
-        )  # fmt: skip
-        return result, lse
+    given: _Given
+    out: Tensor
+    lse: Tensor
 
 
-def step_of(
+def _begin(
     query: Tensor,
     pages: PagedTokens | None,
     sinks: ExactTokens | None,
@@ -134,31 +113,14 @@ def step_of(
     rounded: bool = False,
     planes: int = 2,
     held: Held | None = None,
-    lengths: Counts | None = None,
-) -> Step:
-    """The arguments of `AttentionBackend` for Tq = 1 as arrays; `ways` force what codes of keys and values look up,
-    `stretches` how many units of work the pages of a sequence are cut into, `rounded` takes centroids of floats as
-    bytes where those are looked up, and `planes` is of how many bytes queries and weights are there, 1 or 2. `held` is
-    what was made of the same tensors before, `lengths` what `check_lengths` returned; nothing is checked here.
-    """
+) -> _Begun:
     if held is None:
-        given = query, pages, sinks, residual, ways, rounded, planes
-        held = recall(*given) or hold(*given)
-    B, D = query.shape[0], query.shape[3]
-    Hkv, G = held.kv_heads, held.group
-    scale *= math.log2(math.e)
-    scaled = _scaled(query, scale)
-    coded_query, turning = _as_codes_meet(held, scaled, pages, scale)
-    counts = _counts(pages, sinks, residual) if lengths is None else lengths
-    wholes = [held.none if count is None else np.array(count, np.int64) for count in counts]
-    longest = max(counts[1] or (), default=0)
-    if stretches is None or pages is None:
-        stretches = _stretches(longest, B * Hkv)
-    out = np.empty((B, Hkv, stretches, G, D), np.float32)
-    top, total = (np.empty((B, Hkv, stretches, G), np.float32) for _ in range(2))
-    starts = [held.none] * 3 if window is None else _starts(wholes, window)
-    table = None if pages is None else held.table(pages)
-    return Step(held, scaled, coded_query, turning, table, longest, wholes, starts, (out, top, total))
+        own = query, pages, sinks, residual, ways, rounded, planes
+        held = recall(*own) or hold(*own)
+    shape = query.shape
+    out, lse = query.new_empty(shape, dtype=torch.float32), query.new_empty(shape[:3], dtype=torch.float64)
+    given = _given(held, query, pages, sinks, residual, scale, window, stretches, out, lse)
+    return _Begun(held, given, out, lse)
 
 
 def decode(
@@ -166,74 +128,129 @@ def decode(
     pages: PagedTokens | None,
     sinks: ExactTokens | None,
     residual: ExactTokens | None,
-    *,
-    scale: float,
-    window: int | None = None,
-    ways: tuple[Way, Way] = ("auto", "auto"),
-    stretches: int | None = None,
-    rounded: bool = False,
-    planes: int = 2,
-    held: Held | None = None,
-    lengths: Counts | None = None,
+    **how: Unpack[How],
 ) -> tuple[Tensor, Tensor]:
-    """`AttentionBackend` for Tq = 1; returns out in the query's dtype and lse in float64. See `step_of`."""
-    step = step_of(
-        query, pages, sinks, residual, scale=scale, window=window, ways=ways, stretches=stretches, rounded=rounded,
-        planes=planes, held=held, lengths=lengths,
-    )  # fmt: skip
-    step.attend_pages()
-    result, lse = step.merge()
-    rows = query.shape[:3]  # of arrays: to index a tensor takes longer
-    out = torch.from_numpy(result.reshape(query.shape))
-    return out if query.dtype == torch.float32 else out.to(query.dtype), torch.from_numpy(lse.reshape(rows))
+    """`AttentionBackend` for Tq = 1; returns out in the query's dtype and lse in float64.
 
-
-def _scaled(query: Tensor, scale: float) -> Array:
-    """(B, 1, Hq, ...) -> (B, Hq, ...) float32."""
-    B, _, *rest = query.shape
-    plain = query.dtype == torch.float32 and not query.requires_grad  # then two calls of torch less
-    scaled: Array = np.multiply((query if plain else query.detach().float()).numpy(), np.float32(scale))
-    return scaled.reshape(B, *rest)
-
-
-def _as_codes_meet(held: Held, query: Array, pages: PagedTokens | None, scale: float) -> tuple[Array, Turning]:
-    """What coded keys are scored with: the query, scaled, or one of their own with phasors and tables of turns."""
-    coded = None if pages is None else pages.query
-    if pages is None or coded is None or not coded.frequencies:
-        none = np.empty((*query.shape[:2], 0, 2), np.float32), 0.0, *NO_TURNS
-        return query if coded is None else _scaled(coded.query, scale), none
-    order, tables = held.turning(coded, pages)
-    B, _, Hq, P, _ = coded.phasors.shape
-    phasors: Array = np.ascontiguousarray(coded.phasors.detach().float().numpy()).reshape(B, Hq, P, 2)
-    if order is not None:
-        phasors = np.take(phasors, order, 2)  # in a row: of strided ones kernels would be compiled once more
-    return _scaled(coded.query, scale), (phasors, scale, *tables)
-
-
-def _counts(pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None) -> Counts:
-    """The lengths of sinks, pages and residual, as they are."""
-    first, last = (None if part is None else part.length.tolist() for part in (sinks, residual))
-    return first, None if pages is None else pages.context_len.tolist(), last
-
-
-def _starts(lengths: list[Array], window: int) -> list[Array]:
-    """First token of each part that the newest query, which stands at total - 1, sees."""
-    total = lengths[0] + lengths[1] + lengths[2]
-    first = np.maximum(total - window, 0)
-    before = np.zeros_like(total)
-    starts = []
-    for length in lengths:
-        starts.append(np.clip(first - before, 0, length))
-        before = before + length
-    return starts
-
-
-def _stretches(longest: int, rows: int) -> int:
-    """Units of work the longest sequence is cut into: small enough for the cache, enough of them for the threads.
-
-    A page is never cut, so a contiguous cache, one page a sequence, is one unit a sequence and head.
+    Nothing is checked here but that there is room for as many tokens as the lengths say.
     """
-    if not longest:
-        return 0
-    wanted = max(-(-longest // _STRETCH), -(-2 * torch.get_num_threads() // rows))
-    return max(1, min(wanted, longest // _SHORTEST))
+    held, given, out, lse = _begin(query, pages, sinks, residual, **how)
+    of_pages = NOTHING if pages is None else held.page_call(given.tables)
+    if not _take(of_pages, held.exact_call, given.numbers):
+        check_lengths(pages, sinks, residual)
+    return out if query.dtype == torch.float32 else out.to(query.dtype), lse
+
+
+def without_attention(
+    query: Tensor,
+    pages: PagedTokens | None,
+    sinks: ExactTokens | None,
+    residual: ExactTokens | None,
+    **how: Unpack[How],
+) -> None:
+    """All that `decode` does but attention: what a step costs apart from its tokens."""
+    _take(NOTHING, NOTHING, _begin(query, pages, sinks, residual, **how).given.numbers)
+
+
+def _take(pages: Bound, exact: Bound, numbers: tuple[Number, ...]) -> bool:
+    """Whether there is room for what lengths say, and the step was taken."""
+    calls, launch = (pages.call, pages.place, exact.call, exact.place), openmp()
+    if launch or torch.get_num_threads() == 1:
+        end = take_step(launch, *calls, *numbers)
+    else:
+        end = _take_on_python_threads(calls, numbers)
+    if end == NO_MEMORY:
+        raise MemoryError("attention found no memory to work in")
+    return bool(end == DONE)
+
+
+def _take_on_python_threads(calls: tuple[int, int, int, int], numbers: tuple[Number, ...]) -> int:
+    """`take_step` where OpenMP's threads cannot be had."""
+    now, fits, pays = begin_step(*numbers)
+    if not fits:
+        return NO_ROOM
+    failed = []
+
+    def run() -> None:
+        if work(0, 1, *calls, now):
+            failed.append(True)
+
+    share(run, torch.get_num_threads() - 1 if pays else 0)
+    return NO_MEMORY if failed else DONE
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decoding step whose parts can be run one by one."""
+
+    held: Held
+    given: _Given
+    now: Now
+    pays: bool  # more than one thread
+    out: Tensor
+    lse: Tensor
+
+    @property
+    def stretches(self) -> int:
+        """Units of work of a sequence and KV head."""
+        return self.now.stretches
+
+    @property
+    def units(self) -> int:
+        """Units of work of all sequences and KV heads in pages."""
+        return len(self.now.query) * self.held.kv_heads * self.stretches
+
+    @property
+    def work(self) -> float:
+        """About how many microseconds attention on pages takes on one thread."""
+        return self.units * self.now.stretch * self.held.token_work
+
+    @property
+    def turning(self) -> tuple[Array, float, Array, Array, Array]:
+        """Phasors, what scales them, and the tables of `pqkv.kernels.turns`."""
+        return self.now.phasors, self.now.phasor_scale, *self.given.tables
+
+    def attend_pages(self, phases: int = VALUES) -> None:
+        """Partial results of all stretches; look-ups in byte tables end after a phase (`bind_bytes`)."""
+        if self.held.pages is not None and self.stretches:
+            self._run(self.held.page_call(self.given.tables, phases), NOTHING, self.now.left + 1)
+
+    def merge(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sinks, residual and the stretches together: (B, Hq, D) float32, and lse (B, Hq) float64."""
+        self._run(NOTHING, self.held.exact_call, np.ones_like(self.now.left))
+        return self.now.result, self.now.lse
+
+    def _run(self, pages: Bound, exact: Bound, left: np.ndarray) -> None:
+        now = self.now._replace(taken=np.zeros(2, np.int64), left=left)
+        threads = torch.get_num_threads() if self.pays and openmp() else 1
+        if work(openmp(), threads, pages.call, pages.place, exact.call, exact.place, now):
+            raise MemoryError("attention found no memory to work in")
+
+    def without_pages(self) -> Step:
+        """The same step with nothing but sinks and residual to merge, and results of its own."""
+        out, top, total = (
+            np.ascontiguousarray(part[:, :, -2:]) for part in (self.now.out, self.now.top, self.now.total)
+        )
+        result, lse = np.empty_like(self.now.result), np.empty_like(self.now.lse)
+        return replace(self, now=self.now._replace(out=out, top=top, total=total, result=result, lse=lse))
+
+    def without_exact_parts(self) -> Step:
+        """The same step with nothing but the stretches to merge."""
+        lengths = self.now.lengths.copy()
+        lengths[[SINKS, RESIDUAL]] = 0
+        return replace(self, now=self.now._replace(lengths=lengths, starts=np.minimum(self.now.starts, lengths)))
+
+
+def step_of(
+    query: Tensor,
+    pages: PagedTokens | None,
+    sinks: ExactTokens | None,
+    residual: ExactTokens | None,
+    **how: Unpack[How],
+) -> Step:
+    """The step that `decode` takes on these arguments, begun and not taken."""
+    held, given, out, lse = _begin(query, pages, sinks, residual, **how)
+    now, fits, pays = begin_step(*given.numbers)
+    if not fits:
+        check_lengths(pages, sinks, residual)
+    return Step(held, given, now, pays, out, lse)

@@ -1,4 +1,4 @@
-"""Exact keys and values of one query per sequence: sinks, residual window, exact pages, and the merge of all parts.
+"""Exact keys and values of one query per sequence: sinks, residual window, exact pages.
 
 A chunk of tokens at a time: scores of its keys, their softmax, and the sums of its values, relative to the largest
 score so far. Sinks and residual are pages of their own, one a sequence, so the same code serves them.
@@ -19,7 +19,8 @@ from pqkv.kernels.cpu.exact_vectors import (
     weight_room,
 )
 from pqkv.kernels.cpu.softmax import largest, soften
-from pqkv.vector_code import next_unit, on_threads
+from pqkv.kernels.cpu.step import NOW, PAGES, RESIDUAL, SINKS, end_unit
+from pqkv.thread_code import bind, bound_size, next_unit
 
 _CHUNK = 1024  # tokens whose softmax is taken at once: their scores stay in the first-level cache or close to it
 _SPAN = 64  # rows that are read several times, for some of their columns or some heads each time
@@ -132,100 +133,67 @@ def _soften(scores, count, state, sums, top, total, heads, unit, V, L):
 
 
 @compiled(nogil=True)
-def attend_exact_pages(
-    launch, threads, taken, query, table, context_len, lowest, num_kv_heads, page_size, stretch_tokens,
-    keys, values, out, top, total, query_order, value_order, heads, unit, rest, kind, form,
+def bind_exact_pages(
+    num_kv_heads, page_size, keys, values, query_order, value_order, heads, unit, rest, kind, form
 ):  # fmt: skip
-    """Partial attention of every stretch of `stretch_tokens` in exact pages (flat, as (pages, Hkv, page_size, D)); as
-    `attend_coded`.
-    """
-    places, orders = (table, context_len, lowest, num_kv_heads, page_size, stretch_tokens), (query_order, value_order)
-    return on_threads(
-        launch, threads, _attend_units,
-        (taken, query, places, keys, values, out, top, total, orders, heads, unit, rest, kind, form),
-    )  # fmt: skip
+    """As `coded.bind_coded`, of exact pages (flat, as (pages, Hkv, page_size, D))."""
+    given = num_kv_heads, page_size, keys, values, (query_order, value_order), heads, unit, rest, kind, form
+    room = np.empty(bound_size(_attend_units, NOW, given), np.uint8)
+    return bind(_attend_units, NOW, given, room), room
 
 
 @compiled(error_model="numpy")
-def _attend_units(taken, query, places, keys, values, out, top, total, orders, heads, unit, rest, kind, form):
-    table, context_len, lowest, num_kv_heads, page_size, stretch_tokens = places
-    G, stretches = len(heads), out.shape[2]
+def _attend_units(now, Hkv, page_size, keys, values, orders, heads, unit, rest, kind, form):
+    G, stretches = len(heads), now.top.shape[2] - 2
     state = np.empty((2, G), np.float32)
-    job = next_unit(taken)
-    while job < len(query) * num_kv_heads * stretches:
-        b = job // (num_kv_heads * stretches)
-        h = job // stretches % num_kv_heads
+    job = next_unit(now.taken)
+    while job < len(now.query) * Hkv * stretches:
+        b = job // (Hkv * stretches)
+        h = job // stretches % Hkv
         s = job % stretches
-        first = max(s * stretch_tokens, lowest[b])
-        end = min((s + 1) * stretch_tokens, context_len[b])
+        first = max(s * now.stretch, now.starts[PAGES, b])
+        end = min((s + 1) * now.stretch, now.lengths[PAGES, b])
         _fold(
-            query[b], h * G, keys, values, (table[b], page_size, num_kv_heads, h), first, end, state, out[b, h, s],
+            now.query[b], h * G, keys, values, (now.table[b], page_size, Hkv, h), first, end, state, now.out[b, h, s],
             orders, heads, unit, rest, kind, form,
         )  # fmt: skip
         for g in range(G):
-            top[b, h, s, g], total[b, h, s, g] = state[0, g], state[1, g]
-        job = next_unit(taken)
+            now.top[b, h, s, g], now.total[b, h, s, g] = state[0, g], state[1, g]
+        end_unit(now, b, h)
+        job = next_unit(now.taken)
 
 
 @compiled(nogil=True)
-def merge(
-    launch, threads, taken, query, out, top, total, sink_keys, sink_values, sink_capacity, sink_len, sink_lowest,
-    residual_keys, residual_values, residual_capacity, residual_len, residual_lowest, result, lse,
+def bind_exact_parts(
+    num_kv_heads, sink_keys, sink_values, sink_capacity, residual_keys, residual_values, residual_capacity,
     query_order, value_order, heads, unit, rest, kind, form,
 ):  # fmt: skip
-    """Stretches, sinks and residual together: result (B, Hq, D), lse (B, Hq) float64, in base e.
-
-    Exact parts are flat, as (B, Hkv, capacity, D); of sequence b the tokens lowest[b] ... len[b] - 1 are seen.
+    """Partial attention of sinks and residual (flat, as (B, Hkv, capacity, D)), a unit of work for each KV head of a
+    sequence, bound as `coded.bind_coded` is.
     """
-    sinks = sink_keys, sink_values, sink_capacity, sink_len, sink_lowest
-    residual = residual_keys, residual_values, residual_capacity, residual_len, residual_lowest
-    given = taken, query, (out, top, total), sinks, residual, result, lse, (query_order, value_order)
-    return on_threads(launch, threads, _merge_units, (*given, heads, unit, rest, kind, form))
+    sinks, residual = (sink_keys, sink_values, sink_capacity), (residual_keys, residual_values, residual_capacity)
+    given = num_kv_heads, sinks, residual, (query_order, value_order), heads, unit, rest, kind, form
+    room = np.empty(bound_size(_exact_units, NOW, given), np.uint8)
+    return bind(_exact_units, NOW, given, room), room
 
 
 @compiled(error_model="numpy")
-def _merge_units(taken, query, stretches, sinks, residual, result, lse, orders, heads, unit, rest, kind, form):
-    out, top, total = stretches
-    B, Hkv, S = top.shape[:3]
-    G, D = len(heads), query.shape[2]
-    states, sums = np.empty((2, 2, G), np.float32), np.empty((2, G, D), np.float32)
+def _exact_units(now, Hkv, sinks, residual, orders, heads, unit, rest, kind, form):
+    G, S = len(heads), now.top.shape[2] - 2
+    state = np.empty((2, G), np.float32)
     own = np.empty(1, np.int32)
-    job = next_unit(taken)
-    while job < B * Hkv:
+    job = next_unit(now.taken[1:])
+    while job < len(now.query) * Hkv:
         b, h = job // Hkv, job % Hkv
         own[0] = b
         for part in range(2):
-            keys, values, capacity, lengths, lows = sinks if part == 0 else residual
+            keys, values, capacity = sinks if part == 0 else residual
+            which = SINKS if part == 0 else RESIDUAL
             _fold(
-                query[b], h * G, keys, values, (own, max(capacity, 1), Hkv, h), lows[b], lengths[b], states[part],
-                sums[part], orders, heads, unit, rest, kind, form,
+                now.query[b], h * G, keys, values, (own, max(capacity, 1), Hkv, h), now.starts[which, b],
+                now.lengths[which, b], state, now.out[b, h, S + part], orders, heads, unit, rest, kind, form,
             )  # fmt: skip
-        for g in range(G):
-            best = max(states[0, 0, g], states[1, 0, g])
-            for s in range(S):
-                best = max(best, top[b, h, s, g])
-            mixed, mass = result[b, h * G + g], np.float32(0.0)
-            for d in range(D):
-                mixed[d] = 0.0
-            for part in range(2):
-                mass += _join(mixed, sums[part, g], states[part, 0, g], states[part, 1, g], best)
-            for s in range(S):
-                mass += _join(mixed, out[b, h, s, g], top[b, h, s, g], total[b, h, s, g], best)
-            if mass == 0.0:
-                lse[b, h * G + g] = -np.inf
-            else:
-                for d in range(D):
-                    mixed[d] /= mass
-                lse[b, h * G + g] = (np.float64(best) + np.log2(np.float64(mass))) * np.log(2.0)
-        job = next_unit(taken)
-
-
-@register_jitable
-def _join(mixed, part, top, total, best):
-    """Add a part to `mixed`, (D,), relative to the score `best`; returns its mass."""
-    if total == 0.0:  # NaN is not 0 and goes on
-        return np.float32(0.0)
-    weight = np.exp2(top - best)
-    for d in range(len(mixed)):
-        mixed[d] += weight * part[d]
-    return weight * total
+            for g in range(G):
+                now.top[b, h, S + part, g], now.total[b, h, S + part, g] = state[0, g], state[1, g]
+        end_unit(now, b, h)
+        job = next_unit(now.taken[1:])

@@ -4,19 +4,22 @@ tensors lie where they lay, so all this is made once, and again only where one o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pqkv.cpu_path import cpu_path
-from pqkv.kernels.cpu.byte_lookups.attend import ByteSide
+from pqkv.kernels.cpu.byte_lookups.attend import VALUES, ByteSide, bind_bytes
 from pqkv.kernels.cpu.byte_lookups.intrinsics import emitter_of, path_tag
 from pqkv.kernels.cpu.byte_lookups.prepare import byte_side, heads_at_once, serves_bytes
+from pqkv.kernels.cpu.coded import bind_coded
+from pqkv.kernels.cpu.exact import bind_exact_pages, bind_exact_parts
 from pqkv.kernels.cpu.exact_form import FORMS, host_form, orders
 from pqkv.kernels.cpu.exact_vectors import form_tags
 from pqkv.kernels.cpu.paging import Side
@@ -25,6 +28,7 @@ from pqkv.kernels.turns import BLOCK, POLYNOMIALS, turns
 from pqkv.kernels.types import CodedQuery, ExactTokens, PagedTokens
 from pqkv.vector_code import tag
 
+_SPAN = 64  # tokens that stretches of exact pages are multiples of
 _REGISTER = 8  # floats of one vector register
 _MOST_KEY_LANES, _MOST_VALUE_LANES = _REGISTER, 2 * _REGISTER  # with more, tables and bins cost less than centroids
 # rough costs on a thread, in microseconds: of a code, of a number of an exact vector in a page, of a product in exact
@@ -33,6 +37,23 @@ _US_CODE, _US_EXACT_NUMBER, _US_PRODUCT = 4e-4, 1.5e-4, 4e-5
 _NAME = "pqkv.kernels.cpu"
 
 Tables = tuple[Array, Array, Array]
+
+
+class Bound(NamedTuple):
+    """A kernel with its arguments that stay (`pqkv.thread_code.bind`): two addresses, and what lies at the second."""
+
+    call: int
+    place: int
+    room: Array
+
+
+NOTHING = Bound(0, 0, np.empty(0, np.uint8))
+
+
+def bound(bind: Callable[..., tuple[int, Array]], *arguments: object) -> Bound:
+    """A kernel bound by its `bind_...`; who keeps it keeps the arrays among the arguments."""
+    call, room = bind(*arguments)
+    return Bound(call, room.ctypes.data, room)
 
 
 class Held:
@@ -63,10 +84,18 @@ class Held:
         self.sinks = sink_keys.reshape(-1), sink_values.reshape(-1), sink_keys.shape[2]
         self.residual = keys.reshape(-1), values.reshape(-1), keys.shape[2]
         self.exact_work = sum(part.size for parts in exact for part in parts) * self.group * _US_PRODUCT
-        self.none = np.zeros(B, np.int64)
         self.tags = tag(self.group), tag(self._unit)
-        self.exact_tags = self.exact_tags_of(self.kind)
-        self.page_ids: tuple[Tensor, Array] | None = None
+        self.exact_call = bound(
+            bind_exact_parts, self.kv_heads, *self.sinks, *self.residual, *self.exact_tags_of(self.kind)
+        )
+        page_size = 1 if pages is None else pages.page_size
+        exact_pages = pages is not None and pages.keys.centroids is None
+        self.numbers = (
+            B, self.kv_heads, self.group, D, page_size, _SPAN if exact_pages else page_size, self.sinks[2],
+            self.residual[2], self.group // heads_at_once(self.group) if self.by_bytes else 1, self.token_work,
+            self.exact_work,
+        )  # fmt: skip
+        self._page_calls: dict[tuple[int, int], tuple[Tables, Bound]] = {}
         self._turns: tuple[tuple[float, ...], int, tuple[int, ...] | None, Tables] | None = None
 
     @property
@@ -89,7 +118,8 @@ class Held:
     @cached_property
     def token_work(self) -> float:
         """About how many microseconds a token of a KV head in pages takes on one thread."""
-        assert self.pages is not None
+        if self.pages is None:
+            return 0.0
         books = (self.pages.keys.centroids, self.pages.values.centroids)
         return sum(self.head_dim * _US_EXACT_NUMBER if book is None else book.shape[1] * _US_CODE for book in books)
 
@@ -138,11 +168,25 @@ class Held:
             return np.empty(0, np.uint8), np.empty((1, 256), np.float32)
         return side.gains.reshape(-1).numpy(), side.gain_values.numpy()
 
-    def table(self, pages: PagedTokens) -> Array:
-        """The page table (B, max_pages), which a cache makes anew only with its pages."""
-        if self.page_ids is None or self.page_ids[0] is not pages.page_table:
-            self.page_ids = pages.page_table, pages.page_table.numpy()
-        return self.page_ids[1]
+    def page_call(self, tables: Tables, phases: int = VALUES) -> Bound:
+        """Attention on pages, with the tables of `turning`; on bytes it ends after a phase (`bind_bytes`)."""
+        place = id(tables), phases
+        known = self._page_calls.get(place)
+        if known is None:
+            known = self._page_calls[place] = tables, self._bound_pages(tables, phases)
+        return known[1]
+
+    def _bound_pages(self, tables: Tables, phases: int) -> Bound:
+        assert self.pages is not None
+        where = self.kv_heads, self.pages.page_size
+        if self.pages.keys.centroids is None:
+            keys, values, tags = self.exact_pages
+            return bound(bind_exact_pages, *where, keys, values, *tags)
+        if self.by_bytes:
+            own, others = self.byte_sides
+            return bound(bind_bytes, *tables, *self.gains, *where, *own, *others, *self.byte_tags, tag(phases))
+        first, second = self.coded_sides
+        return bound(bind_coded, *tables, *self.gains, *where, *first, *second, *self.tags)
 
     def turning(self, coded: CodedQuery, pages: PagedTokens) -> tuple[tuple[int, ...] | None, Tables]:
         """The order that phasors are to come in, None for the one they have, and the tables of `turns`."""
@@ -150,6 +194,7 @@ class Held:
         if self._turns is None or self._turns[0] is not coded.frequencies or self._turns[1] != width:
             found = turns(coded.frequencies, width * pages.page_size, coded.query.device)
             tables = found.middles.numpy(), found.rows.numpy(), found.slow.numpy()
+            self._page_calls.clear()  # they hold the tables before
             self._turns = coded.frequencies, width, None if found.in_order else found.order, tables
         return self._turns[2:]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pqkv.compiled import compiled
-from pqkv.vector_code import next_unit, on_threads
+from pqkv.thread_code import next_unit, on_threads
 
 _SUMS = {"reassoc", "contract", "nsz"}  # sums may be reordered, so that they become vectors; NaN and infinity stay
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pqkv.kernels.cpu.byte_lookups.attend import SCORES, VALUES, WEIGHTS
 from pqkv.kernels.cpu.coded import TABLE, scores_size
-from pqkv.kernels.cpu.decode import Step, step_of
+from pqkv.kernels.cpu.decode import How, Step, step_of, without_attention
 from pqkv.kernels.cpu.sides import Way
 from pqkv.kernels.cpu.stages import look_up_all, mix_all, prepare_all, soften_all
+from pqkv.kernels.cpu.step import PAGES
 from pqkv.kernels.types import ExactTokens, PagedTokens, Part
 from pqkv.parallel import run_units
 
@@ -38,13 +39,9 @@ def decode_parts(
     turns. They leave the result of the whole in the arrays that the last part returns.
     """
 
-    def prepare() -> Step:
-        return step_of(
-            query, pages, sinks, residual, scale=scale, window=window, ways=ways, rounded=rounded, planes=planes
-        )
-
-    step = prepare()
-    parts = [Part("arguments", prepare)]
+    given: How = {"scale": scale, "window": window, "ways": ways, "rounded": rounded, "planes": planes}
+    step = step_of(query, pages, sinks, residual, **given)
+    parts = [Part("arguments", partial(without_attention, query, pages, sinks, residual, **given))]
     if not step.stretches:
         pass
     elif pages.keys.centroids is None:
@@ -63,29 +60,26 @@ def _byte_parts(step: Step) -> list[Part]:
     values too.
     """
     names = {SCORES: "scores", WEIGHTS: "softmax", VALUES: "values"}
-    return [
-        Part(name, partial(step.attend_by_bytes, phase), beyond=names.get(phase - 1)) for phase, name in names.items()
-    ]
+    return [Part(name, partial(step.attend_pages, phase), beyond=names.get(phase - 1)) for phase, name in names.items()]
 
 
 def _coded_parts(step: Step, pages: PagedTokens) -> list[Part]:
     held = step.held
     keys, values = held.coded_sides
     heads, unit = held.tags
-    out, top, total = step.partial
-    lengths, starts, table, kv_heads, page_size, each = step.paging()
+    now, page_size = step.now, pages.page_size
+    places = now.lengths[PAGES], now.starts[PAGES], now.table, held.kv_heads, page_size, now.stretch // page_size
     M, C, d_sub = keys.centroids.shape[1:]
     by_table = len(keys.way) == TABLE
     prepared = np.empty((step.units, M * held.group * (C if by_table else d_sub)), np.float32)
-    scores = np.empty((step.units, scores_size(each * page_size, heads, unit)), np.float32)
-    work = (lengths, starts, table, kv_heads, page_size, each, step.stretches)
+    scores = np.empty((step.units, scores_size(now.stretch, heads, unit)), np.float32)
 
     def call(kernel: Callable[..., bool], *arguments: object) -> Callable[[], object]:
-        return lambda: run_units(kernel, step.units, step.page_work() / 4, *work, *arguments)
+        return lambda: run_units(kernel, step.units, step.work / 4, *places, step.stretches, *arguments)
 
     return [
-        Part("key tables" if by_table else "query", call(prepare_all, *keys, step.coded_query, prepared, heads)),
+        Part("key tables" if by_table else "query", call(prepare_all, *keys, now.coded_query, prepared, heads)),
         Part("scores", call(look_up_all, *keys, prepared, *step.turning, scores, heads, unit)),
-        Part("softmax", call(soften_all, scores, top, total, heads, unit)),
-        Part("values", call(mix_all, *values, *held.gains, scores, out, heads, unit)),
+        Part("softmax", call(soften_all, scores, now.top, now.total, heads, unit)),
+        Part("values", call(mix_all, *values, *held.gains, scores, now.out, heads, unit)),
     ]

@@ -1,6 +1,6 @@
-"""The stages of `attend_coded` one by one: each goes over all stretches and leaves arrays to the next.
+"""The stages of `bind_coded` one by one: each goes over all stretches and leaves arrays to the next.
 
-Arguments as those of `attend_coded`; the first dimension of `prepared` and `scores` are units of work.
+Arguments as those of `bind_coded`; the first dimension of `prepared` and `scores` are units of work.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pqkv.compiled import compiled
 from pqkv.kernels.cpu.coded import look_up_keys, mix, prepare_keys, scores_size, soften_stretch, stretch_of
 from pqkv.kernels.cpu.paging import Side
 from pqkv.kernels.cpu.turning import add_bias, weigh_by_gains
-from pqkv.vector_code import next_unit, on_threads
+from pqkv.thread_code import next_unit, on_threads
 
 
 @compiled(nogil=True)
@@ -19,7 +19,7 @@ def prepare_all(
     launch, threads, taken, context_len, lowest, table, num_kv_heads, page_size, stretch_pages, stretches,
     pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way, query, prepared, heads,
 ):  # fmt: skip
-    """prepared (units of work, numbers) of all stretches; the arguments are those of `attend_coded`."""
+    """prepared (units of work, numbers) of all stretches; the arguments are those of `bind_coded`."""
     side = Side(pages, line, centroids, channels, unpacked, d_sub, block, nbits, order, way)
     places = stretches, context_len, lowest, table, num_kv_heads, page_size, stretch_pages
     return on_threads(launch, threads, _prepare_units, (taken, places, side, query, prepared, heads))

@@ -17,8 +17,12 @@ from pqkv.kernels.cpu.byte_lookups.instructions import BLOCK, WEIGHT_BYTES
 from pqkv.kernels.cpu.byte_lookups.intrinsics import largest, mix_span, prefetch_bytes, score_block, weigh
 from pqkv.kernels.cpu.byte_lookups.shapes import SPAN
 from pqkv.kernels.cpu.byte_lookups.weights import LANES
+from pqkv.kernels.cpu.step import NOW, PAGES, end_unit
 from pqkv.kernels.cpu.turning import add_bias_of_blocks
-from pqkv.vector_code import chosen, next_unit, on_threads
+from pqkv.thread_code import bind, bound_size, next_unit
+from pqkv.vector_code import (
+    chosen,
+)
 
 SCORES, WEIGHTS, VALUES = 1, 2, 3  # phases
 _AHEAD = 2  # blocks between the one that is scored and the one whose codes are asked for meanwhile
@@ -38,52 +42,52 @@ class ByteSide(NamedTuple):
 
 
 @compiled(nogil=True)
-def attend_bytes(
-    launch, threads, taken, query, phasors, phasor_scale, turn_middles, turn_rows, turn_slow, gains, gain_values,
-    context_len, lowest, table, num_kv_heads, page_size, stretch_pages,
+def bind_bytes(
+    turn_middles, turn_rows, turn_slow, gains, gain_values, num_kv_heads, page_size,
     key_pages, key_line, key_table, key_scales, key_channels, key_nbits, key_d_sub,
     value_pages, value_line, value_table, value_scales, value_channels, value_nbits, value_d_sub,
-    out, top, total, largest_query, path, lanes, scaled, heads, gained, query_bytes, phases,
+    largest_query, path, lanes, scaled, heads, gained, query_bytes, phases,
 ):  # fmt: skip
-    """Partial attention of every stretch, as `coded.attend_coded` has it; `largest_query`, `lanes` and `scaled` are a
-    path's, and `query_bytes`, of a query's numbers. A group of more query heads than the tag `heads` is long is served
-    in parts of as many, a unit of work each.
-    It ends after as many `phases` as the tag is long (`SCORES`, `WEIGHTS`, `VALUES`)."""
+    """As `coded.bind_coded`; `largest_query`, `lanes` and `scaled` are a path's, and `query_bytes`, of a query's
+    numbers. A group of more query heads than the tag `heads` is long is served in parts of as many, a unit of work
+    each. It ends after as many `phases` as the tag is long (`SCORES`, `WEIGHTS`, `VALUES`).
+    """
     keys = ByteSide(key_pages, key_line, key_table, key_scales, key_channels, key_nbits, key_d_sub)
     values = ByteSide(value_pages, value_line, value_table, value_scales, value_channels, value_nbits, value_d_sub)
-    places = context_len, lowest, table, num_kv_heads, page_size, stretch_pages
     tags = largest_query, path, lanes, scaled, heads, gained, query_bytes, phases
-    turning = phasors, phasor_scale, turn_middles, turn_rows, turn_slow
-    given = taken, query, turning, (gains, gain_values), places, keys, values, (out, top, total), tags
-    return on_threads(launch, threads, _attend_units, given)
+    turns = turn_middles, turn_rows, turn_slow
+    given = turns, (gains, gain_values), num_kv_heads, page_size, keys, values, tags
+    room = np.empty(bound_size(_attend_units, NOW, given), np.uint8)
+    return bind(_attend_units, NOW, given, room), room
 
 
 @compiled(error_model="numpy")
-def _attend_units(taken, query, turning, gains, places, keys, values, found, tags):
-    context_len, lowest, table, Hkv, page_size, stretch_pages = places
-    phasors, scale, middles, rows, slow = turning
-    out, top, total = found
-    stretches, G = out.shape[2], len(tags[4])
-    room = _room_of(min(stretch_pages * page_size, _longest(context_len)), keys.channels.shape[1], tags)
-    parts = out.shape[3] // G  # one after another on a stretch: its codes are in a cache then
-    job = next_unit(taken)
-    while job < query.shape[0] * Hkv * stretches * parts:
+def _attend_units(now, turns, gains, Hkv, page_size, keys, values, tags):
+    middles, rows, slow = turns
+    stretches, G = now.top.shape[2] - 2, len(tags[4])
+    room = _room_of(min(now.stretch, _longest(now.lengths[PAGES])), keys.channels.shape[1], tags)
+    parts = now.top.shape[3] // G  # one after another on a stretch: its codes are in a cache then
+    job = next_unit(now.taken)
+    while job < len(now.query) * Hkv * stretches * parts:
         part, unit = job % parts * G, job // parts
         b, h, s = unit // (Hkv * stretches), unit // stretches % Hkv, unit % stretches
-        first_page = max(s * stretch_pages, lowest[b] // page_size)
+        lowest = now.starts[PAGES, b]
+        first_page = max(s * now.stretch, lowest) // page_size
         first = first_page * page_size
-        count = min((s + 1) * stretch_pages * page_size, context_len[b]) - first
-        own = out[b, h, s, part : part + G], top[b, h, s, part : part + G], total[b, h, s, part : part + G]
+        count = min((s + 1) * now.stretch, now.lengths[PAGES, b]) - first
+        own = now.out[b, h, s, part : part + G], now.top[b, h, s, part : part + G], now.total[b, h, s, part : part + G]
         own[1][:] = -np.inf
         own[2][:] = 0.0
         if count > 0:
-            pages = table[b, first_page : first_page + (count + page_size - 1) // page_size]
-            asking = h * out.shape[3] + part  # the first of the query heads
-            turns = phasors[b, asking : asking + G], scale, middles, rows, slow
-            seen = count, lowest[b] - first, first // BLOCK
-            heads_of = query[b, asking : asking + G]
-            _attend(heads_of, turns, gains, pages, seen, h, Hkv, page_size, keys, values, own, room, tags)
-        job = next_unit(taken)
+            pages = now.table[b, first_page : first_page + (count + page_size - 1) // page_size]
+            asking = h * now.top.shape[3] + part  # the first of the query heads
+            turning = now.phasors[b, asking : asking + G], now.phasor_scale, middles, rows, slow
+            seen = count, lowest - first, first // BLOCK
+            query = now.coded_query[b, asking : asking + G]
+            _attend(query, turning, gains, pages, seen, h, Hkv, page_size, keys, values, own, room, tags)
+        if len(tags[7]) == VALUES:
+            end_unit(now, b, h)
+        job = next_unit(now.taken)
 
 
 @compiled(error_model="numpy")
