@@ -62,26 +62,20 @@ def check_step(
         _check_coded_query(pages, query)
 
 
-Lengths = list[int] | None
-
-
-def check_lengths(
-    pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None
-) -> tuple[Lengths, Lengths, Lengths]:
+def check_lengths(pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None) -> None:
     """Raise `KernelError` for lengths beyond what is there and for page ids that name no page, unless they are trusted.
-    Returns the lengths in sinks, pages and residual, None of a part that there is not.
 
     Looks at the numbers themselves, so a backend on another device calls it only where it waits for the host anyway.
     """
-    first = None if sinks is None else _in_range("sinks.length", sinks.length, sinks.keys.shape[2])
-    last = None if residual is None else _in_range("residual.length", residual.length, residual.keys.shape[2])
+    if sinks is not None:
+        _in_range("sinks.length", sinks.length, sinks.keys.shape[2])
+    if residual is not None:
+        _in_range("residual.length", residual.length, residual.keys.shape[2])
     if pages is None:
-        return first, None, last
-    most = pages.page_table.shape[1] * pages.page_size
-    lengths = _in_range("context_len", pages.context_len, most)
+        return
+    lengths = _in_range("context_len", pages.context_len, pages.page_table.shape[1] * pages.page_size)
     if not pages.trusted and lengths:
         _check_ids(pages, lengths)
-    return first, lengths, last
 
 
 def _check_ids(pages: PagedTokens, lengths: list[int]) -> None:

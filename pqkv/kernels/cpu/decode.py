@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pqkv.kernels.checks import check_lengths
 from pqkv.kernels.cpu.byte_lookups.attend import VALUES
+from pqkv.kernels.cpu.exact_form import BFLOAT16, FLOAT32
 from pqkv.kernels.cpu.held import NO_TURNS, NOTHING, Bound, Held, Tables, hold, recall
 from pqkv.kernels.cpu.sides import Array, Way
 from pqkv.kernels.cpu.step import DONE, NO_MEMORY, NO_ROOM, RESIDUAL, SINKS, Now, begin_step, take_step, work
@@ -50,30 +51,32 @@ def _given(
     held: Held, query: Tensor, pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None,
     scale: float, window: int | None, stretches: int | None, out: Tensor, lse: Tensor,
 ) -> _Given:  # fmt: skip
-    own, coded = _floats(query), None if pages is None else pages.query
-    tables, pairs, asked, phasors = NO_TURNS, 0, 0, 0
-    table, width, paged = None, 0, None
-    alive: tuple[object, ...] = ()
+    own = query if query.dtype == out.dtype and query.is_contiguous() else _floats(query)
+    coded = None if pages is None else pages.query
+    tables, pairs, asked, turned = NO_TURNS, 0, None, None
     if coded is not None:
         assert pages is not None
-        meets, turned = _floats(coded.query), _floats(coded.phasors)
+        asked = _floats(coded.query)
         if coded.frequencies:
             order, tables = held.turning(coded, pages)
+            turned, pairs = _floats(coded.phasors), len(coded.frequencies)
             if order is not None:
                 turned = turned[..., order, :].contiguous()
-            pairs, phasors = len(coded.frequencies), turned.data_ptr()
-        asked, alive = meets.data_ptr(), (meets, turned)
+    table = context_len = None
+    width = 0
     if pages is not None:
-        table, paged = _in_a_row(pages.page_table), _in_a_row(pages.context_len)
+        table, context_len = pages.page_table.contiguous(), pages.context_len.contiguous()
         width = table.shape[1]
-    first, last = (None if part is None else _in_a_row(part.length) for part in (sinks, residual))
-    wanted = -1 if stretches is None or pages is None else stretches
+    sink_len = None if sinks is None else sinks.length.contiguous()
+    residual_len = None if residual is None else residual.length.contiguous()
+    alive = own, asked, turned, table, sink_len, context_len, residual_len
+    first, meets, phasors, ids, *lengths = (0 if tensor is None else tensor.data_ptr() for tensor in alive)
     numbers = (
-        torch.get_num_threads(), _STRETCH, _SHORTEST, wanted, window or 0, scale * _LOG2_E, *held.numbers,
-        own.data_ptr(), asked, phasors, pairs, _address(table), width, _address(first), _address(paged), _address(last),
-        out.data_ptr(), lse.data_ptr(),
+        torch.get_num_threads(), _STRETCH, _SHORTEST, -1 if stretches is None or pages is None else stretches,
+        window or 0, scale * _LOG2_E, *held.numbers, BFLOAT16 if own.dtype == torch.bfloat16 else FLOAT32, first, meets,
+        phasors, pairs, ids, width, *lengths, out.data_ptr(), lse.data_ptr(),
     )  # fmt: skip
-    return _Given(numbers, tables, (own, table, paged, first, last, *alive))
+    return _Given(numbers, tables, alive)
 
 
 def _floats(tensor: Tensor) -> Tensor:
@@ -81,14 +84,6 @@ def _floats(tensor: Tensor) -> Tensor:
     if tensor.dtype == torch.float32 and tensor.is_contiguous():
         return tensor
     return tensor.detach().float().contiguous()
-
-
-def _in_a_row(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_contiguous() else tensor.contiguous()
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 class _Begun(NamedTuple):
@@ -117,8 +112,9 @@ def _begin(
     if held is None:
         own = query, pages, sinks, residual, ways, rounded, planes
         held = recall(*own) or hold(*own)
-    shape = query.shape
-    out, lse = query.new_empty(shape, dtype=torch.float32), query.new_empty(shape[:3], dtype=torch.float64)
+    shape, in_halves = query.shape, query.dtype == torch.bfloat16 and query.is_contiguous()
+    out = query.new_empty(shape, dtype=torch.bfloat16 if in_halves else torch.float32)
+    lse = query.new_empty(shape[:3], dtype=torch.float64)
     given = _given(held, query, pages, sinks, residual, scale, window, stretches, out, lse)
     return _Begun(held, given, out, lse)
 
@@ -138,7 +134,7 @@ def decode(
     of_pages = NOTHING if pages is None else held.page_call(given.tables)
     if not _take(of_pages, held.exact_call, given.numbers):
         check_lengths(pages, sinks, residual)
-    return out if query.dtype == torch.float32 else out.to(query.dtype), lse
+    return out if out.dtype == query.dtype else out.to(query.dtype), lse
 
 
 def without_attention(

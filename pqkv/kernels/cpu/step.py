@@ -14,6 +14,7 @@ from numba import carray, types
 from numba.extending import register_jitable
 
 from pqkv.compiled import compiled
+from pqkv.kernels.cpu.exact_form import BFLOAT16, FLOAT32
 from pqkv.parallel import WORTH
 from pqkv.thread_code import call_bound, is_last, pointer_to
 
@@ -40,6 +41,7 @@ class Now(NamedTuple):
     top: np.ndarray  # (B, Hkv, S + 2, G) float32, the largest score; -inf of what is empty
     total: np.ndarray  # (B, Hkv, S + 2, G) float32, the mass; 0 of what is empty
     result: np.ndarray  # (B, Hq, D) float32
+    halves: np.ndarray  # (B, Hq, D) uint16, bfloat16 to which results are rounded, or none
     lse: np.ndarray  # (B, Hq) float64, in base e
 
     @property
@@ -57,7 +59,8 @@ NOW = types.NamedTuple(
         _array(types.int64, 1), _array(types.int64, 1), _array(types.float32, 3), _array(types.float32, 3),
         _array(types.float32, 4), types.float64, _array(types.int32, 2), _array(types.int64, 2),
         _array(types.int64, 2), types.int64, _array(types.float32, 5), _array(types.float32, 4),
-        _array(types.float32, 4), _array(types.float32, 3), _array(types.float64, 2),
+        _array(types.float32, 4), _array(types.float32, 3), _array(types.uint16, 3),
+        _array(types.float64, 2),
     ),
     Now,
 )  # fmt: skip
@@ -67,7 +70,7 @@ NOW = types.NamedTuple(
 def _begun(
     threads, most, least, stretches, window, scale,
     batch, kv_heads, group, head_dim, page_size, span, sink_room, residual_room, shares, token_work, exact_work,
-    query, coded_query, phasors, pairs, table, width, sink_len, context_len, residual_len, result, lse,
+    kind, query, coded_query, phasors, pairs, table, width, sink_len, context_len, residual_len, result, lse,
 ):  # fmt: skip
     heads = kv_heads * group
     lengths, starts = np.zeros((3, batch), np.int64), np.zeros((3, batch), np.int64)
@@ -86,8 +89,10 @@ def _begun(
     stretch = max(1, -(-longest // (max(stretches, 1) * span))) * span
     units = batch * kv_heads * (stretches * shares + 1)
     work = batch * longest * kv_heads * shares * token_work + exact_work
-    scaled = _scaled(query, scale, (batch, heads, head_dim))
-    of_codes = _scaled(coded_query, scale, (batch, heads, head_dim)) if coded_query else scaled
+    shape = batch, heads, head_dim
+    scaled = _scaled(query, kind, scale, shape)
+    of_codes = _scaled(coded_query, FLOAT32, scale, shape) if coded_query else scaled
+    rounded = kind == BFLOAT16
     now = Now(
         np.zeros(2, np.int64),
         np.full(batch * kv_heads, stretches * shares + 1, np.int64),
@@ -102,7 +107,8 @@ def _begun(
         np.empty((batch, kv_heads, stretches + 2, group, head_dim), np.float32),
         np.empty((batch, kv_heads, stretches + 2, group), np.float32),
         np.empty((batch, kv_heads, stretches + 2, group), np.float32),
-        carray(pointer_to(result, np.float32), (batch, heads, head_dim)),
+        np.empty(shape, np.float32) if rounded else carray(pointer_to(result, np.float32), shape),
+        carray(pointer_to(result, np.uint16), shape if rounded else (0, heads, head_dim)),
         carray(pointer_to(lse, np.float64), (batch, heads)),
     )
     return now, fits, units > 1 and work >= WORTH
@@ -117,6 +123,7 @@ def begin_step(*given):
     batch, kv_heads, group, head_dim, page_size; `span`, what stretches are multiples of; the capacity of sinks and of
     the residual; `shares`, units of work of a stretch; microseconds on a thread of a token in pages and of the exact
     parts, estimates;
+    the kind of the query's numbers and of the result's, `FLOAT32` or `BFLOAT16`;
     addresses, 0 of what is not there: query, coded query, phasors, of which there are `pairs`, page table and its
     width, lengths of sinks, pages and residual, result and lse.
     """
@@ -179,14 +186,31 @@ def _stretches(longest, rows, threads, most, least):
 
 
 @register_jitable
-def _scaled(address, scale, shape):
-    """Numbers of float32 at an address, times a scale."""
-    given, made, factor = carray(pointer_to(address, np.float32), shape), np.empty(shape, np.float32), np.float32(scale)
-    for b in range(shape[0]):
-        for h in range(shape[1]):
-            for d in range(shape[2]):
-                made[b, h, d] = given[b, h, d] * factor
+def _scaled(address, kind, scale, shape):
+    """Numbers at an address as float32, times a scale."""
+    made = np.empty(shape, np.float32)
+    flat, factor = made.reshape(-1), np.float32(scale)
+    if kind == BFLOAT16:
+        halves, bits = carray(pointer_to(address, np.uint16), flat.shape), flat.view(np.uint32)
+        for i in range(len(flat)):
+            bits[i] = np.uint32(halves[i]) << np.uint32(16)
+    else:
+        given = carray(pointer_to(address, np.float32), flat.shape)
+        for i in range(len(flat)):
+            flat[i] = given[i]
+    for i in range(len(flat)):
+        flat[i] *= factor
     return made
+
+
+@register_jitable
+def round_to_halves(halves, numbers):
+    """Float32 to the nearest bfloat16 (its bits, uint16), of two to the even one; NaN stays NaN."""
+    bits = numbers.view(np.uint32)
+    for i in range(len(bits)):
+        up = np.uint32(0x7FFF) + ((bits[i] >> np.uint32(16)) & np.uint32(1))
+        quiet = np.isnan(numbers[i])
+        halves[i] = np.uint16(0x7FC0) if quiet else np.uint16((bits[i] + up) >> np.uint32(16))
 
 
 @register_jitable
@@ -217,6 +241,8 @@ def merge_row(now, b, h):
             for d in range(len(mixed)):
                 mixed[d] /= mass
             now.lse[b, h * G + g] = (np.float64(best) + np.log2(np.float64(mass))) * np.log(2.0)
+        if len(now.halves):
+            round_to_halves(now.halves[b, h * G + g], mixed)
 
 
 @register_jitable
