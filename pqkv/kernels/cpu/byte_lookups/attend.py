@@ -14,7 +14,14 @@ from numba.extending import register_jitable
 
 from pqkv.compiled import compiled
 from pqkv.kernels.cpu.byte_lookups.instructions import BLOCK, WEIGHT_BYTES
-from pqkv.kernels.cpu.byte_lookups.intrinsics import largest, mix_span, prefetch_bytes, score_block, weigh
+from pqkv.kernels.cpu.byte_lookups.intrinsics import (
+    largest,
+    mix_span,
+    prefetch_bytes,
+    score_block,
+    sum_of_lanes,
+    weigh,
+)
 from pqkv.kernels.cpu.byte_lookups.shapes import SPAN
 from pqkv.kernels.cpu.byte_lookups.weights import LANES
 from pqkv.kernels.cpu.step import NOW, PAGES, end_unit
@@ -102,24 +109,23 @@ def _attend(query, turning, gains, pages, seen, head, Hkv, page_size, keys, valu
     blocks = (count + BLOCK - 1) // BLOCK
     groups = (blocks + len(scaled) - 1) // len(scaled)
     scores = room[0][: groups * len(scaled) * G * BLOCK]
-    places = np.empty(groups * len(scaled), np.int64)  # of the codes of each block's first subspace
-    for i in range(groups * len(scaled)):
-        places[i] = _place(keys, pages, min(i, blocks - 1), head, Hkv, page_size, D)
+    key_places = _places(keys, pages, blocks, groups * len(scaled), head, Hkv, page_size, D)
+    value_places = _places(values, pages, blocks, groups * len(scaled), head, Hkv, page_size, D)
     for i in range(min(_AHEAD, blocks)):
-        _ask_for_block(keys, places[i], D)
+        _ask_for_block(keys, key_places[i], D)
     own = head % keys.channels.shape[0]
     integers, offsets, scales = _as_integers(query, keys.scales[own], keys.channels[own], G, largest_query, query_bytes)
     size = D * (1 << len(keys.nbits))
     key_start, value_start = keys.pages.ctypes.data, values.pages.ctypes.data
     mixed_first = blocks - min(SPAN, blocks)  # from here on the values that are read first are asked for as well
     for i in range(blocks):
-        soon = key_start + places[min(i + _AHEAD, blocks - 1)]
+        soon = key_start + key_places[min(i + _AHEAD, blocks - 1)]
         later, later_line = soon, 0  # nothing: the same line again and again
         if i >= mixed_first:
-            later = value_start + _place(values, pages, i - mixed_first, head, Hkv, page_size, D)
+            later = value_start + value_places[i - mixed_first]
             later_line = values.line
         score_block(
-            scores, keys.pages, keys.table, integers, offsets, scales, i, places[i], keys.line, own * size, D,
+            scores, keys.pages, keys.table, integers, offsets, scales, i, key_places[i], keys.line, own * size, D,
             soon, keys.line, later, later_line, path, keys.nbits, keys.d_sub, heads,
         )  # fmt: skip
     add_bias_of_blocks(scores, turning, first_block, blocks, heads)
@@ -127,9 +133,7 @@ def _attend(query, turning, gains, pages, seen, head, Hkv, page_size, keys, valu
     if len(phases) == SCORES:
         return
     largest(scores, top, groups * len(scaled), heads)
-    for i in range(groups * len(scaled)):
-        places[i] = _place(values, pages, min(i, blocks - 1), head, Hkv, page_size, D)
-    _mix(out, scores, places, top, total, gains, pages, count, head, Hkv, page_size, values, room, tags)
+    _mix(out, scores, value_places, top, total, gains, pages, count, head, Hkv, page_size, values, room, tags)
 
 
 @register_jitable
@@ -163,10 +167,16 @@ def _lines(count):
 
 
 @register_jitable
-def _place(side, pages, block, head, Hkv, page_size, D):
-    """Where the codes of a block's first subspace begin."""
-    page, first = np.int64(pages[block * BLOCK // page_size]), block * BLOCK % page_size
-    return (page * Hkv + head) * (D // len(side.d_sub)) * side.line + first * len(side.nbits) // 8
+def _places(side, pages, blocks, count, head, Hkv, page_size, D):
+    """Where the codes of each block's first subspace begin, `count` of them; past the last that of the last."""
+    places, share, i = np.empty(count, np.int64), BLOCK * len(side.nbits) // 8, 0
+    for page in pages:
+        start = (np.int64(page) * Hkv + head) * (D // len(side.d_sub)) * side.line
+        for j in range(min(page_size // BLOCK, blocks - i)):
+            places[i] = start + j * share
+            i += 1
+    places[i:] = places[i - 1]
+    return places
 
 
 @register_jitable
@@ -227,7 +237,7 @@ def _hide(scores, count, hidden, G):
 @register_jitable
 def _mix(out, scores, places, top, total, gains, pages, count, head, Hkv, page_size, values, room, tags):
     _, path, lanes, scaled, heads, gained, _, phases = tags
-    G, D, L = len(heads), values.channels.shape[1], len(lanes)
+    G, D = len(heads), values.channels.shape[1]
     best = np.empty(G, np.float32)
     for g in range(G):
         best[g] = top[g] if top[g] > -np.inf else np.float32(0.0)
@@ -260,9 +270,7 @@ def _mix(out, scores, places, top, total, gains, pages, count, head, Hkv, page_s
             stood += norm[g * LANES + i]
         share = total[g] / stood if stood > 0.0 else np.float32(0.0)
         for e in range(D):
-            summed = np.float32(0.0)
-            for i in range(L):
-                summed += sums[(e * G + g) * L + i]
+            summed = sum_of_lanes(sums, (e * G + g) * len(lanes), lanes)
             out[g, values.channels[own, e]] = summed * values.scales[own, e] * share
 
 

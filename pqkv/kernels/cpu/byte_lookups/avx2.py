@@ -63,9 +63,9 @@ class Avx2(Portable):
         builder = self.builder
         return builder.add(total, called(builder, "llvm.x86.avx2.pmadd.wd", total.type, [a, b]))
 
-    def keep_weights(self, weights: Value, pointer: Value, offset: Value) -> None:
+    def keep_weights(self, rows: list[Value], pointer: Value, offset: Value) -> None:
         """Even tokens of 32, then odd ones: as the bytes of a register of words lie."""
-        builder = self.builder
+        builder, weights = self.builder, self.words(rows)
         for part in range(2):
             for odd in range(2):
                 own = pick(builder, weights, None, range(32 * part + odd, 32 * part + 32, 2))

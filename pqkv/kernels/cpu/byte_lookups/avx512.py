@@ -15,13 +15,15 @@ from pqkv.kernels.cpu.byte_lookups.instructions import (
     Value,
     at,
     called,
+    joined,
+    keep,
     load,
     pick,
     same,
     vector_of,
 )
 from pqkv.kernels.cpu.byte_lookups.vnni import SINCE_21, BytePlanes
-from pqkv.vector_code import I32
+from pqkv.vector_code import I16, I32
 
 _BYTES = vector_of(I8, BLOCK)
 
@@ -55,6 +57,28 @@ class Avx512(BytePlanes):
         name = "llvm.x86.avx512.vpermi2var.qi.512"
         low, high = (called(builder, name, _BYTES, [tables[i], codes, tables[i + 1]]) for i in (0, 2))
         return builder.select(builder.icmp_signed("<", codes, same(I8, BLOCK, 0)), high, low)
+
+    def words(self, rows: list[Value]) -> Value:
+        return joined(self.builder, self._lower_halves(rows))
+
+    def keep_weights(self, rows: list[Value], pointer: Value, offset: Value) -> None:
+        """Both planes by `vpermi2b`, which takes every second byte of two vectors at once: `vpmovwb` takes two steps
+        for one vector.
+        """
+        builder, start = self.builder, at(self.builder, pointer, offset)
+        low, high = (builder.bitcast(half, _BYTES) for half in self._lower_halves(rows))
+        for plane in range(2):
+            bytes_of_one = ir.Constant(_BYTES, [2 * i + 1 - plane for i in range(BLOCK)])
+            found = called(builder, "llvm.x86.avx512.vpermi2var.qi.512", _BYTES, [low, bytes_of_one, high])
+            keep(builder, found, start, plane * BLOCK)
+
+    def _lower_halves(self, rows: list[Value]) -> list[Value]:
+        """Of four <16 x i32>, two at a time (`vpermi2w`): <32 x i16>."""
+        builder, kind = self.builder, vector_of(I16, 32)
+        even = ir.Constant(kind, [2 * i for i in range(32)])
+        numbers = [builder.bitcast(row, kind) for row in rows]
+        name = "llvm.x86.avx512.vpermi2var.hi.512"
+        return [called(builder, name, kind, [numbers[i], even, numbers[i + 1]]) for i in (0, 2)]
 
     def word_pairs(self, a: Value, b: Value) -> list[Value]:
         return interleaved(self.builder, a, b)

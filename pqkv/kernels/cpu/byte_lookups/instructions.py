@@ -234,9 +234,14 @@ class Portable:
 
     # values
 
-    def keep_weights(self, weights: Value, pointer: Value, offset: Value) -> None:
-        """Write weights <64 x i16>, unsigned, as `add_values` reads them."""
-        keep(self.builder, weights, pointer, offset)
+    def keep_weights(self, rows: list[Value], pointer: Value, offset: Value) -> None:
+        """Write the weights of a block, the lower halves of four <16 x i32>, unsigned, as `add_values` reads them."""
+        keep(self.builder, self.words(rows), pointer, offset)
+
+    def words(self, rows: list[Value]) -> Value:
+        """The lower halves of numbers in order: <64 x i16>."""
+        builder = self.builder
+        return joined(builder, [builder.trunc(row, vector_of(I16, row.type.count)) for row in rows])
 
     def weights(self, pointer: Value, offset: Value, part: int) -> list[Value]:
         """The weights of a part of a block."""

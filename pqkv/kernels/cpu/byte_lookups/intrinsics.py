@@ -14,11 +14,11 @@ from pqkv.cpu_path import PATHS
 from pqkv.kernels.cpu.byte_lookups import keys, values, weights
 from pqkv.kernels.cpu.byte_lookups.avx2 import Avx2
 from pqkv.kernels.cpu.byte_lookups.avx512 import Avx512
-from pqkv.kernels.cpu.byte_lookups.instructions import Asked, Portable, at
+from pqkv.kernels.cpu.byte_lookups.instructions import F32, Asked, Portable, at, load, pick, vector_of
 from pqkv.kernels.cpu.byte_lookups.one_plane import ONE_PLANE
 from pqkv.kernels.cpu.byte_lookups.shapes import Shape
 from pqkv.kernels.cpu.byte_lookups.vnni import Vnni
-from pqkv.vector_code import I64, data, prefetch, tag
+from pqkv.vector_code import I32, I64, data, prefetch, tag
 
 TWO = 2  # planes
 EMITTERS: dict[str, type[Portable]] = {"portable": Portable, "avx2": Avx2, "vnni": Vnni, "avx512": Avx512}
@@ -103,6 +103,26 @@ def prefetch_bytes(typing_context, codes, start, count):
         return context.get_dummy_value()
 
     return types.void(codes, types.int64, types.int64), generate
+
+
+@intrinsic
+def sum_of_lanes(typing_context, numbers, place, lanes):
+    """The sum of as many float32 from numbers[place] on as the tag is long, halves to halves: one after another they
+    would wait for each other.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        count = len(lanes)
+        start = data(context, builder, signature, arguments, 0)
+        row = load(builder, start, builder.mul(arguments[1], I64(4)), vector_of(F32, count))
+        while count > 1:
+            count //= 2
+            row = builder.fadd(
+                pick(builder, row, None, range(count)), pick(builder, row, None, range(count, 2 * count))
+            )
+        return builder.extract_element(row, I32(0))
+
+    return types.float32(numbers, types.int64, lanes), generate
 
 
 @intrinsic

@@ -58,9 +58,9 @@ class ByteWeights(Portable):
     value_sums = 1
     weight_bytes = BLOCK
 
-    def keep_weights(self, weights: Value, pointer: Value, offset: Value) -> None:
-        """Write the lower bytes of <64 x i16>."""
-        keep(self.builder, self.builder.trunc(weights, vector_of(I8, BLOCK)), pointer, offset)
+    def keep_weights(self, rows: list[Value], pointer: Value, offset: Value) -> None:
+        """Write the lowest bytes."""
+        keep(self.builder, self.builder.trunc(self.words(rows), vector_of(I8, BLOCK)), pointer, offset)
 
     def weights(self, pointer: Value, offset: Value, part: int) -> list[Value]:
         """The weights of a part of a block."""

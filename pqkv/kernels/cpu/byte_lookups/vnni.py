@@ -40,9 +40,10 @@ class BytePlanes(Portable):
         name = f"llvm.x86.avx512.vpdpbusd.{8 * self.width}"
         return called(self.builder, name, total.type, [total, *given])
 
-    def keep_weights(self, weights: Value, pointer: Value, offset: Value) -> None:
-        """The upper bytes of <64 x i16>, then the lower ones."""
+    def keep_weights(self, rows: list[Value], pointer: Value, offset: Value) -> None:
+        """The upper bytes of the lower halves, then the lower ones."""
         builder, start, kind = self.builder, at(self.builder, pointer, offset), vector_of(I8, BLOCK)
+        weights = self.words(rows)
         high = builder.trunc(builder.lshr(weights, same(I16, BLOCK, 8)), kind)
         keep(builder, high, start, 0)
         keep(builder, builder.trunc(weights, kind), start, BLOCK)

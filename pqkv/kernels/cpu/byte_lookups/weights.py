@@ -15,14 +15,14 @@ from pqkv.kernels.cpu.byte_lookups.instructions import (
     Value,
     at,
     called,
-    joined,
     keep,
     load,
+    pick,
     same,
     vector_of,
 )
 from pqkv.kernels.cpu.softmax import exp2
-from pqkv.vector_code import I16, I32, I64, splat
+from pqkv.vector_code import I32, I64, splat
 
 LANES = 16
 _VECTORS = BLOCK // LANES  # of a block
@@ -100,14 +100,14 @@ def _as_integers(
         words = []
         for i in range(_VECTORS):
             shifted = _fma(builder, rows[block * _VECTORS + i], up, _floats(_MAGIC))
-            words.append(builder.trunc(builder.bitcast(shifted, vector_of(I32, LANES)), vector_of(I16, LANES)))
+            words.append(builder.bitcast(shifted, vector_of(I32, LANES)))
             whole = builder.fsub(shifted, _floats(_MAGIC))
             if gained:
                 found = _fma(builder, whole, load(builder, inverse, _token(builder, number, i), _KIND), found)
             else:
                 found = builder.fadd(found, whole)
         place = builder.mul(builder.add(builder.mul(number, I64(heads)), head), I64(path.weight_bytes))
-        path.keep_weights(joined(builder, words), at(builder, weights, place), I64(0))
+        path.keep_weights(words, at(builder, weights, place), I64(0))
     own = builder.mul(head, I64(4 * LANES))
     keep(builder, _fma(builder, found, splat(builder, scale, LANES), load(builder, norm, own, _KIND)), norm, own)
 
@@ -128,5 +128,9 @@ def _greater(builder: Value, a: Value, b: Value) -> Value:
 
 
 def _reduced(builder: Value, x: Value) -> Value:
-    """The greatest lane."""
-    return called(builder, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, [x])
+    """The greatest lane, of which none is NaN: LLVM's own reduction would look for NaN, a lane after the other."""
+    lanes = LANES
+    while lanes > 1:
+        lanes //= 2
+        x = _greater(builder, pick(builder, x, None, range(lanes)), pick(builder, x, None, range(lanes, 2 * lanes)))
+    return builder.extract_element(x, I32(0))
