@@ -56,7 +56,7 @@ def bind_coded(
 @compiled(error_model="numpy")
 def _attend_units(now, turns, gains, Hkv, page_size, keys, values, heads, unit):
     middles, rows, slow = turns
-    stretches, G = now.top.shape[2] - 2, len(heads)
+    stretches, G = now.top.shape[2] - 1, len(heads)
     places = now.lengths[PAGES], now.starts[PAGES], now.table, Hkv, page_size, now.stretch // page_size
     job = next_unit(now.taken)
     while job < len(now.query) * Hkv * stretches:

@@ -112,9 +112,11 @@ def _begin(
     if held is None:
         own = query, pages, sinks, residual, ways, rounded, planes
         held = recall(*own) or hold(*own)
-    shape, in_halves = query.shape, query.dtype == torch.bfloat16 and query.is_contiguous()
-    out = query.new_empty(shape, dtype=torch.bfloat16 if in_halves else torch.float32)
-    lse = query.new_empty(shape[:3], dtype=torch.float64)
+    if query.dtype in (torch.float32, torch.bfloat16) and query.is_contiguous():
+        out = torch.empty_like(query)  # in less than half of the time that another dtype or shape takes
+    else:
+        out = query.new_empty(query.shape, dtype=torch.float32)
+    lse = query.new_empty(query.shape[:3], dtype=torch.float64)
     given = _given(held, query, pages, sinks, residual, scale, window, stretches, out, lse)
     return _Begun(held, given, out, lse)
 
@@ -225,7 +227,7 @@ class Step:
     def without_pages(self) -> Step:
         """The same step with nothing but sinks and residual to merge, and results of its own."""
         out, top, total = (
-            np.ascontiguousarray(part[:, :, -2:]) for part in (self.now.out, self.now.top, self.now.total)
+            np.ascontiguousarray(part[:, :, -1:]) for part in (self.now.out, self.now.top, self.now.total)
         )
         result, lse = np.empty_like(self.now.result), np.empty_like(self.now.lse)
         return replace(self, now=self.now._replace(out=out, top=top, total=total, result=result, lse=lse))

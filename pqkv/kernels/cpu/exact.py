@@ -41,66 +41,56 @@ def _run_at(index, end, place):
 
 
 @compiled(error_model="numpy")
-def _fold(query, first_head, keys, values, place, first, end, state, out, orders, heads, unit, rest, kind, form):
-    """out (G, D) = sums of values of the tokens first ... end - 1 by 2 ** (score - state[0]), state[1] (G,) those of
-    the weights, state[0] the largest scores.
+def _fold(query, first_head, segments, top, total, out, orders, heads, unit, rest, kind, form):
+    """out (G, D) = sums of values by 2 ** (score - top), total (G,) those of the weights, top (G,) the largest scores,
+    of the tokens first ... end - 1 of each of `segments`: (keys, values, place, first, end).
 
     query (Hq, D) of a sequence, scaled to base 2; place = (table (pages,), page_size, num_kv_heads, head).
     """
     G, U, D = len(heads), len(unit), out.shape[1]
-    for g in range(G):
-        state[0, g] = -np.inf
-        state[1, g] = 0.0
-        for d in range(D):
-            out[g, d] = 0.0
-    if first >= end:
+    top[:] = -np.inf
+    total[:] = 0.0
+    most = 0
+    for _, _, _, first, end in segments:
+        most = max(most, min(_CHUNK, end - first))
+    if most == 0:
+        out[:] = 0.0
         return
     query_order, value_order = orders
     V, L = value_order.shape
     prepared = query_room(query_order, heads, kind, form)
     prepare_query(prepared, query, first_head, query_order, heads, kind, form)
-    most = min(_CHUNK, end - first)
     sums = np.zeros(V * G * L, np.float32)
     scores = np.empty((most + _ROOM + U) * G, np.float32)
     room = weight_room(most, heads, kind, form)
-    top, total = np.empty(G * U, np.float32), np.empty(G * U, np.float32)
-    for start in range(first, end, _CHUNK):
-        n = min(_CHUNK, end - start)
-        t = 0
-        while t < n:
-            count = _run_at(start + t, start + n, place)
-            rows, then = _place_of(start + t, *place, D), t + count
-            later, ahead = (keys, start + then) if then < n else (values, start)
-            score_rows(
-                scores,
-                t * G,
-                prepared,
-                keys,
-                D,
-                rows,
-                count,
-                later,
-                _place_of(ahead, *place, D),
-                heads,
-                rest,
-                kind,
-                form,
-            )
-            t = then
-        for i in range(n * G, (n + _ROOM) * G):
-            scores[i] = -np.inf
-        _soften(scores, n, state, sums, top, total, heads, unit, V, L)
-        weights, token, head = prepare_weights(room, scores, n, heads, kind, form)
-        t = 0
-        while t < n:
-            count = _run_at(start + t, start + n, place)
-            rows, then = _place_of(start + t, *place, D), t + count
-            later, ahead = (values, start + then) if then < n else (keys, min(start + n, end - 1))
-            add_values(
-                sums, weights, t * token, head, values, D, rows, count, later, _place_of(ahead, *place, D), heads, rest,
-                kind, form,
-            )  # fmt: skip
-            t = then
+    highest, mass = np.empty(G * U, np.float32), np.empty(G * U, np.float32)
+    for keys, values, place, first, end in segments:
+        for start in range(first, end, _CHUNK):
+            n = min(_CHUNK, end - start)
+            t = 0
+            while t < n:
+                count = _run_at(start + t, start + n, place)
+                rows, then = _place_of(start + t, *place, D), t + count
+                later, ahead = (keys, start + then) if then < n else (values, start)
+                score_rows(
+                    scores, t * G, prepared, keys, D, rows, count, later, _place_of(ahead, *place, D), heads, rest,
+                    kind, form,
+                )  # fmt: skip
+                t = then
+            for i in range(n * G, (n + _ROOM) * G):
+                scores[i] = -np.inf
+            _soften(scores, n, top, total, sums, highest, mass, heads, unit, V, L)
+            weights, token, head = prepare_weights(room, scores, n, heads, kind, form)
+            t = 0
+            while t < n:
+                count = _run_at(start + t, start + n, place)
+                rows, then = _place_of(start + t, *place, D), t + count
+                later, ahead = (values, start + then) if then < n else (keys, min(start + n, end - 1))
+                add_values(
+                    sums, weights, t * token, head, values, D, rows, count, later, _place_of(ahead, *place, D), heads,
+                    rest, kind, form,
+                )  # fmt: skip
+                t = then
     for v in range(V):
         for g in range(G):
             for i in range(L):
@@ -109,27 +99,27 @@ def _fold(query, first_head, keys, values, place, first, end, state, out, orders
 
 
 @compiled(error_model="numpy")
-def _soften(scores, count, state, sums, top, total, heads, unit, V, L):
+def _soften(scores, count, top, total, sums, highest, mass, heads, unit, V, L):
     """Scores become weights relative to the largest so far, which what was summed before comes to follow."""
     G, U = len(heads), len(unit)
     units = (count + U - 1) // U
-    largest(scores, top, units, heads, unit)
+    largest(scores, highest, units, heads, unit)
     for g in range(G):
-        best = state[0, g]
+        best = top[g]
         for i in range(g, G * U, G):
-            best = max(best, top[i])
-        if best > state[0, g]:
-            shrink = np.exp2(state[0, g] - best)
-            state[0, g] = best
-            state[1, g] *= shrink
+            best = max(best, highest[i])
+        if best > top[g]:
+            shrink = np.exp2(top[g] - best)
+            top[g] = best
+            total[g] *= shrink
             for v in range(V):
                 for i in range((v * G + g) * L, (v * G + g + 1) * L):
                     sums[i] *= shrink
         for i in range(g, G * U, G):
-            top[i] = best if best > -np.inf else np.float32(0.0)
-    soften(scores, top, total, units, heads, unit)
+            highest[i] = best if best > -np.inf else np.float32(0.0)
+    soften(scores, highest, mass, units, heads, unit)
     for i in range(G * U):
-        state[1, i % G] += total[i]
+        total[i % G] += mass[i]
 
 
 @compiled(nogil=True)
@@ -144,8 +134,7 @@ def bind_exact_pages(
 
 @compiled(error_model="numpy")
 def _attend_units(now, Hkv, page_size, keys, values, orders, heads, unit, rest, kind, form):
-    G, stretches = len(heads), now.top.shape[2] - 2
-    state = np.empty((2, G), np.float32)
+    stretches = now.top.shape[2] - 1
     job = next_unit(now.taken)
     while job < len(now.query) * Hkv * stretches:
         b = job // (Hkv * stretches)
@@ -153,12 +142,9 @@ def _attend_units(now, Hkv, page_size, keys, values, orders, heads, unit, rest, 
         s = job % stretches
         first = max(s * now.stretch, now.starts[PAGES, b])
         end = min((s + 1) * now.stretch, now.lengths[PAGES, b])
-        _fold(
-            now.query[b], h * G, keys, values, (now.table[b], page_size, Hkv, h), first, end, state, now.out[b, h, s],
-            orders, heads, unit, rest, kind, form,
-        )  # fmt: skip
-        for g in range(G):
-            now.top[b, h, s, g], now.total[b, h, s, g] = state[0, g], state[1, g]
+        segments = ((keys, values, (now.table[b], page_size, Hkv, h), first, end),)
+        found = now.top[b, h, s], now.total[b, h, s], now.out[b, h, s]
+        _fold(now.query[b], h * len(heads), segments, *found, orders, heads, unit, rest, kind, form)
         end_unit(now, b, h)
         job = next_unit(now.taken)
 
@@ -179,21 +165,18 @@ def bind_exact_parts(
 
 @compiled(error_model="numpy")
 def _exact_units(now, Hkv, sinks, residual, orders, heads, unit, rest, kind, form):
-    G, S = len(heads), now.top.shape[2] - 2
-    state = np.empty((2, G), np.float32)
+    last = now.top.shape[2] - 1
     own = np.empty(1, np.int32)
     job = next_unit(now.taken[1:])
     while job < len(now.query) * Hkv:
         b, h = job // Hkv, job % Hkv
         own[0] = b
-        for part in range(2):
-            keys, values, capacity = sinks if part == 0 else residual
-            which = SINKS if part == 0 else RESIDUAL
-            _fold(
-                now.query[b], h * G, keys, values, (own, max(capacity, 1), Hkv, h), now.starts[which, b],
-                now.lengths[which, b], state, now.out[b, h, S + part], orders, heads, unit, rest, kind, form,
-            )  # fmt: skip
-            for g in range(G):
-                now.top[b, h, S + part, g], now.total[b, h, S + part, g] = state[0, g], state[1, g]
+        segments = (
+            (sinks[0], sinks[1], (own, max(sinks[2], 1), Hkv, h), now.starts[SINKS, b], now.lengths[SINKS, b]),
+            (residual[0], residual[1], (own, max(residual[2], 1), Hkv, h), now.starts[RESIDUAL, b],
+             now.lengths[RESIDUAL, b]),
+        )  # fmt: skip
+        found = now.top[b, h, last], now.total[b, h, last], now.out[b, h, last]
+        _fold(now.query[b], h * len(heads), segments, *found, orders, heads, unit, rest, kind, form)
         end_unit(now, b, h)
         job = next_unit(now.taken[1:])

@@ -134,14 +134,14 @@ def _paired_query(prepared, query, first_head, order, heads, kind, form):
                 left = query[first_head + g, d] if d >= 0 else np.float32(0.0)
                 for p in range(planes):
                     pair[0] = left
-                    rounded = _nearest(word[0])
+                    rounded = nearest_half(word[0])
                     word[0] = rounded << np.uint32(16)
                     halves[((v * planes + p) * len(heads) + g) * L + i] = rounded
                     left -= pair[0]
 
 
 @register_jitable
-def _nearest(bits):
+def nearest_half(bits):
     """The bfloat16 nearest to a float32, as bits, ties to even; NaN stays NaN."""
     if bits & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000):
         return np.uint32(0x7FC0)

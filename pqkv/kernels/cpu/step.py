@@ -15,6 +15,7 @@ from numba.extending import register_jitable
 
 from pqkv.compiled import compiled
 from pqkv.kernels.cpu.exact_form import BFLOAT16, FLOAT32
+from pqkv.kernels.cpu.exact_vectors import nearest_half
 from pqkv.parallel import WORTH
 from pqkv.thread_code import call_bound, is_last, pointer_to
 
@@ -24,7 +25,7 @@ SINKS, PAGES, RESIDUAL = range(3)
 
 class Now(NamedTuple):
     """What a step brings, and where its results go. Partial results are of the stretches of pages, then of sinks and
-    residual: S + 2 of each KV head.
+    residual together: S + 1 of each KV head.
     """
 
     taken: np.ndarray  # (2,) int64: units of work that were begun, of pages and of exact parts
@@ -37,9 +38,9 @@ class Now(NamedTuple):
     lengths: np.ndarray  # (3, B) int64, of sinks, pages, residual
     starts: np.ndarray  # (3, B) int64: the first token of each that is seen
     stretch: int  # tokens of a unit of work in pages
-    out: np.ndarray  # (B, Hkv, S + 2, G, D) float32
-    top: np.ndarray  # (B, Hkv, S + 2, G) float32, the largest score; -inf of what is empty
-    total: np.ndarray  # (B, Hkv, S + 2, G) float32, the mass; 0 of what is empty
+    out: np.ndarray  # (B, Hkv, S + 1, G, D) float32
+    top: np.ndarray  # (B, Hkv, S + 1, G) float32, the largest score; -inf of what is empty
+    total: np.ndarray  # (B, Hkv, S + 1, G) float32, the mass; 0 of what is empty
     result: np.ndarray  # (B, Hq, D) float32
     halves: np.ndarray  # (B, Hq, D) uint16, bfloat16 to which results are rounded, or none
     lse: np.ndarray  # (B, Hq) float64, in base e
@@ -47,7 +48,7 @@ class Now(NamedTuple):
     @property
     def stretches(self) -> int:
         """Units of work of a sequence and KV head in pages."""
-        return int(self.top.shape[2]) - 2
+        return int(self.top.shape[2]) - 1
 
 
 def _array(kind: types.Type, dimensions: int) -> types.Array:
@@ -104,9 +105,9 @@ def _begun(
         lengths,
         starts,
         stretch,
-        np.empty((batch, kv_heads, stretches + 2, group, head_dim), np.float32),
-        np.empty((batch, kv_heads, stretches + 2, group), np.float32),
-        np.empty((batch, kv_heads, stretches + 2, group), np.float32),
+        np.empty((batch, kv_heads, stretches + 1, group, head_dim), np.float32),
+        np.empty((batch, kv_heads, stretches + 1, group), np.float32),
+        np.empty((batch, kv_heads, stretches + 1, group), np.float32),
         np.empty(shape, np.float32) if rounded else carray(pointer_to(result, np.float32), shape),
         carray(pointer_to(result, np.uint16), shape if rounded else (0, heads, head_dim)),
         carray(pointer_to(lse, np.float64), (batch, heads)),
@@ -204,16 +205,6 @@ def _scaled(address, kind, scale, shape):
 
 
 @register_jitable
-def round_to_halves(halves, numbers):
-    """Float32 to the nearest bfloat16 (its bits, uint16), of two to the even one; NaN stays NaN."""
-    bits = numbers.view(np.uint32)
-    for i in range(len(bits)):
-        up = np.uint32(0x7FFF) + ((bits[i] >> np.uint32(16)) & np.uint32(1))
-        quiet = np.isnan(numbers[i])
-        halves[i] = np.uint16(0x7FC0) if quiet else np.uint16((bits[i] + up) >> np.uint32(16))
-
-
-@register_jitable
 def end_unit(now, b, h):
     """To be called when a unit's partial results are written: the last one of a KV head merges them."""
     if is_last(now.left, b * now.top.shape[1] + h):
@@ -222,18 +213,16 @@ def end_unit(now, b, h):
 
 @compiled(error_model="numpy")
 def merge_row(now, b, h):
-    """Stretches, sinks and residual of a KV head's queries together."""
+    """Stretches and exact parts of a KV head's queries together."""
     parts, G = now.top.shape[2:]
-    S = parts - 2
     out, top, total = now.out[b, h], now.top[b, h], now.total[b, h]
     for g in range(G):
-        best = max(top[S, g], top[S + 1, g])
-        for s in range(S):
+        best = top[parts - 1, g]
+        for s in range(parts - 1):
             best = max(best, top[s, g])
         mixed, mass = now.result[b, h * G + g], np.float32(0.0)
         mixed[:] = 0.0
-        for i in range(parts):
-            s = (i + S) % parts  # exact parts first
+        for s in range(parts):
             mass += _join(mixed, out[s, g], top[s, g], total[s, g], best)
         if mass == 0.0:
             now.lse[b, h * G + g] = -np.inf
@@ -242,7 +231,9 @@ def merge_row(now, b, h):
                 mixed[d] /= mass
             now.lse[b, h * G + g] = (np.float64(best) + np.log2(np.float64(mass))) * np.log(2.0)
         if len(now.halves):
-            round_to_halves(now.halves[b, h * G + g], mixed)
+            bits, halves = mixed.view(np.uint32), now.halves[b, h * G + g]
+            for d in range(len(bits)):
+                halves[d] = nearest_half(bits[d])
 
 
 @register_jitable

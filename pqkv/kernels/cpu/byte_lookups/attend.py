@@ -19,7 +19,7 @@ from pqkv.kernels.cpu.byte_lookups.intrinsics import (
     mix_span,
     prefetch_bytes,
     score_block,
-    sum_of_lanes,
+    sum_lanes,
     weigh,
 )
 from pqkv.kernels.cpu.byte_lookups.shapes import SPAN
@@ -71,7 +71,7 @@ def bind_bytes(
 @compiled(error_model="numpy")
 def _attend_units(now, turns, gains, Hkv, page_size, keys, values, tags):
     middles, rows, slow = turns
-    stretches, G = now.top.shape[2] - 2, len(tags[4])
+    stretches, G = now.top.shape[2] - 1, len(tags[4])
     room = _room_of(min(now.stretch, _longest(now.lengths[PAGES])), keys.channels.shape[1], tags)
     parts = now.top.shape[3] // G  # one after another on a stretch: its codes are in a cache then
     job = next_unit(now.taken)
@@ -155,7 +155,8 @@ def _room_of(tokens, D, tags):
     blocks = (blocks + scaled - 1) // scaled * scaled
     scores = _lines(4 * blocks * G * BLOCK).view(np.float32)
     weights = _lines(min(SPAN, blocks) * G * WEIGHT_BYTES)
-    return scores, weights, _lines(4 * D * G * lanes).view(np.float32)
+    rows = (D * G + lanes - 1) // lanes * lanes  # as many at a time are summed up in the end
+    return scores, weights, _lines(4 * rows * lanes).view(np.float32)
 
 
 @register_jitable
@@ -226,12 +227,15 @@ def _as_integers(query, scales, channels, G, largest_query, query_bytes):
 @register_jitable
 def _hide(scores, count, hidden, G):
     """Scores (blocks, G, 64) of tokens before `hidden` and from `count` on become -inf."""
-    for i in range(max(hidden, 0)):
+    blocks = len(scores) // (G * BLOCK)
+    for block in range((hidden + BLOCK - 1) // BLOCK):
         for g in range(G):
-            scores[(i // BLOCK * G + g) * BLOCK + i % BLOCK] = -np.inf
-    for i in range(count, len(scores) // G):
+            start = (block * G + g) * BLOCK
+            scores[start : start + min(hidden - block * BLOCK, BLOCK)] = -np.inf
+    for block in range(count // BLOCK, blocks):
         for g in range(G):
-            scores[(i // BLOCK * G + g) * BLOCK + i % BLOCK] = -np.inf
+            start = (block * G + g) * BLOCK
+            scores[start + max(count - block * BLOCK, 0) : start + BLOCK] = -np.inf
 
 
 @register_jitable
@@ -263,6 +267,8 @@ def _mix(out, scores, places, top, total, gains, pages, count, head, Hkv, page_s
                 sums, values.pages, places[first:], values.table, weights, steps, asked, groups, values.line,
                 own * size, D, path, values.nbits, values.d_sub, heads,
             )  # fmt: skip
+    summed = np.empty(len(sums) // len(lanes), np.float32)
+    sum_lanes(sums, summed, len(summed), lanes)
     for g in range(G):
         stood = np.float32(0.0)
         for i in range(LANES):
@@ -270,8 +276,7 @@ def _mix(out, scores, places, top, total, gains, pages, count, head, Hkv, page_s
             stood += norm[g * LANES + i]
         share = total[g] / stood if stood > 0.0 else np.float32(0.0)
         for e in range(D):
-            summed = sum_of_lanes(sums, (e * G + g) * len(lanes), lanes)
-            out[g, values.channels[own, e]] = summed * values.scales[own, e] * share
+            out[g, values.channels[own, e]] = summed[e * G + g] * values.scales[own, e] * share
 
 
 @register_jitable

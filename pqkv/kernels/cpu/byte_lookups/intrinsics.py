@@ -14,11 +14,11 @@ from pqkv.cpu_path import PATHS
 from pqkv.kernels.cpu.byte_lookups import keys, values, weights
 from pqkv.kernels.cpu.byte_lookups.avx2 import Avx2
 from pqkv.kernels.cpu.byte_lookups.avx512 import Avx512
-from pqkv.kernels.cpu.byte_lookups.instructions import F32, Asked, Portable, at, load, pick, vector_of
+from pqkv.kernels.cpu.byte_lookups.instructions import F32, Asked, Portable, at, keep, load, pick, vector_of
 from pqkv.kernels.cpu.byte_lookups.one_plane import ONE_PLANE
 from pqkv.kernels.cpu.byte_lookups.shapes import Shape
 from pqkv.kernels.cpu.byte_lookups.vnni import Vnni
-from pqkv.vector_code import I32, I64, data, prefetch, tag
+from pqkv.vector_code import I64, data, prefetch, tag
 
 TWO = 2  # planes
 EMITTERS: dict[str, type[Portable]] = {"portable": Portable, "avx2": Avx2, "vnni": Vnni, "avx512": Avx512}
@@ -106,23 +106,28 @@ def prefetch_bytes(typing_context, codes, start, count):
 
 
 @intrinsic
-def sum_of_lanes(typing_context, numbers, place, lanes):
-    """The sum of as many float32 from numbers[place] on as the tag is long, halves to halves: one after another they
-    would wait for each other.
+def sum_lanes(typing_context, numbers, sums, count, lanes):
+    """sums (count,) float32 of the rows of numbers (count, L), L the length of the tag, of which `count` is a multiple.
+
+    L rows at a time: neighbours in two rows together are a row, until there is one, where each row has a lane.
     """
+    L = len(lanes)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        count = len(lanes)
-        start = data(context, builder, signature, arguments, 0)
-        row = load(builder, start, builder.mul(arguments[1], I64(4)), vector_of(F32, count))
-        while count > 1:
-            count //= 2
-            row = builder.fadd(
-                pick(builder, row, None, range(count)), pick(builder, row, None, range(count, 2 * count))
-            )
-        return builder.extract_element(row, I32(0))
+        numbers, sums = _pointers(context, builder, signature, arguments, 2)
+        with cgutils.for_range(builder, builder.udiv(arguments[2], I64(L))) as loop:
+            place = builder.mul(loop.index, I64(4 * L))
+            start = at(builder, numbers, builder.mul(place, I64(L)))
+            rows = [load(builder, start, 4 * L * i, vector_of(F32, L)) for i in range(L)]
+            while len(rows) > 1:
+                rows = [
+                    builder.fadd(*(pick(builder, a, b, range(i, 2 * L, 2)) for i in range(2)))
+                    for a, b in zip(rows[::2], rows[1::2], strict=True)
+                ]
+            keep(builder, rows[0], sums, place)
+        return context.get_dummy_value()
 
-    return types.float32(numbers, types.int64, lanes), generate
+    return types.void(numbers, sums, types.int64, lanes), generate
 
 
 @intrinsic
