@@ -35,16 +35,16 @@ def attention(
     and `planes` is of how many bytes queries and weights are where centroids are bytes.
     """
     held = recall(query, pages, sinks, residual, ways, rounded, planes) if query.ndim == 4 else None
+    Tq = query.shape[1] if query.ndim > 1 else 0
     if held is None:
         check_inputs(query, pages, sinks, residual, window)
         if query.dtype == torch.float64 or query.device.type != "cpu":
             raise KernelError(f"backend 'cpu' serves float32 and half precision on the CPU, not {query.dtype}")
         if pages is not None and pages.trusted:
             check_channels(pages)
-    else:
+    elif Tq != 1 or (pages is not None and not (pages.trusted and pages.query is None)):
         check_step(query, pages, sinks, residual, window)
-    Tq = query.shape[1]
-    if Tq != 1 or (pages is not None and not pages.trusted):  # else the kernels look whether there is room
+    if Tq != 1 or (pages is not None and not pages.trusted):  # else `decode` looks whether there is room
         check_lengths(pages, sinks, residual)
     if Tq == 1:
         return decode(

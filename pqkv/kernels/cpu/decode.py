@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Required, TypedDict, Unpack
+from typing import NamedTuple, NoReturn, Required, TypedDict, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pqkv.kernels.checks import check_lengths
+from pqkv.errors import KernelError
+from pqkv.kernels.checks import check_inputs, check_lengths
 from pqkv.kernels.cpu.byte_lookups.attend import VALUES
 from pqkv.kernels.cpu.exact_form import BFLOAT16, FLOAT32
 from pqkv.kernels.cpu.held import NO_TURNS, NOTHING, Bound, Held, Tables, hold, recall
@@ -22,6 +23,7 @@ from pqkv.workers import share
 
 _STRETCH = 8192  # tokens of one unit of work: their scores stay in the second-level cache, tables come often from it
 _SHORTEST = 256  # a unit this short pays for being handed to a thread
+_SERVED = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}  # queries that kernels take as they are
 _LOG2_E = math.log2(math.e)
 
 Number = int | float
@@ -39,58 +41,15 @@ class How(TypedDict, total=False):
     held: Held | None  # what was made of the same tensors before
 
 
-class _Given(NamedTuple):
-    """What `begin_step` takes, the tables of turns, and what has to live as long as the addresses are used."""
+class _Begun(NamedTuple):
+    """A step before its compiled call: what `begin_step` takes, the tables of turns, and what has to live as long as
+    the addresses are used.
+    """
 
+    held: Held
     numbers: tuple[Number, ...]
     tables: Tables
     alive: tuple[object, ...]
-
-
-def _given(
-    held: Held, query: Tensor, pages: PagedTokens | None, sinks: ExactTokens | None, residual: ExactTokens | None,
-    scale: float, window: int | None, stretches: int | None, out: Tensor, lse: Tensor,
-) -> _Given:  # fmt: skip
-    own = query if query.dtype == out.dtype and query.is_contiguous() else _floats(query)
-    coded = None if pages is None else pages.query
-    tables, pairs, asked, turned = NO_TURNS, 0, None, None
-    if coded is not None:
-        assert pages is not None
-        asked = _floats(coded.query)
-        if coded.frequencies:
-            order, tables = held.turning(coded, pages)
-            turned, pairs = _floats(coded.phasors), len(coded.frequencies)
-            if order is not None:
-                turned = turned[..., order, :].contiguous()
-    table = context_len = None
-    width = 0
-    if pages is not None:
-        table, context_len = pages.page_table.contiguous(), pages.context_len.contiguous()
-        width = table.shape[1]
-    sink_len = None if sinks is None else sinks.length.contiguous()
-    residual_len = None if residual is None else residual.length.contiguous()
-    alive = own, asked, turned, table, sink_len, context_len, residual_len
-    first, meets, phasors, ids, *lengths = (0 if tensor is None else tensor.data_ptr() for tensor in alive)
-    numbers = (
-        torch.get_num_threads(), _STRETCH, _SHORTEST, -1 if stretches is None or pages is None else stretches,
-        window or 0, scale * _LOG2_E, *held.numbers, BFLOAT16 if own.dtype == torch.bfloat16 else FLOAT32, first, meets,
-        phasors, pairs, ids, width, *lengths, out.data_ptr(), lse.data_ptr(),
-    )  # fmt: skip
-    return _Given(numbers, tables, alive)
-
-
-def _floats(tensor: Tensor) -> Tensor:
-    """As float32, one number after another: mostly the tensor itself."""
-    if tensor.dtype == torch.float32 and tensor.is_contiguous():
-        return tensor
-    return tensor.detach().float().contiguous()
-
-
-class _Begun(NamedTuple):
-    """A step before its compiled call."""
-
-    held: Held
-    given: _Given
     out: Tensor
     lse: Tensor
 
@@ -109,16 +68,63 @@ def _begin(
     planes: int = 2,
     held: Held | None = None,
 ) -> _Begun:
+    """In one piece: with no cache warm, each function that is called and each object costs some microseconds."""
     if held is None:
-        own = query, pages, sinks, residual, ways, rounded, planes
-        held = recall(*own) or hold(*own)
-    if query.dtype in (torch.float32, torch.bfloat16) and query.is_contiguous():
-        out = torch.empty_like(query)  # in less than half of the time that another dtype or shape takes
-    else:
-        out = query.new_empty(query.shape, dtype=torch.float32)
-    lse = query.new_empty(query.shape[:3], dtype=torch.float64)
-    given = _given(held, query, pages, sinks, residual, scale, window, stretches, out, lse)
-    return _Begun(held, given, out, lse)
+        given = query, pages, sinks, residual, ways, rounded, planes
+        held = recall(*given) or hold(*given)
+    dtype = query.dtype
+    own = query if dtype in _SERVED and query.is_contiguous() else _floats(query)
+    out, lse = torch.empty_like(own), torch.empty_like(held.lse)  # in half of the time that a shape and dtype take
+    tables, meets, phasors, pairs = NO_TURNS, None, None, 0
+    table = paged = None
+    ids = width = 0
+    if pages is not None:
+        paged, table = pages.context_len, pages.page_table.contiguous()
+        ids, width = table.data_ptr(), table.shape[1]
+        if pages.query is not None:
+            meets = _floats(pages.query.query)
+            if pages.query.frequencies:
+                tables, phasors = held.turning(pages.query, pages)
+                pairs = len(pages.query.frequencies)
+    lengths, alive = [], [own, table, meets, phasors]
+    for length in (None if sinks is None else sinks.length, paged, None if residual is None else residual.length):
+        if length is None:
+            lengths.append(0)
+            continue
+        if length.dtype != torch.int32 or length.shape != held.batch or not length.is_cpu:
+            _refuse(query, pages, sinks, residual, window)
+        in_a_row = length.contiguous()
+        lengths.append(in_a_row.data_ptr())
+        alive.append(in_a_row)
+    if window is not None and window < 1:
+        _refuse(query, pages, sinks, residual, window)
+    numbers = (
+        torch.get_num_threads(), _STRETCH, _SHORTEST, -1 if stretches is None or pages is None else stretches,
+        window or 0, scale * _LOG2_E, *held.numbers, _SERVED[own.dtype],
+        own.data_ptr(), 0 if meets is None else meets.data_ptr(), 0 if phasors is None else phasors.data_ptr(), pairs,
+        ids, width, *lengths, out.data_ptr(), lse.data_ptr(),
+    )  # fmt: skip
+    return _Begun(held, numbers, tables, tuple(alive), out, lse)
+
+
+def _floats(tensor: Tensor) -> Tensor:
+    """As float32, one number after another: mostly the tensor itself."""
+    if tensor.dtype == torch.float32 and tensor.is_contiguous():
+        return tensor
+    return tensor.detach().float().contiguous()
+
+
+def _refuse(
+    query: Tensor,
+    pages: PagedTokens | None,
+    sinks: ExactTokens | None,
+    residual: ExactTokens | None,
+    window: int | None = None,
+) -> NoReturn:
+    """Raise `KernelError` for what is wrong with tokens that are not those that a step was held for."""
+    check_inputs(query, pages, sinks, residual, window)
+    check_lengths(pages, sinks, residual)
+    raise KernelError("lengths changed while they were read")
 
 
 def decode(
@@ -130,12 +136,11 @@ def decode(
 ) -> tuple[Tensor, Tensor]:
     """`AttentionBackend` for Tq = 1; returns out in the query's dtype and lse in float64.
 
-    Nothing is checked here but that there is room for as many tokens as the lengths say.
+    Of what changes from step to step, the lengths are checked: their type, and that there is room for as many tokens.
     """
-    held, given, out, lse = _begin(query, pages, sinks, residual, **how)
-    of_pages = NOTHING if pages is None else held.page_call(given.tables)
-    if not _take(of_pages, held.exact_call, given.numbers):
-        check_lengths(pages, sinks, residual)
+    held, numbers, tables, _alive, out, lse = _begin(query, pages, sinks, residual, **how)
+    if not _take(NOTHING if pages is None else held.page_call(tables), held.exact_call, numbers):
+        _refuse(query, pages, sinks, residual)
     return out if out.dtype == query.dtype else out.to(query.dtype), lse
 
 
@@ -147,7 +152,7 @@ def without_attention(
     **how: Unpack[How],
 ) -> None:
     """All that `decode` does but attention: what a step costs apart from its tokens."""
-    _take(NOTHING, NOTHING, _begin(query, pages, sinks, residual, **how).given.numbers)
+    _take(NOTHING, NOTHING, _begin(query, pages, sinks, residual, **how).numbers)
 
 
 def _take(pages: Bound, exact: Bound, numbers: tuple[Number, ...]) -> bool:
@@ -181,12 +186,14 @@ def _take_on_python_threads(calls: tuple[int, int, int, int], numbers: tuple[Num
 class Step:
     """One decoding step whose parts can be run one by one."""
 
-    held: Held
-    given: _Given
+    begun: _Begun
     now: Now
     pays: bool  # more than one thread
-    out: Tensor
-    lse: Tensor
+
+    @property
+    def held(self) -> Held:
+        """What kernels take that stays."""
+        return self.begun.held
 
     @property
     def stretches(self) -> int:
@@ -206,12 +213,12 @@ class Step:
     @property
     def turning(self) -> tuple[Array, float, Array, Array, Array]:
         """Phasors, what scales them, and the tables of `pqkv.kernels.turns`."""
-        return self.now.phasors, self.now.phasor_scale, *self.given.tables
+        return self.now.phasors, self.now.phasor_scale, *self.begun.tables
 
     def attend_pages(self, phases: int = VALUES) -> None:
         """Partial results of all stretches; look-ups in byte tables end after a phase (`bind_bytes`)."""
         if self.held.pages is not None and self.stretches:
-            self._run(self.held.page_call(self.given.tables, phases), NOTHING, self.now.left + 1)
+            self._run(self.held.page_call(self.begun.tables, phases), NOTHING, self.now.left + 1)
 
     def merge(self) -> tuple[np.ndarray, np.ndarray]:
         """Sinks, residual and the stretches together: (B, Hq, D) float32, and lse (B, Hq) float64."""
@@ -247,8 +254,8 @@ def step_of(
     **how: Unpack[How],
 ) -> Step:
     """The step that `decode` takes on these arguments, begun and not taken."""
-    held, given, out, lse = _begin(query, pages, sinks, residual, **how)
-    now, fits, pays = begin_step(*given.numbers)
+    begun = _begin(query, pages, sinks, residual, **how)
+    now, fits, pays = begin_step(*begun.numbers)
     if not fits:
-        check_lengths(pages, sinks, residual)
-    return Step(held, given, now, pays, out, lse)
+        _refuse(query, pages, sinks, residual)
+    return Step(begun, now, pays)

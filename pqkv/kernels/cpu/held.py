@@ -90,6 +90,7 @@ class Held:
         )
         page_size = 1 if pages is None else pages.page_size
         exact_pages = pages is not None and pages.keys.centroids is None
+        self.batch, self.lse = (B,), torch.empty((B, 1, Hq), dtype=torch.float64, device="cpu")
         self.numbers = (
             B, self.kv_heads, self.group, D, page_size, _SPAN if exact_pages else page_size, self.sinks[2],
             self.residual[2], self.group // heads_at_once(self.group) if self.by_bytes else 1, self.token_work,
@@ -188,15 +189,19 @@ class Held:
         first, second = self.coded_sides
         return bound(bind_coded, *tables, *self.gains, *where, *first, *second, *self.tags)
 
-    def turning(self, coded: CodedQuery, pages: PagedTokens) -> tuple[tuple[int, ...] | None, Tables]:
-        """The order that phasors are to come in, None for the one they have, and the tables of `turns`."""
+    def turning(self, coded: CodedQuery, pages: PagedTokens) -> tuple[Tables, Tensor]:
+        """The tables of `turns`, and phasors in their order, float32, one number after another."""
         width = pages.page_table.shape[1]
         if self._turns is None or self._turns[0] is not coded.frequencies or self._turns[1] != width:
             found = turns(coded.frequencies, width * pages.page_size, coded.query.device)
             tables = found.middles.numpy(), found.rows.numpy(), found.slow.numpy()
             self._page_calls.clear()  # they hold the tables before
             self._turns = coded.frequencies, width, None if found.in_order else found.order, tables
-        return self._turns[2:]
+        _, _, order, tables = self._turns
+        phasors = coded.phasors.detach()
+        if order is not None:
+            phasors = phasors[..., order, :]
+        return tables, phasors.float().contiguous()
 
 
 NO_TURNS: Tables = (
