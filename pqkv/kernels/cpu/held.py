@@ -40,20 +40,22 @@ Tables = tuple[Array, Array, Array]
 
 
 class Bound(NamedTuple):
-    """A kernel with its arguments that stay (`pqkv.thread_code.bind`): two addresses, and what lies at the second."""
+    """A kernel with its arguments that stay (`pqkv.thread_code.bind`): two addresses, and what has to live with them,
+    the room at the second and the arrays whose addresses it holds.
+    """
 
     call: int
     place: int
-    room: Array
+    kept: tuple[object, ...] = ()
 
 
-NOTHING = Bound(0, 0, np.empty(0, np.uint8))
+NOTHING = Bound(0, 0)
 
 
 def bound(bind: Callable[..., tuple[int, Array]], *arguments: object) -> Bound:
-    """A kernel bound by its `bind_...`; who keeps it keeps the arrays among the arguments."""
+    """A kernel bound by its `bind_...` to arguments, which live as long as what is returned."""
     call, room = bind(*arguments)
-    return Bound(call, room.ctypes.data, room)
+    return Bound(call, room.ctypes.data, (room, *arguments))
 
 
 class Held:
