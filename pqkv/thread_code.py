@@ -124,35 +124,36 @@ def bind(typing_context: Any, function: Any, changing: Any, arguments: Any, room
 
 
 @intrinsic
-def call_bound(typing_context: Any, launch: Any, count: Any, addresses: Any, changing: Any) -> Any:
+def call_bound(typing_context: Any, launch: Any, count: Any, addresses: Any, changing: Any, own: Any) -> Any:
     """On `count` threads at once, as `on_threads` has them, call one after another what lies bound at `addresses`: of
-    each the two numbers, (function, room), that are 0 where there is none. Whether any call failed.
+    each the two numbers, (function, room), that are 0 where there is none. `own` is of the type `changing` that they
+    were bound for. Whether any call failed.
     """
+    if own != changing.instance_type or not all(kind == types.int64 for kind in addresses.types):
+        raise TypingError(f"{own} or {addresses} is not what was bound: {changing.instance_type}, integers of 64 bits")
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         numbers = cgutils.unpack_tuple(builder, given[2])
-        value = _lent(context, builder, changing, given[3])
+        value = _lent(context, builder, own, given[4])
         kind = ir.LiteralStructType([I32, *[I64] * len(numbers), value.type])
         shared = cgutils.alloca_once(builder, kind)
         for i, field in enumerate([I32(0), *numbers, value]):
             builder.store(field, builder.gep(shared, [I32(0), I32(i)]))
-        part, own = _function(builder, _PART, "team")
-        fields = [own.gep(own.bitcast(part.args[0], shared.type), [I32(0), I32(i)]) for i in range(len(numbers) + 2)]
-        now = own.bitcast(fields[-1], _BYTES)
+        part, team = _function(builder, _PART, "team")
+        fields = [team.gep(team.bitcast(part.args[0], shared.type), [I32(0), I32(i)]) for i in range(len(numbers) + 2)]
+        now = team.bitcast(fields[-1], _BYTES)
         for function, room in zip(fields[1:-1:2], fields[2:-1:2], strict=True):
-            address = own.load(function)
-            with own.if_then(own.icmp_unsigned("!=", address, I64(0))):
-                call = own.inttoptr(address, _BOUND.as_pointer())
-                failed = own.call(call, [own.inttoptr(own.load(room), _BYTES), now])
-                with cgutils.if_unlikely(own, own.icmp_unsigned("!=", failed, I32(0))):
-                    own.store(I32(1), fields[0])
-        own.ret_void()
+            address = team.load(function)
+            with team.if_then(team.icmp_unsigned("!=", address, I64(0))):
+                call = team.inttoptr(address, _BOUND.as_pointer())
+                failed = team.call(call, [team.inttoptr(team.load(room), _BYTES), now])
+                with cgutils.if_unlikely(team, team.icmp_unsigned("!=", failed, I32(0))):
+                    team.store(I32(1), fields[0])
+        team.ret_void()
         _launch(builder, given[0], given[1], part, builder.bitcast(shared, _BYTES))
         return builder.trunc(builder.load(builder.gep(shared, [I32(0), I32(0)])), ir.IntType(1))
 
-    if not all(kind == types.int64 for kind in addresses.types):
-        raise TypingError("addresses are integers of 64 bits")
-    return types.boolean(types.int64, types.int64, addresses, changing), generate
+    return types.boolean(types.int64, types.int64, addresses, changing, own), generate
 
 
 def _wanted(typing_context: Any, function: Any, changing: Any, arguments: Any) -> Any:

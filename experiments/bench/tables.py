@@ -3,8 +3,8 @@
 WHAT is `speedups` and `codes` (product codes, looked up as floats), `bytes` (codes looked up in byte tables beside the
 same by floats), `shapes` (those of other heads and batches), `recipe` (all of recipe pqkv), `exact` (pages of exact
 vectors), `zen4` (all that was timed on a processor with AVX-512), `xeon` (another one, its longest context), `turns`
-(before and since a change, in turns), `instructions` (of look-ups in byte tables, counted on several processors) or
-`cycles` (on the processor at hand).
+and `one-call` (before and since a change, in turns), `instructions` (of look-ups in byte tables, counted on several
+processors) or `cycles` (on the processor at hand).
 """
 
 import sys
@@ -16,6 +16,7 @@ import pandas as pd
 from pqkv.record import Record, load_records
 
 ROOT = Path(__file__).parents[2]
+ONE_CALL = "results/bench-zen4-one-call"
 BYTES_HEAD = """\
 | bits | codes | tokens | ms | by floats, ms | one byte, ms | of exact attention's | floats | one byte | largest error |
 |---|---|---|---|---|---|---|---|---|---|"""
@@ -160,9 +161,9 @@ def xeon() -> str:
     return bytes_("results/bench-avx512", 131_072)
 
 
-def turns() -> str:
+def turns(folder: str = "results/bench-zen4-turns") -> str:
     """A row a cell: medians of three turns, and the three ratios of a code's own time."""
-    found = turn_records()
+    found = turn_records(folder)
     lines = [TURNS_HEAD]
     for (context, bits), of in sorted(found.items()):
         own = {which: [r.metrics["latency_ms"].value for r in records] for which, records in of.items()}
@@ -175,12 +176,12 @@ def turns() -> str:
     return "\n".join(lines)
 
 
-def turn_records() -> dict[tuple[int, float], dict[str, list[Record]]]:
+def turn_records(folder: str = "results/bench-zen4-turns") -> dict[tuple[int, float], dict[str, list[Record]]]:
     """Of each cell the records before and since, turn by turn."""
     found: dict[tuple[int, float], dict[str, list[Record]]] = {}
     for which in ("before", "since"):
         for turn in (1, 2, 3):
-            for record in load_records(ROOT / f"results/bench-zen4-turns/{which}-{turn}"):
+            for record in load_records(ROOT / folder / f"{which}-{turn}"):
                 cell = found.setdefault((record.config["context"], -record.config["bits"]), {})
                 cell.setdefault(which, []).append(record)
     return found
@@ -241,7 +242,8 @@ def error(record: Record) -> str:
 
 TABLES = {
     "speedups": speedups, "codes": codes, "bytes": bytes_, "shapes": shapes, "recipe": recipe, "exact": exact,
-    "zen4": zen4, "xeon": xeon, "turns": turns, "instructions": instructions, "cycles": cycles,
+    "zen4": zen4, "xeon": xeon, "turns": turns, "one-call": lambda: turns(ONE_CALL),
+    "instructions": instructions, "cycles": cycles,
 }  # fmt: skip
 
 

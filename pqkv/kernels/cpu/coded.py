@@ -15,7 +15,7 @@ from pqkv.compiled import compiled
 from pqkv.kernels.cpu.lookups import bin_block, empty_bins, fill_table, score_block, sum_block, value_block
 from pqkv.kernels.cpu.paging import Side, Stretch, codes_at, own_centroids, prefetch_block, scratch_of
 from pqkv.kernels.cpu.softmax import fold_scores, largest, soften
-from pqkv.kernels.cpu.step import NOW, PAGES, end_unit
+from pqkv.kernels.cpu.step import PAGES, end_unit
 from pqkv.kernels.cpu.turning import add_bias, weigh_by_gains
 from pqkv.thread_code import bind, bound_size, next_unit
 from pqkv.vector_code import (
@@ -27,13 +27,13 @@ CENTROID, TABLE = range(2)  # lengths of a `way`
 
 @compiled(nogil=True)
 def bind_coded(
-    turn_middles, turn_rows, turn_slow, gains, gain_values, num_kv_heads, page_size,
+    changing, turn_middles, turn_rows, turn_slow, gains, gain_values, num_kv_heads, page_size,
     key_pages, key_line, key_centroids, key_channels, key_unpacked, key_d_sub, key_block, key_nbits, key_order, key_way,
     value_pages, value_line, value_centroids, value_channels, value_unpacked, value_d_sub, value_block_, value_nbits,
     value_order, value_way, heads, unit,
 ):  # fmt: skip
     """Partial attention of every stretch of a step, a unit of work each, bound (`thread_code.bind`) to what stays: its
-    address and its room.
+    address and its room. `changing` is `step.NOW`, of which kept code is a variant: with another it would be misread.
 
     The tables of `pqkv.kernels.turns`; gains, flat, and gain_values (Hkv, 256) of values; of keys and values the fields
     of a `Side`.
@@ -49,8 +49,8 @@ def bind_coded(
     )  # fmt: skip
     turns = turn_middles, turn_rows, turn_slow
     given = turns, (gains, gain_values), num_kv_heads, page_size, keys, values, heads, unit
-    room = np.empty(bound_size(_attend_units, NOW, given), np.uint8)
-    return bind(_attend_units, NOW, given, room), room
+    room = np.empty(bound_size(_attend_units, changing, given), np.uint8)
+    return bind(_attend_units, changing, given, room), room
 
 
 @compiled(error_model="numpy")

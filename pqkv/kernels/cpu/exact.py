@@ -19,7 +19,7 @@ from pqkv.kernels.cpu.exact_vectors import (
     weight_room,
 )
 from pqkv.kernels.cpu.softmax import largest, soften
-from pqkv.kernels.cpu.step import NOW, PAGES, RESIDUAL, SINKS, end_unit
+from pqkv.kernels.cpu.step import PAGES, RESIDUAL, SINKS, end_unit
 from pqkv.thread_code import bind, bound_size, next_unit
 
 _CHUNK = 1024  # tokens whose softmax is taken at once: their scores stay in the first-level cache or close to it
@@ -124,12 +124,12 @@ def _soften(scores, count, top, total, sums, highest, mass, heads, unit, V, L):
 
 @compiled(nogil=True)
 def bind_exact_pages(
-    num_kv_heads, page_size, keys, values, query_order, value_order, heads, unit, rest, kind, form
+    changing, num_kv_heads, page_size, keys, values, query_order, value_order, heads, unit, rest, kind, form
 ):  # fmt: skip
     """As `coded.bind_coded`, of exact pages (flat, as (pages, Hkv, page_size, D))."""
     given = num_kv_heads, page_size, keys, values, (query_order, value_order), heads, unit, rest, kind, form
-    room = np.empty(bound_size(_attend_units, NOW, given), np.uint8)
-    return bind(_attend_units, NOW, given, room), room
+    room = np.empty(bound_size(_attend_units, changing, given), np.uint8)
+    return bind(_attend_units, changing, given, room), room
 
 
 @compiled(error_model="numpy")
@@ -151,7 +151,7 @@ def _attend_units(now, Hkv, page_size, keys, values, orders, heads, unit, rest, 
 
 @compiled(nogil=True)
 def bind_exact_parts(
-    num_kv_heads, sink_keys, sink_values, sink_capacity, residual_keys, residual_values, residual_capacity,
+    changing, num_kv_heads, sink_keys, sink_values, sink_capacity, residual_keys, residual_values, residual_capacity,
     query_order, value_order, heads, unit, rest, kind, form,
 ):  # fmt: skip
     """Partial attention of sinks and residual (flat, as (B, Hkv, capacity, D)), a unit of work for each KV head of a
@@ -159,8 +159,8 @@ def bind_exact_parts(
     """
     sinks, residual = (sink_keys, sink_values, sink_capacity), (residual_keys, residual_values, residual_capacity)
     given = num_kv_heads, sinks, residual, (query_order, value_order), heads, unit, rest, kind, form
-    room = np.empty(bound_size(_exact_units, NOW, given), np.uint8)
-    return bind(_exact_units, NOW, given, room), room
+    room = np.empty(bound_size(_exact_units, changing, given), np.uint8)
+    return bind(_exact_units, changing, given, room), room
 
 
 @compiled(error_model="numpy")

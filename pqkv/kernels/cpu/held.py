@@ -24,6 +24,7 @@ from pqkv.kernels.cpu.exact_form import FORMS, host_form, orders
 from pqkv.kernels.cpu.exact_vectors import form_tags
 from pqkv.kernels.cpu.paging import Side
 from pqkv.kernels.cpu.sides import Array, Way, channels_of, coded_side, exact_parts, exact_sides
+from pqkv.kernels.cpu.step import NOW
 from pqkv.kernels.turns import BLOCK, POLYNOMIALS, turns
 from pqkv.kernels.types import CodedQuery, ExactTokens, PagedTokens
 from pqkv.vector_code import tag
@@ -54,7 +55,7 @@ NOTHING = Bound(0, 0)
 
 def bound(bind: Callable[..., tuple[int, Array]], *arguments: object) -> Bound:
     """A kernel bound by its `bind_...` to arguments, which live as long as what is returned."""
-    call, room = bind(*arguments)
+    call, room = bind(NOW, *arguments)
     return Bound(call, room.ctypes.data, (room, *arguments))
 
 

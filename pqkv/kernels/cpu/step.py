@@ -140,7 +140,7 @@ def take_step(launch, pages_call, pages_room, exact_call, exact_room, threads, *
     if not fits:
         return NO_ROOM
     failed = call_bound(
-        launch, threads if launch and pays else 1, (pages_call, pages_room, exact_call, exact_room), now
+        launch, threads if launch and pays else 1, (pages_call, pages_room, exact_call, exact_room), NOW, now
     )
     return NO_MEMORY if failed else DONE
 
@@ -148,7 +148,7 @@ def take_step(launch, pages_call, pages_room, exact_call, exact_room, threads, *
 @compiled(nogil=True)
 def work(launch, threads, pages_call, pages_room, exact_call, exact_room, now):
     """The units of a step that was begun; whether memory was missing."""
-    return call_bound(launch, threads, (pages_call, pages_room, exact_call, exact_room), now)
+    return call_bound(launch, threads, (pages_call, pages_room, exact_call, exact_room), NOW, now)
 
 
 @register_jitable

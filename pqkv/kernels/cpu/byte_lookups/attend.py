@@ -24,12 +24,10 @@ from pqkv.kernels.cpu.byte_lookups.intrinsics import (
 )
 from pqkv.kernels.cpu.byte_lookups.shapes import SPAN
 from pqkv.kernels.cpu.byte_lookups.weights import LANES
-from pqkv.kernels.cpu.step import NOW, PAGES, end_unit
+from pqkv.kernels.cpu.step import PAGES, end_unit
 from pqkv.kernels.cpu.turning import add_bias_of_blocks
 from pqkv.thread_code import bind, bound_size, next_unit
-from pqkv.vector_code import (
-    chosen,
-)
+from pqkv.vector_code import chosen, drop_stale_code
 
 SCORES, WEIGHTS, VALUES = 1, 2, 3  # phases
 _AHEAD = 2  # blocks between the one that is scored and the one whose codes are asked for meanwhile
@@ -50,7 +48,7 @@ class ByteSide(NamedTuple):
 
 @compiled(nogil=True)
 def bind_bytes(
-    turn_middles, turn_rows, turn_slow, gains, gain_values, num_kv_heads, page_size,
+    changing, turn_middles, turn_rows, turn_slow, gains, gain_values, num_kv_heads, page_size,
     key_pages, key_line, key_table, key_scales, key_channels, key_nbits, key_d_sub,
     value_pages, value_line, value_table, value_scales, value_channels, value_nbits, value_d_sub,
     largest_query, path, lanes, scaled, heads, gained, query_bytes, phases,
@@ -64,8 +62,8 @@ def bind_bytes(
     tags = largest_query, path, lanes, scaled, heads, gained, query_bytes, phases
     turns = turn_middles, turn_rows, turn_slow
     given = turns, (gains, gain_values), num_kv_heads, page_size, keys, values, tags
-    room = np.empty(bound_size(_attend_units, NOW, given), np.uint8)
-    return bind(_attend_units, NOW, given, room), room
+    room = np.empty(bound_size(_attend_units, changing, given), np.uint8)
+    return bind(_attend_units, changing, given, room), room
 
 
 @compiled(error_model="numpy")
@@ -290,3 +288,6 @@ def _spread_gains(gain, inverse, gains, pages, first, count, head, Hkv, page_siz
             factor = numbers[head, stored[(page * Hkv + head) * page_size + token % page_size]]
         gain[i] = factor
         inverse[i] = np.float32(1.0) / factor
+
+
+drop_stale_code(bind_bytes)
