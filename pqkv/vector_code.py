@@ -26,17 +26,18 @@ def tag(number: int) -> tuple[int, ...]:
     return (0,) * number
 
 
-def drop_stale_code(function: Any) -> None:
-    """Remove what is cached of compiled `function` and its neighbours in its folder, where older than any source it may
-    come from, there or in the folder above. Numba looks only at the file of the outer function, and the vector code in
-    it comes from others.
+def drop_stale_code(function: Any, *others: Path) -> None:
+    """Remove what is cached of compiled `function` and its neighbours in its folder, where older than a source that it
+    may come from: there, in `others`, folders too, or the helpers that all share. Numba looks only at the file of the
+    outer function, and the vector code in it comes from others.
     """
     folder = Path(function.py_func.__code__.co_filename).parent
     if function.stats.cache_path is None:  # nothing is kept
         return
     with suppress(OSError):
         shared = (Path(__file__), Path(__file__).with_name("thread_code.py"))
-        newest = max(path.stat().st_mtime for path in (*shared, *folder.glob("*.py"), *folder.parent.glob("*.py")))
+        sources = (path for place in (folder, *others) for path in place.glob("*.py"))
+        newest = max(path.stat().st_mtime for path in (*shared, *sources))
         for path in Path(function.stats.cache_path).glob("*.nb[ic]"):
             if path.stat().st_mtime < newest:
                 path.unlink()

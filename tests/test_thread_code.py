@@ -3,12 +3,10 @@
 import numba
 import numpy as np
 import pytest
-import torch
 from numba import types
 from numba.core.errors import TypingError
 
 from pqkv import parallel
-from pqkv.compiled import compiled
 from pqkv.thread_code import bind, bound_size, call_bound, is_last, next_unit
 
 pytestmark = pytest.mark.xdist_group("numba")
@@ -16,7 +14,7 @@ WHOLES = types.Array(types.int64, 1, "C")
 CHANGING = types.Tuple((WHOLES, types.float64))  # units that were begun and sums, a factor
 
 
-@compiled()
+@numba.njit
 def _add(own, numbers, more, room):
     numbers_of, factor = own
     np.empty(room)
@@ -26,14 +24,14 @@ def _add(own, numbers, more, room):
         job = next_unit(numbers_of)
 
 
-@compiled(nogil=True)
+@numba.njit(nogil=True)
 def bind_add(changing, numbers, offset, others, room):
     given = numbers, (offset, others), room
     own = np.empty(bound_size(_add, changing, given), np.uint8)
     return bind(_add, changing, given, own), own
 
 
-@compiled(nogil=True)
+@numba.njit(nogil=True)
 def call(launch, threads, first, first_room, second, second_room, begun, factor):
     return call_bound(launch, threads, (first, first_room, second, second_room), CHANGING, (begun, factor))
 
@@ -49,13 +47,10 @@ def bound(numbers, offset=0.0, room=1):
 def test_what_is_bound_gets_what_stays_and_what_changes(threads):
     if threads > 1 and not parallel.openmp():
         pytest.skip("torch has no OpenMP with the names of GCC's here")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     numbers = np.zeros(1000)
     *addresses, _kept = bound(numbers, 0.5)
     for factor in (2.0, 3.0):
         assert not call(parallel.openmp(), threads, *addresses, 0, 0, np.zeros(1, np.int64), factor)
-    torch.set_num_threads(before)
     np.testing.assert_array_equal(numbers, 5.0 * np.arange(1000) + 1.0)
 
 

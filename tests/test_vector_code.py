@@ -61,6 +61,20 @@ def test_a_change_in_the_shared_helpers_drops_what_was_compiled(function, tmp_pa
     assert not compiled(function)
 
 
+def test_a_change_in_another_folder_that_is_named_drops_what_was_compiled(function, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    drop_stale_code(function, other)
+    assert compiled(function)
+    (other / "step.py").touch()
+    now = max(path.stat().st_mtime for path in compiled(function))
+    os.utime(other / "step.py", (now + 10, now + 10))
+    drop_stale_code(function)
+    assert compiled(function)
+    drop_stale_code(function, other)
+    assert not compiled(function)
+
+
 def test_a_function_whose_code_is_not_kept_has_none_to_drop():
     drop_stale_code(numba.njit(lambda x: x))
 

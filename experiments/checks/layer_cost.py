@@ -1,5 +1,5 @@
 """What a layer of a cache costs in Python: beside attention (appending one token, views, pages that are sealed), and in
-attention beside its kernels (checks, arguments, results).
+attention beside its kernels (arguments, results, one compiled call).
 
 .venv/bin/python experiments/checks/layer_cost.py [--steps 256] [--threads 1] [-o results/checks]
 

@@ -1,5 +1,6 @@
 """A decoding step as one compiled call: numbers of every kind, threads of either kind, and what is refused."""
 
+import ctypes
 from dataclasses import replace
 
 import numpy as np
@@ -8,16 +9,25 @@ import torch
 from batches import Spec, brute_force, build
 
 from pqkv import parallel
+from pqkv.compiled import compiled
 from pqkv.errors import KernelError
 from pqkv.kernels.cpu import decode as decode_module
 from pqkv.kernels.cpu.backend import attention
-from pqkv.kernels.cpu.held import Bound, recall
-from pqkv.kernels.cpu.step import NOW, begin_step
+from pqkv.kernels.cpu.held import bound, recall
+from pqkv.thread_code import bind, bound_size
 
 pytestmark = pytest.mark.xdist_group("numba")  # one process compiles the kernels, not each its own
 SMALL = Spec((700, 3), (2, 2), (5, 1), dtype=torch.float32, heads=2, group=2, head_dim=16, subspaces=(8, 8))
 PAGES = {"codes": {}, "bytes": {"nbits": 8, "int8": True}, "exact": {"nbits": None}}
 AS_IT_IS = ("auto", "auto"), False, 2  # ways, rounded, planes
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=PAGES)
@@ -63,19 +73,18 @@ def test_queries_may_lie_apart(batch, dtype):
 
 @pytest.mark.parametrize("window", [None, 300])
 @pytest.mark.parametrize("stretches", [1, 5])
-def test_threads_of_either_kind_and_number_give_the_same_bits(batch, stretches, window, monkeypatch):
+def test_threads_of_either_kind_and_number_give_the_same_bits(batch, stretches, window, monkeypatch, threads):
     """Who ends a unit last merges: the order of what is merged is not that of the threads."""
     attention(*batch.inputs, scale=0.25)
     held = recall(*batch.inputs, *AS_IT_IS)
     held.numbers = (*held.numbers[:-2], 1e9, 1e9)  # as if there were work enough for all threads
-    before, results = torch.get_num_threads(), []
-    for threads, address in ((1, parallel.openmp()), (2, parallel.openmp()), (4, parallel.openmp()), (3, 0)):
-        torch.set_num_threads(threads)
+    results = []
+    for count, address in ((1, parallel.openmp()), (2, parallel.openmp()), (4, parallel.openmp()), (3, 0)):
+        threads(count)
         with monkeypatch.context() as changed:
             changed.setattr(parallel._TEAM, "address", address)
             given = {"scale": 0.25, "window": window, "stretches": stretches}
             results += [decode_module.decode(*batch.inputs, **given) for _ in range(20)]
-    torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in results for a, b in zip(results[0], other, strict=True))
     close(batch, results[0], window=window)
 
@@ -108,26 +117,94 @@ def test_lengths_that_do_not_lie_in_a_row_are_read_where_they_lie(batch):
     close(batch, attention(batch.query, pages, *given, scale=0.25))
 
 
-def test_memory_that_is_missing_is_an_error(batch, monkeypatch):
-    monkeypatch.setattr(decode_module, "take_step", lambda *given: decode_module.NO_MEMORY)
-    with pytest.raises(MemoryError, match="no memory"):
-        attention(*batch.inputs, scale=0.25)
-
-
-def test_kernels_are_bound_to_what_a_step_is():
-    """What a bound kernel reads as `Now` is what `begin_step` makes."""
-    attention(*build(SMALL).inputs, scale=0.25)
-    step = decode_module.step_of(*build(SMALL).inputs, scale=0.25)
-    assert step.now._fields == NOW.fields
-    assert {made.signature.return_type[0] for made in begin_step.overloads.values()} == {NOW}
-
-
-def test_what_is_bound_keeps_what_it_reads():
-    batch = build(SMALL)
+def test_memory_that_is_missing_is_an_error(batch, monkeypatch, threads):
+    """A kernel that finds none says so, on OpenMP's threads or Python's, and the next step works."""
     attention(*batch.inputs, scale=0.25)
     held = recall(*batch.inputs, *AS_IT_IS)
-    for bound in (held.exact_call, held.page_call(decode_module.NO_TURNS)):
-        assert isinstance(bound, Bound)
-        arrays = [part for part in bound.kept if isinstance(part, np.ndarray)]
-        assert bound.place == arrays[0].ctypes.data
-        assert len(arrays) > 4
+    held.numbers = (*held.numbers[:-2], 1e9, 1e9)
+    kept = held.exact_call
+    for address in (parallel.openmp(), 0):
+        threads(3)
+        with monkeypatch.context() as changed:
+            changed.setattr(parallel._TEAM, "address", address)
+            held.exact_call = bound(bind_wanting, 1 << 55)
+            with pytest.raises(MemoryError, match="no memory"):
+                attention(*batch.inputs, scale=0.25)
+            held.exact_call = kept
+            close(batch, attention(*batch.inputs, scale=0.25))
+
+
+@compiled()
+def _want(now, room):
+    np.empty(room)
+
+
+@compiled(nogil=True)
+def bind_wanting(changing, room):
+    given = (room,)
+    own = np.empty(bound_size(_want, changing, given), np.uint8)
+    return bind(_want, changing, given, own), own
+
+
+def test_what_begin_step_makes_is_what_kernels_read(batch):
+    """Each field by its name: they share types."""
+    step = decode_module.step_of(*batch.inputs, scale=0.25, window=100, stretches=3)
+    now, (B, _, Hq, D) = step.now, batch.query.shape
+    np.testing.assert_array_equal(now.lengths, [batch.sinks.length, batch.pages.context_len, batch.residual.length])
+    total = now.lengths.sum(0)
+    seen = np.minimum(100, total)
+    np.testing.assert_array_equal((now.lengths - now.starts).sum(0), seen)
+    assert (now.starts[0] == np.minimum(now.lengths[0], total - seen)).all()
+    np.testing.assert_allclose(now.query, batch.query[:, 0].numpy() * 0.25 * np.log2(np.e), rtol=1e-6)
+    np.testing.assert_array_equal(now.table, batch.pages.page_table)
+    assert now.result.ctypes.data == step.begun.out.data_ptr()
+    assert now.lse.ctypes.data == step.begun.lse.data_ptr()
+    assert now.out.shape == (B, 2, 4, Hq // 2, D)
+    assert (now.taken == 0).all()
+    assert (now.left == 4).all()
+
+
+def test_what_is_bound_keeps_what_it_reads(batch):
+    attention(*batch.inputs, scale=0.25)
+    held = recall(*batch.inputs, *AS_IT_IS)
+
+    def places(bound_call):
+        return {part.ctypes.data for part in bound_call.kept if isinstance(part, np.ndarray)}
+
+    exact = batch.sinks.keys, batch.sinks.values, batch.residual.keys, batch.residual.values
+    assert {tensor.data_ptr() for tensor in exact} | {held.exact_call.place} <= places(held.exact_call)
+    of_pages = held.page_call(decode_module.NO_TURNS)
+    sides = batch.pages.keys.pages, batch.pages.values.pages
+    assert {tensor.data_ptr() for tensor in sides} | {of_pages.place} <= places(of_pages)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_all_but_attention_reads_what_is_still_there(batch, dtype, monkeypatch):
+    """What addresses are of lives until the call has ended, also what was made for it."""
+    alive = []
+
+    def seen(launch, *numbers):
+        others = [torch.full(batch.query.shape, 7.0) for _ in range(8)]  # lie where there is nothing else
+        alive.append(ctypes.c_float.from_address(numbers[-11]).value)
+        del others
+        return taken(launch, *numbers)
+
+    taken = decode_module.take_step
+    monkeypatch.setattr(decode_module, "take_step", seen)
+    decode_module.without_attention(batch.query.to(dtype), *batch.inputs[1:], scale=0.25)
+    assert alive == [float(batch.query.to(dtype)[0, 0, 0, 0])]
+
+
+def test_several_queries_are_no_step(batch):
+    query = torch.cat([batch.query, batch.query], 1)
+    with pytest.raises(KernelError, match="one query a sequence, not 2"):
+        decode_module.decode(query, *batch.inputs[1:], scale=0.25)
+
+
+@pytest.mark.parametrize("wrong", ["type", "rows"])
+def test_a_trusted_table_of_another_kind_is_refused(batch, wrong):
+    attention(*batch.inputs, scale=0.25)
+    table = batch.pages.page_table
+    pages = replace(batch.pages, page_table=table.long() if wrong == "type" else table[:1])
+    with pytest.raises(KernelError, match="page_table is"):
+        attention(batch.query, pages, *batch.inputs[2:], scale=0.25)

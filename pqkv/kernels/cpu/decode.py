@@ -73,6 +73,8 @@ def _begin(
         given = query, pages, sinks, residual, ways, rounded, planes
         held = recall(*given) or hold(*given)
     dtype = query.dtype
+    if query.shape[1] != 1:
+        raise KernelError(f"a step has one query a sequence, not {query.shape[1]}")
     own = query if dtype in _SERVED and query.is_contiguous() else _floats(query)
     out, lse = torch.empty_like(own), torch.empty_like(held.lse)  # in half of the time that a shape and dtype take
     tables, meets, phasors, pairs = NO_TURNS, None, None, 0
@@ -81,6 +83,8 @@ def _begin(
     if pages is not None:
         paged, table = pages.context_len, pages.page_table.contiguous()
         ids, width = table.data_ptr(), table.shape[1]
+        if table.dtype != torch.int32 or not table.is_cpu or table.shape[0] != held.batch[0]:
+            _refuse(query, pages, sinks, residual, window)
         if pages.query is not None:
             meets = _floats(pages.query.query)
             if pages.query.frequencies:
@@ -138,10 +142,11 @@ def decode(
 
     Of what changes from step to step, the lengths are checked: their type, and that there is room for as many tokens.
     """
-    held, numbers, tables, _alive, out, lse = _begin(query, pages, sinks, residual, **how)
-    if not _take(NOTHING if pages is None else held.page_call(tables), held.exact_call, numbers):
+    begun = _begin(query, pages, sinks, residual, **how)
+    held, out = begun.held, begun.out
+    if not _take(begun, NOTHING if pages is None else held.page_call(begun.tables), held.exact_call):
         _refuse(query, pages, sinks, residual)
-    return out if out.dtype == query.dtype else out.to(query.dtype), lse
+    return out if out.dtype == query.dtype else out.to(query.dtype), begun.lse
 
 
 def without_attention(
@@ -152,11 +157,15 @@ def without_attention(
     **how: Unpack[How],
 ) -> None:
     """All that `decode` does but attention: what a step costs apart from its tokens."""
-    _take(NOTHING, NOTHING, _begin(query, pages, sinks, residual, **how).numbers)
+    if not _take(_begin(query, pages, sinks, residual, **how), NOTHING, NOTHING):
+        _refuse(query, pages, sinks, residual)
 
 
-def _take(pages: Bound, exact: Bound, numbers: tuple[Number, ...]) -> bool:
-    """Whether there is room for what lengths say, and the step was taken."""
+def _take(begun: _Begun, pages: Bound, exact: Bound) -> bool:
+    """Whether there is room for what lengths say, and the step was taken. Its addresses are those of what `begun`
+    keeps.
+    """
+    numbers = begun.numbers
     calls, launch = (pages.call, pages.place, exact.call, exact.place), openmp()
     if launch or torch.get_num_threads() == 1:
         end = take_step(launch, *calls, *numbers)

@@ -74,7 +74,7 @@ class Held:
         rounded: bool,
         planes: int,
     ) -> None:
-        """`ways` of keys and of values, `rounded` and `planes` as `decode.step_of` has them."""
+        """`ways` of keys and of values, `rounded` and `planes` as `decode.How` has them."""
         B, _, Hq, D = query.shape
         self.pages = None if pages is None else replace(pages, query=None)
         self.ways, self.rounded, self.planes, self.head_dim = ways, rounded, planes, D

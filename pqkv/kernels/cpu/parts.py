@@ -1,8 +1,8 @@
 """The stages of a decoding step on the CPU, each alone over the whole cache: what each of them costs.
 
-`attend_coded` takes a stretch of tokens through all stages at once. Here one stage goes over all stretches, with the
-same code on the same threads, and hands its results to the next in arrays. What lies in these arrays would have stayed
-in a core's own cache, so the parts may add up to more than the whole; `pqkv.speed.breakdown` shows both.
+The kernel of `bind_coded` takes a stretch of tokens through all stages at once. Here one stage goes over all stretches,
+with the same code on the same threads, and hands its results to the next in arrays. What lies in these arrays would
+have stayed in a core's own cache, so the parts may add up to more than the whole; `pqkv.speed.breakdown` shows both.
 """
 
 from __future__ import annotations

@@ -154,14 +154,19 @@ def _vpermb(builder, table, codes):
     )
 
 
-def _vpermi2b(builder, low, codes, high):
-    """(low, high)[code & 127]"""
-    entries = [*_lanes(builder, low, I8), *_lanes(builder, high, I8)]
-    return _gather(
-        builder,
-        [_chosen(builder, entries, builder.and_(c, I8(127)), I8) for c in _lanes(builder, codes, I8)],
-        codes.type,
-    )
+def _vpermi2(kind):
+    """(low, high)[code & 127] of bytes, & 63 of words."""
+
+    def body(builder, low, codes, high):
+        entries = [*_lanes(builder, low, kind), *_lanes(builder, high, kind)]
+        last = kind(len(entries) - 1)
+        return _gather(
+            builder,
+            [_chosen(builder, entries, builder.and_(c, last), kind) for c in _lanes(builder, codes, kind)],
+            codes.type,
+        )
+
+    return body
 
 
 def _multishift(builder, starts, data):
@@ -211,7 +216,8 @@ SOFTWARE = {
     "avx2.pshuf.b": ([_B32, _B32], _B32, _pshufb),
     "avx512.pshuf.b.512": ([_B64, _B64], _B64, _pshufb),
     "avx512.permvar.qi.512": ([_B64, _B64], _B64, _vpermb),
-    "avx512.vpermi2var.qi.512": ([_B64, _B64, _B64], _B64, _vpermi2b),
+    "avx512.vpermi2var.qi.512": ([_B64, _B64, _B64], _B64, _vpermi2(I8)),
+    "avx512.vpermi2var.hi.512": ([_W32, _W32, _W32], _W32, _vpermi2(I16)),
     "avx512.pmultishift.qb.512": ([_B64, _B64], _B64, _multishift),
     "avx2.pmadd.ub.sw": ([_B32, _B32], _W16, _maddubs),
     "avx2.pmadd.wd": ([_W16, _W16], _S8, _dot("sext", "sext", 2)),

@@ -7,6 +7,7 @@ no byte is outside a table.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -290,4 +291,4 @@ def _spread_gains(gain, inverse, gains, pages, first, count, head, Hkv, page_siz
         inverse[i] = np.float32(1.0) / factor
 
 
-drop_stale_code(bind_bytes)
+drop_stale_code(bind_bytes, *Path(__file__).parents[1:3])  # of `cpu` and `kernels`
