@@ -85,6 +85,21 @@ def test_zen4_before_and_since(tables):
     assert told == [of.loc[("avx2", 2, "cascadelake", 6, 2), "keys"] for of in (table, before)]
 
 
+def test_zen4_held_to_avx2():
+    text = " ".join(text_of("experiments/bench/README.md").split())
+    found = {
+        (r.config["bits"], r.config["num_subspaces"]): r.metrics["speedup"].value
+        for r in load_records(ROOT / "results/bench-zen4-avx2")
+    }
+    told = numbers(
+        text,
+        r"3 bits reach ([\d.]+) times, 128 codes of 4 bits \(4 bits an element\) ([\d.]+) and 64 of them \(2 bits\) "
+        r"([\d.]+), codes of 8 bits by floats ([\d.]+) \(4 bits\) and ([\d.]+) \(2 bits\), pages of bfloat16 ([\d.]+\d)",
+    )
+    assert told == [round(found[cell], 2) for cell in ((3, 64), (4, 128), (2, 64), (4, 64), (2, 32), (0, None))]
+    assert min(told) >= 2
+
+
 def test_one_call_a_step(tables):
     """Every cell takes less time, in every turn."""
     text, log = (" ".join(text_of(f"experiments/{page}").split()) for page in ("bench/README.md", "LOG.md"))
