@@ -94,7 +94,8 @@ def test_zen4_held_to_avx2():
     told = numbers(
         text,
         r"3 bits reach ([\d.]+) times, 128 codes of 4 bits \(4 bits an element\) ([\d.]+) and 64 of them \(2 bits\) "
-        r"([\d.]+), codes of 8 bits by floats ([\d.]+) \(4 bits\) and ([\d.]+) \(2 bits\), pages of bfloat16 ([\d.]+\d)",
+        r"([\d.]+), codes of 8 bits by floats ([\d.]+) \(4 bits\) and ([\d.]+) \(2 bits\), "
+        r"pages of bfloat16 ([\d.]+\d)",
     )
     assert told == [round(found[cell], 2) for cell in ((3, 64), (4, 128), (2, 64), (4, 64), (2, 32), (0, None))]
     assert min(told) >= 2
